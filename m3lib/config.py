@@ -1,0 +1,220 @@
+"""params.yaml as frozen dataclasses, checked once; every value stands in params.yaml and nowhere else."""
+
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from m3lib.errors import InputError
+from m3lib.taxonomy import nearest
+
+
+def find_root() -> Path:
+    """The workspace: the nearest folder upwards that holds dvc.yaml.
+
+    An experiment runs in a copy of the repository; importing another copy's code would give its numbers silently,
+    so that is refused.
+    """
+    here = Path.cwd()
+    root = next((folder for folder in [here, *here.parents] if (folder / "dvc.yaml").is_file()), None)
+    if root is None:
+        raise InputError(f"no dvc.yaml in {here} or above it: start from inside the repository")
+    if not Path(__file__).resolve().is_relative_to(root.resolve()):
+        raise InputError(f"m3lib was imported from {Path(__file__).parent}, but the workspace is {root}")
+    return root
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number, both included."""
+
+    low: float
+    high: float = float("inf")
+
+
+Fraction = Annotated[float, Range(0, 1)]
+Weight = Annotated[float, Range(0)]
+Count = Annotated[int, Range(1)]
+Score = Literal["attribute", "concat", "top_class", "weighted", "posterior"]
+
+
+@dataclass(frozen=True)
+class Wardrobe:
+    track: Literal["multi", "single", "partial"]
+    images: Annotated[int, Range(20)]
+    size: Annotated[int, Range(32, 512)]
+    seed: Annotated[int, Range(0)]
+
+
+@dataclass(frozen=True)
+class Csv:
+    table: str
+    image_column: str
+    attributes: list
+    multi: list
+    single: list
+    group_column: str
+    split_column: str
+    min_images: Count
+    rare: Literal["drop", "fold"]
+    max_bad: Fraction
+
+
+@dataclass(frozen=True)
+class Images:
+    height: Annotated[int, Range(16, 1024)]
+    width: Annotated[int, Range(16, 1024)]
+    fit: Literal["crop", "pad"]
+
+
+@dataclass(frozen=True)
+class Split:
+    valid: Fraction
+    test: Fraction
+    query: Fraction
+
+
+@dataclass(frozen=True)
+class Model:
+    backbone: str
+    backbone_options: dict
+    pretrained: bool
+    weights: str
+    hidden: Count
+    embedding: Count
+    class_embedding: Count
+
+
+@dataclass(frozen=True)
+class Loss:
+    attribute: Weight
+    classification: Weight
+    instance: Weight
+    cluster: Weight
+    margin: Weight
+    hardness: Weight
+    center_momentum: Fraction
+    max_positive_weight: Annotated[float, Range(1)]
+
+
+@dataclass(frozen=True)
+class Train:
+    epochs: Count
+    batch: Annotated[int, Range(2)]
+    lr: Annotated[float, Range(0)]
+    weight_decay: Weight
+    warmup: Fraction
+    flip: bool
+    shift: Fraction
+    precision: Literal["bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class Umap:
+    attributes: Count
+    points: Annotated[int, Range(50)]
+    neighbors: Annotated[int, Range(2)]
+    min_dist: Fraction
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the comparison: a network, its score, and the sections with its own changes applied."""
+
+    name: str
+    network: str
+    score: Score
+    model: Model
+    loss: Loss
+    train: Train
+
+
+@dataclass(frozen=True)
+class Settings:
+    source: Literal["wardrobe", "csv"]
+    seed: Annotated[int, Range(0)]
+    threads: Count
+    wardrobe: Wardrobe
+    csv: Csv
+    images: Images
+    split: Split
+    model: Model
+    loss: Loss
+    train: Train
+    umap: Umap
+    variants: list
+    systems: dict
+
+    def variant(self, name: str) -> Variant:
+        """The settings of one row; `systems.<name>` lists only what that row changes."""
+        own = dict(self.systems[nearest(name, list(self.systems), "variant")])
+        sections = {key: own.pop(key, {}) for key in ("model", "loss", "train")}
+        where = f"systems.{name}"
+        merged = {key: merge(getattr(self, key), changes, f"{where}.{key}") for key, changes in sections.items()}
+        return build(Variant, {"name": name, **own, **merged}, where)
+
+
+def load(path: Path) -> Settings:
+    """Read and check params.yaml; raises InputError naming the first setting that is wrong."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; restore it with `git checkout params.yaml`") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    settings = build(Settings, values, "")
+    if not settings.variants:
+        raise InputError("params.yaml, variants: the list is empty; name at least one key of systems")
+    for name in settings.variants:
+        settings.variant(name)
+    if settings.split.valid + settings.split.test >= 1:
+        raise InputError("params.yaml, split: valid + test must leave something to train on (less than 1)")
+    return settings
+
+
+def merge(section: Any, changes: Any, where: str) -> Any:
+    if not isinstance(changes, dict):
+        raise InputError(f"params.yaml, {where}: expected a mapping of settings, got {changes!r}")
+    checked = {field.name: getattr(section, field.name) for field in fields(section)} | changes
+    return build(type(section), checked, where)
+
+
+def build(cls: type, values: Any, where: str) -> Any:
+    """A dataclass from a mapping, every key known, present, and of the annotated type."""
+    if not isinstance(values, dict):
+        raise InputError(f"params.yaml, {where or 'top level'}: expected a mapping of settings, got {values!r}")
+    hints = get_type_hints(cls, include_extras=True)
+    prefix = f"{where}." if where else ""
+    for key in values:
+        nearest(str(key), list(hints), f"setting in params.yaml: {prefix}{key} is not one; it reads")
+    for key in hints:
+        if key not in values:
+            raise InputError(f"params.yaml, {prefix}{key}: the setting is missing")
+    return cls(**{key: check(values[key], hint, f"{prefix}{key}") for key, hint in hints.items()})
+
+
+def check(value: Any, hint: Any, where: str) -> Any:
+    """The value, if it fits the annotation; an int passes where a float is asked."""
+    if is_dataclass(hint):
+        return value if isinstance(value, hint) else build(hint, value, where)
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise InputError(f"params.yaml, {where}: expected one of {', '.join(get_args(hint))}, got {value!r}")
+        return value
+    bounds = None
+    if get_origin(hint) is Annotated:
+        hint, bounds = get_args(hint)
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint:
+        advice = " (YAML reads 1e-4 as text: write 0.0001)" if hint is float and isinstance(value, str) else ""
+        raise InputError(f"params.yaml, {where}: expected {hint.__name__}, got {value!r}{advice}")
+    if bounds and not bounds.low <= value <= bounds.high:
+        raise InputError(f"params.yaml, {where}: must lie between {bounds.low:g} and {bounds.high:g}, got {value!r}")
+    return value
+
+
+__all__ = ["Settings", "Variant", "find_root", "load", "replace"]

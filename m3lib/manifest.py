@@ -1,0 +1,132 @@
+"""The one manifest: what every source becomes, and all that the later stages know of it.
+
+A prepared folder holds `manifest.parquet` (a row per image), `taxonomy.json`, and `images.npy`, whose row i is the
+image of manifest row i. The manifest's columns:
+
+    image   text, unique: the path within the source, or a drawn image's name
+    split   train | valid | test
+    role    query | candidate in valid and test, empty in train
+    labels  list of class ids, rising; an attribute of which no class is listed is unknown for this image
+    factor_*  finer hidden factors where a source knows them (never trained on)
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from m3lib.config import Split
+from m3lib.errors import InputError
+from m3lib.taxonomy import Taxonomy
+
+COLUMNS = ("image", "split", "role", "labels")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reader returns: `load(i)` gives the picture of manifest row i, (height, width, 3) uint8 RGB.
+
+    load is called from worker processes, so it must be picklable. notes: sentences on what was dropped or folded.
+    """
+
+    taxonomy: Taxonomy
+    manifest: pd.DataFrame
+    load: Callable[[int], np.ndarray]
+    notes: tuple[str, ...] = ()
+
+
+def unit_hash(keys: Sequence[str], salt: str) -> np.ndarray:
+    """(I,) float in [0, 1): the same key gives the same number on every machine, in any order of rows."""
+    digests = (hashlib.blake2b(f"{salt}/{key}".encode(), digest_size=8).digest() for key in keys)
+    return np.array([int.from_bytes(digest, "big") / 2**64 for digest in digests])
+
+
+def assign_splits(keys: Sequence[str], split: Split) -> np.ndarray:
+    """(I,) train | valid | test by a stable hash of each key: rows with one key never straddle two splits."""
+    u = unit_hash(keys, "split")
+    return np.where(u < split.test, "test", np.where(u < split.test + split.valid, "valid", "train"))
+
+
+def assign_roles(keys: Sequence[str], splits: np.ndarray, query: float) -> np.ndarray:
+    """(I,) query | candidate in valid and test, empty in train: images are cut at random, 1:4 in the ASEN protocol."""
+    roles = np.where(unit_hash(keys, "role") < query, "query", "candidate")
+    return np.where(splits == "train", "", roles)
+
+
+def multi_hot(labels: Sequence[Sequence[int]], num_classes: int) -> np.ndarray:
+    """(I, M) bool from lists of class ids."""
+    hot = np.zeros((len(labels), num_classes), dtype=bool)
+    for row, ids in enumerate(labels):
+        hot[row, ids] = True
+    return hot
+
+
+def known_attributes(hot: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
+    """(I, N) bool: the attributes of which an image carries at least one class."""
+    return np.add.reduceat(hot, taxonomy.offsets[:-1], axis=1) > 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared folder, images mapped into memory."""
+
+    taxonomy: Taxonomy
+    manifest: pd.DataFrame
+    images: np.ndarray  # (I, H, W, 3) uint8, read-only memory map
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(I, M) bool."""
+        return multi_hot(self.manifest["labels"].tolist(), self.taxonomy.num_classes)
+
+    def rows(self, split: str, role: str | None = None) -> np.ndarray:
+        """Row numbers of a split, or of its queries or candidates alone."""
+        chosen = self.manifest["split"] == split
+        if role is not None:
+            chosen &= self.manifest["role"] == role
+        return np.flatnonzero(chosen)
+
+
+def check_source(source: Source) -> None:
+    """Raise InputError unless there is something to train on, to ask, and to answer with, for every attribute."""
+    manifest, taxonomy = source.manifest, source.taxonomy
+    known = known_attributes(multi_hot(manifest["labels"].tolist(), taxonomy.num_classes), taxonomy)
+    for split, role in [
+        ("train", ""),
+        ("valid", "query"),
+        ("valid", "candidate"),
+        ("test", "query"),
+        ("test", "candidate"),
+    ]:
+        chosen = (manifest["split"] == split).to_numpy() & (manifest["role"] == role).to_numpy()
+        empty = [name for name, count in zip(taxonomy.names, known[chosen].sum(axis=0), strict=True) if not count]
+        if empty:
+            part = f"{split} {role}".strip()
+            raise InputError(
+                f"no {part} image has a label for {', '.join(empty)}: add images, raise the share of {split} "
+                "in params.yaml (split), or leave the attribute out"
+            )
+
+
+def save(source: Source, folder: Path) -> None:
+    """Write manifest.parquet and taxonomy.json; the image store is packed by `images.pack`."""
+    source.taxonomy.save(folder / "taxonomy.json")
+    source.manifest.to_parquet(folder / "manifest.parquet", index=False)
+
+
+def open_prepared(folder: Path) -> Prepared:
+    """Open what 01_prepare wrote; raises InputError when it is missing or its parts don't belong together."""
+    try:
+        taxonomy = Taxonomy.load(folder / "taxonomy.json")
+        manifest = pd.read_parquet(folder / "manifest.parquet")
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder} is not a prepared data set ({error}); run `dvc repro prepare` first") from None
+    missing = [column for column in COLUMNS if column not in manifest]
+    if missing or len(manifest) != len(images):
+        raise InputError(f"{folder}: manifest and image store don't match; run `dvc repro --force prepare`")
+    return Prepared(taxonomy, manifest, images)
