@@ -3,8 +3,9 @@
 Data flows one way, and a module imports only from the floors below its own:
 
 1. `errors`, `taxonomy`, `config`: what is asked about, and every setting, checked once.
-2. `manifest`, `images`, `garments`, `wardrobe`, `sources`: any data set becomes one manifest and one image store.
-3. `metrics`, `attention`, `models`, `losses`: the mathematics, on arrays and tensors alone.
-4. `training`, `retrieval`, `figures`: what the notebooks call.
-5. `run`: executes a notebook as a pipeline stage.
+2. `manifest`, `images`, `prints`, `garments`, `wardrobe`, `tables`, `sources`: any data set becomes one manifest and one image store.
+3. `metrics`, `losses`, `attention`, `models`, `batches`: the mathematics, on arrays and tensors alone.
+4. `retrieval`, `report`, `figures`: embeddings to rankings, tables, and pictures.
+5. `training`: fits a variant and embeds images with it.
+6. `run`: executes a notebook as a pipeline stage.
 """

@@ -1,6 +1,6 @@
 """params.yaml as frozen dataclasses, checked once; every value stands in params.yaml and nowhere else."""
 
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -36,6 +36,7 @@ class Range:
 Fraction = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0)]
 Count = Annotated[int, Range(1)]
+Network = Literal["classifier", "asen", "m3_a", "m3_c", "m3"]
 Score = Literal["attribute", "concat", "top_class", "weighted", "posterior"]
 
 
@@ -95,7 +96,7 @@ class Loss:
     margin: Weight
     hardness: Weight
     center_momentum: Fraction
-    max_positive_weight: Annotated[float, Range(1)]
+    positive_power: Fraction
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Variant:
     """One row of the comparison: a network, its score, and the sections with its own changes applied."""
 
     name: str
-    network: str
+    network: Network
     score: Score
     model: Model
     loss: Loss
@@ -216,5 +217,3 @@ def check(value: Any, hint: Any, where: str) -> Any:
         raise InputError(f"params.yaml, {where}: must lie between {bounds.low:g} and {bounds.high:g}, got {value!r}")
     return value
 
-
-__all__ = ["Settings", "Variant", "find_root", "load", "replace"]

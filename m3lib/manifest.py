@@ -24,6 +24,7 @@ from m3lib.errors import InputError
 from m3lib.taxonomy import Taxonomy
 
 COLUMNS = ("image", "split", "role", "labels")
+PARTS = (("train", ""), ("valid", "query"), ("valid", "candidate"), ("test", "query"), ("test", "candidate"))
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,11 @@ def check_source(source: Source) -> None:
 
 
 def save(source: Source, folder: Path) -> None:
-    """Write manifest.parquet and taxonomy.json; the image store is packed by `images.pack`."""
+    """Write manifest.parquet and taxonomy.json; the image store is packed by `images.pack`.
+
+    Checks once more: pictures that could not be read may have emptied a part.
+    """
+    check_source(source)
     source.taxonomy.save(folder / "taxonomy.json")
     source.manifest.to_parquet(folder / "manifest.parquet", index=False)
 

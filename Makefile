@@ -1,0 +1,39 @@
+# `make repro` runs everything, `make test` checks everything. Both make .venv first when it is missing or stale.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := true
+
+.PHONY: repro test lint lab bench table clean
+
+repro: $(READY)  ## run the pipeline: what has not changed is taken from the cache
+	dvc repro
+
+test: $(READY)  ## the whole test suite
+	python -m pytest
+
+lint: $(READY)  ## code and notebooks: style, and no outputs in the source notebooks
+	ruff check . && ruff format --check . && nbstripout --verify notebooks/*.ipynb
+
+lab: $(READY)  ## JupyterLab on this machine alone, with the kernel of .venv
+	jupyter lab --ip=127.0.0.1 notebooks
+
+bench: $(READY)  ## measure: seconds and memory of every stage of the last run
+	python -m m3lib.bench
+
+table: $(READY)  ## write README's result tables anew from the recorded metrics
+	python -m m3lib.readme
+
+clean:  ## remove what the pipeline made, not its cache: `make repro` brings it back
+	rm -rf notebooks/executed data/notebooks data/prepared data/models data/embeddings data/figures data/work dvc_plots
+
+# A stamp, written last, so that an interrupted install starts over. uv lives inside .venv: nothing else is assumed.
+$(READY): requirements.lock
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
+	$(BIN)/python -c "import site, pathlib; pathlib.Path(site.getsitepackages()[0], 'm3.pth').write_text('$(CURDIR)\n')"
+	touch $@

@@ -1,0 +1,126 @@
+"""The figures of evaluation, UMAP and the report: arrays and tables in, a matplotlib figure out."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+RIGHT, WRONG, QUERY = "#2a9d3f", "#d1383d", "#222222"  # frames of the retrieval panels, as on the poster
+OTHER = "#c9ccd1"
+SHOWN_CLASSES = 10  # more colours than this can't be told apart
+
+
+def use_style() -> None:
+    """Call once, before the first figure."""
+    sns.set_theme(style="ticks", font_scale=0.9, rc={"figure.dpi": 110, "axes.spines.top": False})
+    plt.rcParams.update({"axes.spines.right": False, "legend.frameon": False, "savefig.bbox": "tight"})
+
+
+def attribute_bars(percent: pd.DataFrame, floor: pd.Series, ylabel: str) -> Figure:
+    """Grouped bars, one group an attribute and one bar a variant, with the random ranking as a line across each group.
+
+    percent: a row per variant, a column per attribute. floor: the random ranking's value per attribute.
+    """
+    long = percent.rename_axis("variant").reset_index().melt("variant", var_name="attribute", value_name="value")
+    figure, axis = plt.subplots(figsize=(max(7, 1.5 * percent.shape[1]), 3.4))
+    sns.barplot(long, x="attribute", y="value", hue="variant", palette=palette(percent.index), ax=axis)
+    for position, name in enumerate(percent.columns):
+        label = "random ranking" if position == 0 else None
+        axis.hlines(floor[name], position - 0.45, position + 0.45, color="black", linewidth=1.2, label=label)
+    axis.set(xlabel="", ylabel=ylabel)
+    axis.tick_params(axis="x", rotation=20 if percent.shape[1] > 5 else 0)
+    axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
+    return figure
+
+
+def palette(variants: Sequence[str]) -> dict[str, tuple]:
+    """Greys for the plain rows, then one colour a system, the same in every figure."""
+    colours = dict(zip(variants, sns.color_palette("colorblind", len(variants)), strict=True))
+    return colours | {"random": (0.8, 0.8, 0.8), "classifier": (0.55, 0.55, 0.55)}
+
+
+def score_heatmap(percent: pd.DataFrame, chosen: Mapping[str, str], label: str) -> Figure:
+    """A cell per variant (row) and score (column); empty where a variant can't give the score.
+
+    The frame marks the score that stands for the variant in the main table.
+    """
+    figure, axis = plt.subplots(figsize=(1.5 + 1.1 * percent.shape[1], 0.7 + 0.45 * len(percent)))
+    sns.heatmap(percent, annot=True, fmt=".1f", cmap="crest", cbar_kws={"label": label}, linewidths=1, ax=axis)
+    for row, variant in enumerate(percent.index):
+        column = list(percent.columns).index(chosen[variant])
+        axis.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, edgecolor="black", linewidth=2))
+    axis.set(xlabel="score", ylabel="")
+    axis.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def retrieval_panel(
+    queries: Sequence[np.ndarray], results: Sequence[Sequence[np.ndarray]], right: np.ndarray, captions: Sequence[str]
+) -> Figure:
+    """One row a query: its picture, then its top results, framed green where right and red where wrong.
+
+    queries: R pictures (H, W, 3); results: R lists of K pictures; right: (R, K) bool; captions: R texts over the query.
+    """
+    rows, columns = right.shape
+    figure, axes = plt.subplots(rows, columns + 1, figsize=(1.05 * (columns + 1), 1.28 * rows), squeeze=False)
+    for row in range(rows):
+        framed(axes[row, 0], queries[row], QUERY)
+        axes[row, 0].set_title(captions[row], fontsize=7, loc="left", pad=3)
+        for column, picture in enumerate(results[row]):
+            framed(axes[row, column + 1], picture, RIGHT if right[row, column] else WRONG)
+    figure.subplots_adjust(wspace=0.06, hspace=0.28)
+    return figure
+
+
+def framed(axis: Axes, picture: np.ndarray, colour: str) -> None:
+    axis.imshow(picture)
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set(visible=True, color=colour, linewidth=2.2)
+
+
+def umap_panels(points: Mapping[str, pd.DataFrame], columns: int = 2) -> Figure:
+    """A panel an attribute of embedded points, coloured by class; classes past the ten largest are grey.
+
+    points: attribute to a table with x, y and class_.
+    """
+    rows = -(-len(points) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(5.6 * columns, 3.7 * rows), squeeze=False)
+    for axis in axes.flat[len(points) :]:
+        axis.set_visible(False)
+    for axis, (attribute, table) in zip(axes.flat, points.items(), strict=False):
+        scatter(axis, table)
+        axis.set_title(attribute)
+    figure.tight_layout()
+    return figure
+
+
+def scatter(axis: Axes, table: pd.DataFrame) -> None:
+    shown = table["class_"].value_counts(sort=True).index[:SHOWN_CLASSES].tolist()
+    colours = dict(zip(shown, sns.color_palette("tab10", SHOWN_CLASSES), strict=False))
+    rest = ~table["class_"].isin(shown)
+    if rest.any():
+        axis.scatter(table["x"][rest], table["y"][rest], s=7, color=OTHER, linewidth=0, label="other classes")
+    for name in shown:
+        own = table[table["class_"] == name]
+        axis.scatter(own["x"], own["y"], s=9, color=colours[name], linewidth=0, label=name)
+    axis.set(xticks=[], yticks=[])
+    axis.legend(fontsize=7, markerscale=1.8, bbox_to_anchor=(1, 1), loc="upper left", handletextpad=0.1)
+
+
+def class_chart(table: pd.DataFrame) -> Figure:
+    """Average precision against how common a class is, a dot a class.
+
+    table: columns attribute, class_, images (training images), ap (percent), floor (random ranking, percent).
+    """
+    figure, axis = plt.subplots(figsize=(7, 3.4))
+    sns.scatterplot(table, x="images", y="ap", hue="attribute", ax=axis, s=28, linewidth=0)
+    ordered = table.sort_values("images")
+    axis.plot(ordered["images"], ordered["floor"], color="black", linewidth=1, label="random ranking")
+    axis.set(xscale="log", xlabel="training images of the class", ylabel="MAP@all of its queries (%)")
+    axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left", fontsize=8)
+    return figure

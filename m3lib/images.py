@@ -1,0 +1,241 @@
+"""Photos: decoded, fitted to one size, and packed into one array file. Imports no torch: workers start faster."""
+
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from m3lib import config
+from m3lib.errors import InputError
+from m3lib.manifest import Source
+
+MAX_PIXELS = 64_000_000  # by the header, before anything is decoded
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")  # not EPS: Pillow would run Ghostscript on it
+CHUNK = 16  # images that a worker draws before it reports
+SHOWN = 5  # bad images named one by one
+
+Load = Callable[[int], np.ndarray]
+
+
+def decode(path: Path) -> np.ndarray:
+    """(h, w, 3) uint8 RGB of a photo, upright by its EXIF orientation, transparency on white.
+
+    Raises InputError, one sentence with the file's name, when the file is missing, no photo, cut off, or too large.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on a damaged EXIF block, which takes nothing from the picture
+            with Image.open(path, formats=FORMATS) as image:
+                if image.width * image.height <= MAX_PIXELS:
+                    return np.array(to_rgb(upright(image)))
+                problem = f"{image.width} x {image.height} pixels are more than {MAX_PIXELS // 10**6} megapixels"
+    except FileNotFoundError:
+        problem = "the photo does not exist"
+    except Image.UnidentifiedImageError:
+        problem = "not a photo in a known format"
+    except Image.DecompressionBombError:
+        problem = f"it has more than {MAX_PIXELS // 10**6} megapixels"
+    except Exception as error:  # Pillow's formats raise anything on damage, from SyntaxError to struct.error
+        problem = "damaged or cut off (" + (" ".join(str(error).split()) or type(error).__name__) + ")"
+    raise InputError(f"{str(path)!r}: {problem}") from None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, ValueError, KeyError, TypeError):  # the EXIF block is damaged, the picture need not be
+        return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip rather than scale
+        return Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+def fit(image: np.ndarray, height: int, width: int, how: Literal["crop", "pad"]) -> np.ndarray:
+    """(height, width, 3) uint8 from (h, w, 3) uint8, without distortion.
+
+    crop: as large as possible inside the photo, centred. pad: the whole photo, centred on its median border colour.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    return (crop if how == "crop" else pad)(image, height, width)
+
+
+def crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    h, w = image.shape[:2]
+    scale = max(height / h, width / w)
+    left, top = max(0, (w - width / scale) / 2), max(0, (h - height / scale) / 2)
+    return resize(image, height, width, box=(left, top, w - left, h - top))
+
+
+def pad(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    h, w = image.shape[:2]
+    scale = min(height / h, width / w)
+    h, w = max(1, round(h * scale)), max(1, round(w * scale))
+    inner = resize(image, h, w)
+    top, left = (height - h) // 2, (width - w) // 2
+    canvas = np.empty((height, width, 3), np.uint8)
+    canvas[:] = border_colour(inner)
+    canvas[top : top + h, left : left + w] = inner
+    return canvas
+
+
+def resize(image: np.ndarray, height: int, width: int, box: tuple[float, ...] | None = None) -> np.ndarray:
+    picture = Image.fromarray(image)
+    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3))
+
+
+def border_colour(image: np.ndarray) -> np.ndarray:
+    """(3,) uint8: the median of the outermost pixels."""
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    return np.median(border, axis=0).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a loader, numbered anew."""
+
+    load: Load
+    rows: tuple[int, ...]
+
+    def __call__(self, i: int) -> np.ndarray:
+        return self.load(self.rows[i])
+
+
+def pack(source: Source, folder: Path, settings: config.Images, max_bad: float, workers: int | None = None) -> Source:
+    """Write folder/images.npy, (I, H, W, 3) uint8, whole or not at all; returns the source with the rows in it.
+
+    An image whose load raises InputError is left out of both and noted. Raises InputError when their share exceeds
+    max_bad, or when a worker process dies. The file is the same for any number of workers.
+    """
+    total = len(source.manifest)
+    bad: dict[int, str] = {}
+    with whole_file(folder / "images.npy") as file:
+        write_header(file, total, settings)
+        for pictures, problems in progress(draw_all(source.load, total, settings, workers or count_cpus()), total):
+            file.write(pictures.data)
+            bad |= problems
+        check_bad(bad, total, max_bad)
+        file.seek(0)
+        write_header(file, total - len(bad), settings)  # as long as before: numpy leaves room for the count
+    return without(source, bad) if bad else source
+
+
+def write_header(file: BinaryIO, count: int, settings: config.Images) -> None:
+    shape = (count, settings.height, settings.width, 3)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def check_bad(bad: dict[int, str], total: int, max_bad: float) -> None:
+    if too_many(len(bad), total, max_bad):
+        raise InputError(
+            f"{len(bad)} of {total} images can't be read, more than the share csv.max_bad = {max_bad:g} in "
+            f"params.yaml allows; the first is {next(iter(bad.values()))}"
+        )
+
+
+def too_many(bad: int, total: int, max_bad: float) -> bool:
+    """Whether a share is above max_bad; all of them are too many in any case."""
+    return bad > 0 and (bad / total > max_bad or bad == total)
+
+
+def without(source: Source, bad: dict[int, str]) -> Source:
+    rows = tuple(i for i in range(len(source.manifest)) if i not in bad)
+    summary = f"{len(bad)} of {len(source.manifest)} images can't be read and are left out, such as:"
+    return replace(
+        source,
+        manifest=source.manifest.iloc[list(rows)].reset_index(drop=True),
+        load=Rows(source.load, rows),
+        notes=(*source.notes, summary, *list(bad.values())[:SHOWN]),
+    )
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that appears under its name only when the block ends well."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def progress(chunks: Iterator[tuple[np.ndarray, dict[int, str]]], total: int) -> Iterator:
+    with tqdm(total=total, unit="image", desc="images") as bar:
+        for pictures, problems in chunks:
+            yield pictures, problems
+            bar.update(len(pictures) + len(problems))
+
+
+def count_cpus() -> int:
+    """The CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def draw_all(load: Load, total: int, settings: config.Images, workers: int) -> Iterator:
+    """Chunks of fitted images in order, each with the sentences on its bad ones by row."""
+    context = get_context("forkserver")  # forking a notebook's kernel would copy its threads' locks
+    context.set_forkserver_preload([__name__])
+    chunks = [range(start, min(start + CHUNK, total)) for start in range(0, total, CHUNK)]
+    pool = ProcessPoolExecutor(workers, context, start_worker, (load, settings))
+    try:
+        yield from pool.map(draw, chunks)
+    except BrokenProcessPool:
+        raise InputError(
+            "a process that reads the images was killed, most likely for want of memory; nothing was written: "
+            "free some memory or make the images smaller (params.yaml, images), then run again"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def start_worker(load: Load, settings: config.Images) -> None:
+    """Hand a worker its job once, not with every chunk."""
+    global job
+    job = load, settings
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=die_with_parent, daemon=True).start()
+
+
+def die_with_parent() -> None:
+    """A killed notebook must not leave workers that wait for ever."""
+    connection.wait([parent_process().sentinel])
+    os._exit(1)
+
+
+def draw(rows: range) -> tuple[np.ndarray, dict[int, str]]:
+    """In a worker: (at most CHUNK, H, W, 3) uint8 of the good rows, and a sentence for each bad one."""
+    load, settings = job
+    pictures, problems = [], {}
+    for row in rows:
+        try:
+            pictures.append(fit(load(row), settings.height, settings.width, settings.fit))
+        except InputError as error:
+            problems[row] = str(error)
+    return np.array(pictures, np.uint8), problems
+
+
+def row_of(pictures: np.ndarray) -> np.ndarray:
+    """(H, K * W, 3): K pictures (K, H, W, 3) side by side, for looking at."""
+    return np.concatenate(list(pictures), axis=1)

@@ -1,0 +1,168 @@
+"""Tables and sentences of the report, from the metrics files alone."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from m3lib.errors import InputError
+from m3lib.manifest import Prepared
+from m3lib.retrieval import Ranking
+
+COLUMNS = {  # a column of the main table: the metric and which mean of it
+    "MAP@all": ("map_all", "overall_by_query"),
+    "MAP@all, mean of attributes": ("map_all", "mean_over_attributes"),
+    "MAP@100, hits": ("map_100_hits", "overall_by_query"),
+    "MAP@100, min(R, 100)": ("map_100_min", "overall_by_query"),
+    "Recall@100": ("recall_100", "overall_by_query"),
+}
+PUBLISHED_NAMES = {"asen": "ASEN", "asen_v2": "ASEN_v2", "asen_pp": "ASEN++", "modc": "MODC"} | {
+    "m3_a": "M3-Net_a",
+    "m3_c": "M3-Net_c",
+    "m3": "M3-Net",
+}
+SCORES = ("attribute", "concat", "top_class", "weighted", "posterior")
+
+
+def read_metrics(folder: Path, variants: list[str]) -> dict[str, dict]:
+    """The metrics file of each variant; raises InputError naming the first that is missing or unreadable."""
+    results = {}
+    for variant in variants:
+        path = folder / f"{variant}.json"
+        try:
+            results[variant] = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: no metrics of {variant} ({error}); run `dvc repro evaluate@{variant}`") from None
+    return results
+
+
+def rows_of(results: Mapping[str, dict], split: str) -> dict[str, dict]:
+    """Variant to its summary under its own score, the random ranking first."""
+    first = next(iter(results.values()))
+    rows = {"random": first["random"]} if split == "test" else {}
+    return rows | {variant: result[split][result["score"]] for variant, result in results.items()}
+
+
+def main_table(results: Mapping[str, dict], split: str) -> pd.DataFrame:
+    """Percent; a row per variant, the score it uses, and one column per metric."""
+    rows = {
+        variant: {"score": results.get(variant, {}).get("score", "-")}
+        | {column: 100 * summary[metric][mean] for column, (metric, mean) in COLUMNS.items()}
+        for variant, summary in rows_of(results, split).items()
+    }
+    return pd.DataFrame(rows.values(), index=list(rows))
+
+
+def attribute_table(results: Mapping[str, dict], split: str) -> pd.DataFrame:
+    """MAP@all in percent; a row per variant, a column per attribute."""
+    return 100 * pd.DataFrame({name: s["map_all"]["attributes"] for name, s in rows_of(results, split).items()}).T
+
+
+def gains(table: pd.DataFrame, published: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Relative gain over the baseline in overall MAP@all, percent: ours, and printed for each public benchmark.
+
+    published: columns dataset, system, metric, attribute, percent. Without the baseline among our rows, ours is empty.
+    """
+    overall = published[(published["metric"] == "MAP@all") & (published["attribute"] == "overall")]
+    printed = overall.pivot(index="system", columns="dataset", values="percent")
+    relative = 100 * (printed / printed.loc[PUBLISHED_NAMES[baseline]] - 1)
+    ours = table["MAP@all"].rename(index=PUBLISHED_NAMES)
+    base = ours.get(PUBLISHED_NAMES[baseline], np.nan)
+    return pd.concat({"here": 100 * (ours / base - 1)} | dict(relative.items()), axis=1).reindex(relative.index)
+
+
+def score_table(results: Mapping[str, dict], split: str) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Overall MAP@all in percent per variant (row) and score (column), and the score each variant's row uses."""
+    cells = {
+        variant: {score: 100 * summary["map_all"]["overall_by_query"] for score, summary in result[split].items()}
+        for variant, result in results.items()
+    }
+    table = pd.DataFrame(cells).T.reindex(
+        columns=[score for score in SCORES if any(score in row for row in cells.values())]
+    )
+    return table, {variant: result["score"] for variant, result in results.items()}
+
+
+def flat(results: Mapping[str, dict], split: str) -> dict[str, dict]:
+    """What `dvc metrics show` and `dvc exp show` list: a few numbers per variant, fractions."""
+    summaries = rows_of(results, split)
+    return {
+        variant: {
+            "map_all": summary["map_all"]["overall_by_query"],
+            "map_all_mean": summary["map_all"]["mean_over_attributes"],
+            "map_100": summary["map_100_hits"]["overall_by_query"],
+            "recall_100": summary["recall_100"]["overall_by_query"],
+        }
+        for variant, summary in summaries.items()
+    }
+
+
+def widest_gap(per_attribute: pd.DataFrame, low: str, high: str) -> str:
+    """The attribute on which `high` leads `low` by most."""
+    return str((per_attribute.loc[high] - per_attribute.loc[low]).idxmax())
+
+
+def typical_class(prepared: Prepared, split: str, attribute: str) -> str:
+    """The class of middling frequency among the split's queries."""
+    own = prepared.taxonomy.classes_of(prepared.taxonomy.names.index(attribute))
+    counts = prepared.labels[prepared.rows(split, "query"), own].sum(axis=0)
+    present = np.flatnonzero(counts >= min(3, counts.max()))
+    middle = present[np.argsort(-counts[present], kind="stable")[len(present) // 2]]
+    return prepared.taxonomy.class_name(own.start + int(middle))
+
+
+def panel_content(
+    prepared: Prepared, ranking: Ranking, attribute: int, class_: str | None, rows: int = 3, top: int = 10
+):
+    """What `figures.retrieval_panel` draws: queries, their results, which are right, captions.
+
+    With a class, queries that carry it, and a result is right if it carries it too. Without, queries of different
+    classes, and a result is right if it shares a class with its query.
+    """
+    taxonomy, own = prepared.taxonomy, prepared.taxonomy.classes_of(attribute)
+    query_labels, candidate_labels = (part.numpy() for part in ranking.hits(prepared, own))
+    if class_ is not None:
+        wanted = taxonomy.class_id(taxonomy.names[attribute], class_) - own.start
+        only = np.arange(query_labels.shape[1]) == wanted
+        query_labels, candidate_labels = query_labels & only, candidate_labels & only
+    first = np.argmax(query_labels, axis=1)  # (Q,) the first class that a query carries
+    asked = np.flatnonzero(query_labels.any(axis=1))
+    if class_ is None:
+        asked = asked[np.sort(np.unique(first[asked], return_index=True)[1])]
+    asked, found = asked[:rows], ranking.order[asked[:rows], :top].numpy()  # (rows,), (rows, top)
+    right = (query_labels[asked][:, None] & candidate_labels[found]).any(axis=2)
+    captions = [" + ".join(np.array(taxonomy.attributes[attribute].classes)[labels]) for labels in query_labels[asked]]
+    images = prepared.images
+    results = [[images[row] for row in ranking.candidate_rows[line]] for line in found]
+    return [images[row] for row in ranking.query_rows[asked]], results, right, captions
+
+
+def reading(table: pd.DataFrame, per_attribute: pd.DataFrame, heat: pd.DataFrame) -> str:
+    """The report in a few sentences, each from this run's numbers."""
+    overall = table["MAP@all"].drop("random", errors="ignore").sort_values(ascending=False)
+    lines = ["Order by overall MAP@all: " + ", ".join(f"{name} {value:.1f}" for name, value in overall.items()) + "."]
+    if {"asen", "m3"} <= set(overall.index):
+        difference = overall["m3"] - overall["asen"]
+        lines.append(f"M3-Net {'leads' if difference > 0 else 'trails'} ASEN by {abs(difference):.1f} points.")
+    if "random" in per_attribute.index:
+        lines += chance_lines(per_attribute)
+    if {"weighted", "posterior"} <= set(heat.columns):
+        for name, row in heat.dropna(subset=["weighted", "posterior"]).iterrows():
+            difference = row["weighted"] - row["posterior"]
+            lines.append(
+                f"{name}: class-specific embeddings change MAP by {difference:+.1f} over class probabilities alone."
+            )
+    return "\n".join(lines)
+
+
+def chance_lines(per_attribute: pd.DataFrame) -> list[str]:
+    """Which attributes a variant leaves within a fifth of the random ranking."""
+    floor = per_attribute.loc["random"]
+    lines = []
+    for name, row in per_attribute.drop("random").iterrows():
+        near = [attribute for attribute in per_attribute.columns if row[attribute] < 1.2 * floor[attribute]]
+        if near:
+            lines.append(f"{name} stays within a fifth of the random ranking on {', '.join(near)}.")
+    return lines or ["No variant stays within a fifth of the random ranking on any attribute."]

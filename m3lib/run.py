@@ -1,0 +1,131 @@
+"""Execute a notebook as a pipeline stage: `python -m m3lib.run 02_train m3`.
+
+The stage hands a notebook one value at most, the variant's name; everything else the notebook reads from params.yaml.
+What is written to notebooks/executed/ holds no time, duration or random id, so that equal runs give equal bytes; how
+long a stage took goes to data/work/timings.csv instead.
+"""
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+from nbstripout import strip_output
+from papermill import execute_notebook
+from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
+
+from m3lib.config import find_root
+from m3lib.errors import InputError
+
+VOLATILE = [
+    "metadata.papermill",
+    "cell.metadata.papermill",
+    "cell.metadata.execution",
+    "metadata.language_info.version",
+]
+SOCKETS = Config({"KernelManager": {"transport": "ipc"}})  # the kernel listens on no network interface
+
+
+def run(root: Path, notebook: str, variant: str | None) -> Path:
+    """Execute data/notebooks/<notebook>.ipynb from the repository's root; returns the executed copy's path.
+
+    Raises InputError with a person's mistake as its sentence, PapermillExecutionError for any other failing cell. The
+    executed copy then ends at that cell.
+    """
+    source = root / "data" / "notebooks" / f"{notebook}.ipynb"
+    if not source.is_file():
+        raise InputError(f"{source.relative_to(root)} does not exist; run the stages with `dvc repro`")
+    stem = f"{notebook}-{variant}" if variant else notebook
+    executed = root / "notebooks" / "executed" / f"{stem}.ipynb"
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(root, stem):
+        started = time.monotonic()
+        try:
+            execute(source, executed, {"variant": variant} if variant else {}, root)
+        finally:
+            if executed.exists():
+                cells = clean(executed)
+                record(root, stem, time.monotonic() - started, cells)
+    return executed
+
+
+def execute(source: Path, executed: Path, parameters: dict[str, str], root: Path) -> None:
+    """Run the cells; a cell that raises InputError is reported as that sentence."""
+    try:
+        execute_notebook(
+            source,
+            executed,
+            parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,  # a cell's tqdm bar reaches the terminal as it is
+            cwd=root,
+            config=SOCKETS,
+        )
+    except PapermillExecutionError as error:
+        if error.ename == InputError.__name__:
+            raise InputError(error.evalue) from None
+        raise
+
+
+def clean(executed: Path) -> float:
+    """Take out what differs between equal runs; returns the seconds that the cells took."""
+    notebook = nbformat.read(executed, as_version=4)
+    cells = sum(cell.metadata.get("papermill", {}).get("duration") or 0.0 for cell in notebook.cells)
+    strip_output(notebook, True, True, False, extra_keys=VOLATILE, drop_output_types={"stream:stderr"})
+    nbformat.write(notebook, executed)
+    return cells
+
+
+def record(root: Path, stem: str, seconds: float, cells: float) -> None:
+    """Append to the timings, which are no output of any stage."""
+    path = root / "data" / "work" / "timings.csv"
+    new = not path.exists()
+    with path.open("a") as file:
+        if new:
+            file.write("notebook,seconds,cell_seconds\n")
+        file.write(f"{stem},{seconds:.2f},{cells:.2f}\n")
+
+
+@contextmanager
+def only_writer(root: Path, stem: str) -> Iterator[None]:
+    """Hold a lock on this notebook's results: an orphan of a killed run must not write over a new one's."""
+    folder = root / "data" / "work"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{stem}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{stem} is already being run in this folder; wait for it, or end that process") from None
+        yield
+
+
+def main(arguments: list[str]) -> int:
+    """Run one notebook; 0 when it went through, 1 with a sentence (or the cell's traceback) when it didn't."""
+    if not 1 <= len(arguments) <= 2:
+        print("usage: python -m m3lib.run NOTEBOOK [VARIANT]", file=sys.stderr)
+        return 2
+    os.environ.setdefault("TQDM_MININTERVAL", "1")
+    stem = "-".join(arguments)
+    try:
+        run(find_root(), *arguments, *[None] * (2 - len(arguments)))
+    except InputError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+    except PapermillExecutionError as error:
+        print("\n".join(error.traceback), file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"\n{stem} was interrupted; `dvc repro` goes on from its last checkpoint", file=sys.stderr)
+    else:
+        return 0
+    print(f"executed up to there: notebooks/executed/{stem}.ipynb", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
