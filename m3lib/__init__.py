@@ -3,9 +3,10 @@
 Data flows one way, and a module imports only from the floors below its own:
 
 1. `errors`, `taxonomy`, `config`: what is asked about, and every setting, checked once.
-2. `manifest`, `images`, `prints`, `garments`, `wardrobe`, `tables`, `sources`: any data set becomes one manifest and one image store.
+2. `manifest`, `images`, `tables`, `prints`, `people`, `garments`, `styles`, `wardrobe`, `sources`: any data set
+   becomes one manifest and one image store.
 3. `metrics`, `losses`, `attention`, `models`, `batches`: the mathematics, on arrays and tensors alone.
-4. `retrieval`, `report`, `figures`: embeddings to rankings, tables, and pictures.
+4. `retrieval`, `report`, `figures`: embeddings to rankings, tables and pictures.
 5. `training`: fits a variant and embeds images with it.
-6. `run`: executes a notebook as a pipeline stage.
+6. `run`, `record`, `bench`: a notebook as a pipeline stage, its results collected, its cost.
 """

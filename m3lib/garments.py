@@ -312,9 +312,9 @@ def button_row(g: Garment, ink: dict[str, str], top: float, end: float) -> str:
     """Buttons between two heights; beside an open front, on its edge."""
     if not g.buttons:
         return ""
-    aside = 8 if g.open_front else 0
+    aside, radius = 8 if g.open_front else 0, 2.9 if g.buttons == "single" else 1.9
     spots = [(x + (aside if x >= 0 else -aside), y) for x, y in BUTTONS[g.buttons] if top <= y <= end]
-    mark = '<circle cx="{x}" cy="{y}" r="1.9" fill="{t}" stroke="{k}" stroke-width=".6"/>'
+    mark = '<circle cx="{x}" cy="{y}" r="{r}" fill="{t}" stroke="{k}" stroke-width=".6"/>'
     if g.buttons == "toggles":
         mark = (
             '<path stroke="{t}" stroke-width="1.2" d="M-5 {y}h10"/><ellipse cx="{x}" cy="{y}" rx="2.8" '
@@ -324,7 +324,7 @@ def button_row(g: Garment, ink: dict[str, str], top: float, end: float) -> str:
         "row": f'<path stroke="{ink["k"]}" stroke-width=".9" d="M{aside + 2.6} {top}V{end:.1f}"/>',
         "placket": f'<path fill="{ink["b"]}" stroke="{ink["k"]}" stroke-width=".7" d="M{aside - 3} 24h6v20.5h-6z"/>',
     }
-    return strips.get(g.buttons, "") + "".join(mark.format(x=x, y=y, **ink) for x, y in spots)
+    return strips.get(g.buttons, "") + "".join(mark.format(x=x, y=y, r=radius, **ink) for x, y in spots)
 
 
 def cloths(g: Garment, ink: dict[str, str], across: float, down: float) -> tuple[str, dict[str, Cloth]]:

@@ -1,7 +1,8 @@
 """From embeddings to similarities, rankings and scores.
 
 A score says how alike a query and a candidate are under one attribute. Each is an inner product of one vector per
-image, so that ranking is one matrix product. Letters: Q queries, C candidates, M_n classes of the attribute, d size of phi.
+image, so that ranking is one matrix product. Letters: Q queries, C candidates, M_n classes of the attribute, d the size
+of phi.
 """
 
 from dataclasses import dataclass

@@ -7,6 +7,7 @@ long a stage took goes to data/work/timings.csv instead.
 
 import fcntl
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -44,13 +45,13 @@ def run(root: Path, notebook: str, variant: str | None) -> Path:
     executed = root / "notebooks" / "executed" / f"{stem}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
     with only_writer(root, stem):
-        started = time.monotonic()
+        started = time.time()
         try:
             execute(source, executed, {"variant": variant} if variant else {}, root)
         finally:
             if executed.exists():
                 cells = clean(executed)
-                record(root, stem, time.monotonic() - started, cells)
+                record(root, stem, started, cells)
     return executed
 
 
@@ -83,14 +84,15 @@ def clean(executed: Path) -> float:
     return cells
 
 
-def record(root: Path, stem: str, seconds: float, cells: float) -> None:
-    """Append to the timings, which are no output of any stage."""
+def record(root: Path, stem: str, started: float, cells: float) -> None:
+    """Append to the timings, which are no output of any stage; `make bench` reads them."""
     path = root / "data" / "work" / "timings.csv"
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # the largest process: the kernel
     new = not path.exists()
     with path.open("a") as file:
         if new:
-            file.write("notebook,seconds,cell_seconds\n")
-        file.write(f"{stem},{seconds:.2f},{cells:.2f}\n")
+            file.write("notebook,started,seconds,cell_seconds,peak_mb\n")
+        file.write(f"{stem},{started:.1f},{time.time() - started:.2f},{cells:.2f},{peak:.0f}\n")
 
 
 @contextmanager
