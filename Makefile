@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 
-.PHONY: repro test lint lab bench table clean
+.PHONY: repro test lint lab bench record clean
 
 repro: $(READY)  ## run the pipeline: what has not changed is taken from the cache
 	dvc repro
@@ -24,8 +24,8 @@ lab: $(READY)  ## JupyterLab on this machine alone, with the kernel of .venv
 bench: $(READY)  ## measure: seconds and memory of every stage of the last run
 	python -m m3lib.bench
 
-table: $(READY)  ## write README's result tables anew from the recorded metrics
-	python -m m3lib.readme
+record: $(READY)  ## gather experiments NAME-... into data/results/NAME.csv, and write README's tables from it
+	python -m m3lib.record $(NAME)
 
 clean:  ## remove what the pipeline made, not its cache: `make repro` brings it back
 	rm -rf notebooks/executed data/notebooks data/prepared data/models data/embeddings data/figures data/work dvc_plots
