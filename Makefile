@@ -7,13 +7,13 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 
-.PHONY: repro test lint lab bench record clean
+.PHONY: repro test lint lab bench record clean lock
 
 repro: $(READY)  ## run the pipeline: what has not changed is taken from the cache
 	dvc repro
 
 test: $(READY)  ## the whole test suite
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)  ## code and notebooks: style, and no outputs in the source notebooks
 	ruff check . && ruff format --check . && nbstripout --verify notebooks/*.ipynb
@@ -29,6 +29,10 @@ record: $(READY)  ## gather experiments NAME-... into data/results/NAME.csv, and
 
 clean:  ## remove what the pipeline made, not its cache: `make repro` brings it back
 	rm -rf notebooks/executed data/notebooks data/prepared data/models data/embeddings data/figures data/work dvc_plots
+
+lock:  ## pin the newest versions that fit pyproject.toml
+	$(BIN)/uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --quiet --extra dev pyproject.toml --output-file requirements.lock
 
 # A stamp, written last, so that an interrupted install starts over. uv lives inside .venv: nothing else is assumed.
 $(READY): requirements.lock

@@ -8,5 +8,5 @@ Data flows one way, and a module imports only from the floors below its own:
 3. `metrics`, `losses`, `attention`, `models`, `batches`: the mathematics, on arrays and tensors alone.
 4. `retrieval`, `report`, `figures`: embeddings to rankings, tables and pictures.
 5. `training`: fits a variant and embeds images with it.
-6. `run`, `record`, `bench`: a notebook as a pipeline stage, its results collected, its cost.
+6. `inputs`, `run`, `record`, `bench`: the first look, a notebook as a stage, results collected, what it cost.
 """

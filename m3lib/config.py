@@ -216,4 +216,3 @@ def check(value: Any, hint: Any, where: str) -> Any:
     if bounds and not bounds.low <= value <= bounds.high:
         raise InputError(f"params.yaml, {where}: must lie between {bounds.low:g} and {bounds.high:g}, got {value!r}")
     return value
-

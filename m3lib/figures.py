@@ -43,6 +43,18 @@ def palette(variants: Sequence[str]) -> dict[str, tuple]:
     return colours | {"random": (0.8, 0.8, 0.8), "classifier": (0.55, 0.55, 0.55)}
 
 
+def learning_curves(curves: pd.DataFrame) -> Figure:
+    """Validation MAP@all over epochs, a line a variant; curves: index (variant, row), columns epoch, valid_map_all."""
+    table = curves.rename_axis(["variant", None]).reset_index("variant")
+    table["valid MAP@all (%)"] = 100 * table["valid_map_all"]
+    figure, axis = plt.subplots(figsize=(5.5, 3))
+    colours = palette(table["variant"].unique())
+    sns.lineplot(table, x="epoch", y="valid MAP@all (%)", hue="variant", palette=colours, marker="o", ax=axis)
+    axis.set(ylim=(0, None), xticks=sorted(table["epoch"].unique()))
+    axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
+    return figure
+
+
 def score_heatmap(percent: pd.DataFrame, chosen: Mapping[str, str], label: str) -> Figure:
     """A cell per variant (row) and score (column); empty where a variant can't give the score.
 

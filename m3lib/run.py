@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+from nbclient.exceptions import DeadKernelError
 from nbstripout import strip_output
 from papermill import execute_notebook
 from papermill.exceptions import PapermillExecutionError
@@ -45,13 +46,17 @@ def run(root: Path, notebook: str, variant: str | None) -> Path:
     executed = root / "notebooks" / "executed" / f"{stem}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
     with only_writer(root, stem):
+        executed.unlink(missing_ok=True)
         started = time.time()
         try:
             execute(source, executed, {"variant": variant} if variant else {}, root)
+        except BaseException:
+            if executed.exists():
+                print(f"\nexecuted up to there: {executed.relative_to(root)}", file=sys.stderr)
+            raise
         finally:
             if executed.exists():
-                cells = clean(executed)
-                record(root, stem, started, cells)
+                record(root, stem, started, clean(executed))
     return executed
 
 
@@ -119,13 +124,14 @@ def main(arguments: list[str]) -> int:
         run(find_root(), *arguments, *[None] * (2 - len(arguments)))
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
+    except DeadKernelError:
+        print(f"\nerror: the kernel of {stem} died; if memory ran out, lower train.batch", file=sys.stderr)
     except PapermillExecutionError as error:
         print("\n".join(error.traceback), file=sys.stderr)
     except KeyboardInterrupt:
         print(f"\n{stem} was interrupted; `dvc repro` goes on from its last checkpoint", file=sys.stderr)
     else:
         return 0
-    print(f"executed up to there: notebooks/executed/{stem}.ipynb", file=sys.stderr)
     return 1
 
 

@@ -1,10 +1,8 @@
-"""Readers, each turning one source of photos into a manifest; run as a module, the pipeline's first look at it."""
+"""Readers, each turning one source of photos into a manifest."""
 
 import hashlib
-import json
 import os
 import posixpath
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from m3lib import images, tables
-from m3lib.config import Csv, Settings, Split, find_root, load
+from m3lib.config import Csv, Settings, Split, find_root
 from m3lib.errors import InputError
 from m3lib.manifest import Source, assign_roles, assign_splits, check_source
 from m3lib.tables import Table
@@ -164,50 +162,3 @@ READERS: dict[str, Callable[[Settings], Source]] = {
     "wardrobe": read_wardrobe,
     "csv": lambda settings: read_csv(settings.csv, settings.split),
 }
-
-
-def fingerprint(settings: Settings) -> dict[str, str | int]:
-    """What the source consists of, told by the table's bytes and the photos' names and sizes in bytes alone.
-
-    Reading every photo on each run would take too long, and a time stamp differs in every copy.
-    """
-    if settings.source != "csv":
-        return {"source": settings.source}
-    table, names = open_catalogue(settings.csv)
-    tables.choose_attributes(table, settings.csv)
-    sizes = hashlib.sha256()
-    for name in names:
-        sizes.update(json.dumps([name, file_size(table.path.parent / name)]).encode())
-    digest = hashlib.sha256(table.path.read_bytes()).hexdigest()
-    return {"source": "csv", "table": digest, "photos": sizes.hexdigest(), "rows": len(names)}
-
-
-def file_size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
-
-
-def main() -> int:
-    """Write data/inputs.json, on which the pipeline's first notebook depends, unless it says the same already."""
-    try:
-        root = find_root()
-        found = fingerprint(load(root / "params.yaml"))
-        path = root / "data" / "inputs.json"
-        text = json.dumps(found, indent=1) + "\n"
-        changed = not path.is_file() or path.read_text() != text
-        if changed:
-            path.parent.mkdir(exist_ok=True)
-            with images.whole_file(path) as file:
-                file.write(text.encode())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    counted = f", {found['rows']} photos" if "rows" in found else ""
-    print(f"source {found['source']}{counted}: {'changed' if changed else 'as before'}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

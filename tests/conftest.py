@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from m3lib import config
+
+torch.set_num_threads(1)  # tiny tensors gain nothing from more
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200)}
 LENGTHS = ("long", "short")

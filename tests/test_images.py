@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from drawn import Drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from drawn import Drawn
 from m3lib import images
 from m3lib.config import Images
 from m3lib.errors import InputError

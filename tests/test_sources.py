@@ -1,10 +1,7 @@
 """A person's own catalogue becomes a manifest, or one sentence that says which line, column or setting is wrong."""
 
 import csv
-import json
 import shutil
-import subprocess
-import sys
 import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -310,64 +307,13 @@ def test_any_label_that_csv_can_hold_comes_back(tiny_catalogue, cells):
         assert [set(row.get("details", ())) for row in rows] == expected
 
 
-# the pipeline's first stage
-
-
-@pytest.fixture
-def workspace(tiny_catalogue, monkeypatch):
-    """A repository in a temporary folder whose params.yaml names the small catalogue."""
-    folder = tiny_catalogue.table.parent
-    (folder / "dvc.yaml").touch()
-    text = (ROOT / "params.yaml").read_text().replace("source: wardrobe", "source: csv")
-    (folder / "params.yaml").write_text(text.replace("data/catalogue/catalogue.csv", "table.csv"))
-    monkeypatch.setattr(sources, "find_root", lambda: folder)
+def test_paths_follow_the_repository_that_a_person_works_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "find_root", lambda: tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    return folder
-
-
-def test_paths_follow_the_repository_that_a_person_works_in(workspace, monkeypatch):
-    assert sources.data_path("a/b.csv") == workspace / "a/b.csv"
+    assert sources.data_path("a/b.csv") == tmp_path / "a/b.csv"
     monkeypatch.setenv("DVC_ROOT", "/home/me/repo")
     assert sources.data_path("a/b.csv") == Path("/home/me/repo/a/b.csv")
     assert sources.data_path("/photos/b.csv") == Path("/photos/b.csv")
-
-
-def test_the_fingerprint_tells_a_change_of_the_source_alone(workspace, tiny_catalogue, capsys):
-    written = workspace / "data/inputs.json"
-    assert sources.main() == 0
-    first = written.read_bytes()
-    assert json.loads(first)["rows"] == 60
-    assert str(workspace) not in first.decode()
-    stamp = written.stat().st_mtime_ns
-    tiny_catalogue.photos[0].touch()
-    assert sources.main() == 0
-    assert written.stat().st_mtime_ns == stamp
-    tiny_catalogue.photos[0].write_bytes(b"shorter")
-    assert sources.main() == 0
-    second = json.loads(written.read_bytes())
-    assert second["photos"] != json.loads(first)["photos"]
-    tiny_catalogue.change(edit_cell(1, 1, "blue"))
-    assert sources.main() == 0
-    assert json.loads(written.read_bytes())["table"] != second["table"]
-    assert capsys.readouterr().out.count("\n") == 4
-    assert [path.name for path in written.parent.iterdir()] == ["inputs.json"]
-
-
-def test_a_wrong_setting_stops_the_first_stage_and_keeps_what_was(workspace, capsys):
-    (workspace / "data").mkdir()
-    (workspace / "data/inputs.json").write_text("before")
-    params = (workspace / "params.yaml").read_text()
-    (workspace / "params.yaml").write_text(params.replace("min_images: 20", "min_images: many"))
-    assert sources.main() == 1
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err.startswith("error: params.yaml, csv.min_images")
-    assert shown.err.count("\n") == 1
-    assert (workspace / "data/inputs.json").read_text() == "before"
-
-
-def test_the_wardrobes_fingerprint_is_its_name():
-    assert sources.fingerprint(config.load(ROOT / "params.yaml")) == {"source": "wardrobe"}
 
 
 def test_read_checks_the_source(tiny_catalogue):
@@ -375,18 +321,6 @@ def test_read_checks_the_source(tiny_catalogue):
     assert len(sources.read(replace(whole, split=tiny_catalogue.split)).manifest) == 60
     with pytest.raises(InputError, match="no valid query image has a label for colour"):
         sources.read(replace(whole, split=config.Split(valid=0.0, test=0.5, query=0.5)))
-
-
-def test_the_first_stage_runs_as_a_module(workspace):
-    shutil.copytree(ROOT / "m3lib", workspace / "m3lib", ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "m3lib.sources"]
-    done = subprocess.run(command, cwd=workspace, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "source csv, 60 photos: changed\n", "")
-    (workspace / "table.csv").unlink()
-    done = subprocess.run(command, cwd=workspace, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: ")
-    assert json.loads((workspace / "data/inputs.json").read_text())["rows"] == 60
 
 
 # photos that people took

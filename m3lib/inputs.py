@@ -1,0 +1,78 @@
+"""The pipeline's first stage, run every time: `python -m m3lib.inputs` checks the settings and looks at the source."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+from m3lib import images, sources, tables
+from m3lib.config import Settings, find_root, load
+from m3lib.errors import InputError
+from m3lib.taxonomy import nearest
+
+
+def fingerprint(settings: Settings) -> dict[str, str | int]:
+    """What the source consists of, told by the table's bytes and the photos' names and sizes in bytes alone.
+
+    Reading every photo on each run would take too long, and a time stamp differs in every copy.
+    """
+    if settings.source != "csv":
+        return {"source": settings.source}
+    table, names = sources.open_catalogue(settings.csv)
+    tables.choose_attributes(table, settings.csv)
+    sizes = hashlib.sha256()
+    for name in names:
+        sizes.update(json.dumps([name, file_size(table.path.parent / name)]).encode())
+    digest = hashlib.sha256(table.path.read_bytes()).hexdigest()
+    return {"source": "csv", "table": digest, "photos": sizes.hexdigest(), "rows": len(names)}
+
+
+def file_size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def check_backbones(settings: Settings, root: Path) -> None:
+    """Raise InputError for a backbone that timm does not know, before anything slow starts.
+
+    Importing timm takes seconds, so its list of names is kept in data/work and renewed only for a name that it lacks.
+    """
+    names = {settings.variant(name).model.backbone.partition(".")[0] for name in settings.variants}
+    kept = root / "data" / "work" / "backbones.txt"
+    known = kept.read_text().split() if kept.is_file() else []
+    if not names <= set(known):
+        import timm
+
+        known = timm.list_models()
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text("\n".join(known) + "\n")
+    for name in sorted(names):
+        nearest(name, known, "backbone in params.yaml (model.backbone takes any timm model)")
+
+
+def main() -> int:
+    """Write data/inputs.json, on which the pipeline's first notebook depends, unless it says the same already."""
+    try:
+        root = find_root()
+        settings = load(root / "params.yaml")
+        check_backbones(settings, root)
+        found = fingerprint(settings)
+        path = root / "data" / "inputs.json"
+        text = json.dumps(found, indent=1) + "\n"
+        changed = not path.is_file() or path.read_text() != text
+        if changed:
+            path.parent.mkdir(exist_ok=True)
+            with images.whole_file(path) as file:
+                file.write(text.encode())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    counted = f", {found['rows']} photos" if "rows" in found else ""
+    print(f"source {found['source']}{counted}: {'changed' if changed else 'as before'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""params.yaml: the repository's own loads, and whatever is wrong with one becomes one sentence naming the setting."""
+
+import copy
+import typing
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from m3lib import config, models
+from m3lib.errors import InputError
+from tiny import ROOT
+
+VALUES = yaml.safe_load((ROOT / "params.yaml").read_text())
+ABSENT = object()
+scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5))
+values = st.one_of(scalars, st.lists(scalars, max_size=2), st.dictionaries(scalars, scalars, max_size=2))
+
+
+def paths(values: object, path: tuple = ()) -> Iterator[tuple]:
+    """Where something stands in params.yaml: every key at every level, every item of every list."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in items:
+        yield (*path, key)
+        yield from paths(value, (*path, key))
+
+
+def changed(path: tuple, value: object) -> dict:
+    """The repository's settings with one of them changed, added, or (ABSENT) taken away."""
+    everything = copy.deepcopy(VALUES)
+    parent = everything
+    for key in path[:-1]:
+        parent = parent[key]
+    if value is ABSENT:
+        del parent[path[-1]]
+    else:
+        parent[path[-1]] = value
+    return everything
+
+
+def load(folder: Path, values: object) -> config.Settings:
+    text = values if isinstance(values, str) else yaml.safe_dump(values, allow_unicode=True)
+    (folder / "params.yaml").write_text(text)
+    return config.load(folder / "params.yaml")
+
+
+def test_the_repositorys_params_load_with_every_value():
+    found = config.load(ROOT / "params.yaml")
+    assert asdict(found) == VALUES
+    for name in found.systems:
+        models.check_variant(found.variant(name))
+
+
+BAD = [
+    (("sed",), 1, "sed", "'seed'"),
+    (("train", "learning"), 1, "train.learning", "'warmup'"),
+    (("train", "epoch"), 1, "train.epoch", "'epochs'"),
+    (("systems", "m3", "netwrk"), "m3", "systems.m3.netwrk", "'network'"),
+    (("systems", "m3", "loss"), {"clust": 1}, "systems.m3.loss.clust", "'cluster'"),
+    (("systems", "m3", "loss"), {"cluster": "much"}, "systems.m3.loss.cluster", "expected float, got 'much'"),
+    (("systems", "m3", "loss"), 3, "systems.m3.loss", "expected a mapping"),
+    (("systems", "m3"), 3, "systems.m3", "expected a mapping"),
+    (("systems", "m3"), "ab", "systems.m3", "expected a mapping"),
+    (("systems", "m3", "network"), "m4", "systems.m3.network", "m3_a"),
+    (("systems", "m3", "network"), ABSENT, "systems.m3.network", "missing"),
+    (("systems", "m3", "score"), "cosine", "systems.m3.score", "top_class"),
+    (("systems", "m3", "name"), "m4", "systems.m3.name", ""),
+    (("systems",), [], "systems", "expected dict, got []"),
+    (("train", "epochs"), "five", "train.epochs", "expected int, got 'five'"),
+    (("train", "epochs"), 5.0, "train.epochs", "expected int, got 5.0"),
+    (("train", "epochs"), True, "train.epochs", "expected int, got True"),
+    (("train", "epochs"), 0, "train.epochs", "between 1 and inf, got 0"),
+    (("train", "batch"), 1, "train.batch", "between 2 and inf, got 1"),
+    (("train", "warmup"), 1.5, "train.warmup", "between 0 and 1, got 1.5"),
+    (("train", "lr"), "1e-4", "train.lr", "write 0.0001"),
+    (("train", "lr"), True, "train.lr", "expected float, got True"),
+    (("train", "lr"), -0.1, "train.lr", "-0.1"),
+    (("train", "lr"), float("nan"), "train.lr", "nan"),
+    (("train", "flip"), 1, "train.flip", "expected bool, got 1"),
+    (("train", "precision"), "fp16", "train.precision", "expected one of bf16, fp32, got 'fp16'"),
+    (("train", "precision"), ["bf16"], "train.precision", "expected one of bf16, fp32"),
+    (("train", "lr"), ABSENT, "train.lr", "missing"),
+    (("umap",), ABSENT, "umap", "missing"),
+    (("train",), 3, "train", "expected a mapping of settings, got 3"),
+    (("train",), None, "train", "expected a mapping of settings, got None"),
+    (("wardrobe", "size"), 16, "wardrobe.size", "between 32 and 512, got 16"),
+    (("source",), "jpg", "source", "expected one of wardrobe, csv, got 'jpg'"),
+    (("csv", "multi"), "colour", "csv.multi", "expected list, got 'colour'"),
+    (("variants",), [], "variants", "empty"),
+    (("variants",), ["m3", "asn"], "variants", "'asn'; did you mean 'asen'"),
+    (("variants",), [3], "variant", "3"),
+    (("variants",), [["m3"]], "variant", "m3"),
+    (("split", "test"), 0.9, "split", "less than 1"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "setting", "advice"), BAD, ids=lambda part: str(part)[:30])
+def test_a_wrong_setting_is_named_in_one_sentence(tmp_path, path, value, setting, advice):
+    with pytest.raises(InputError) as error:
+        load(tmp_path, changed(path, value))
+    message = str(error.value)
+    assert "params.yaml" in message
+    assert setting in message
+    assert advice in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("text", ["", "3", "[1, 2]", "just words"])
+def test_a_file_that_is_no_mapping(tmp_path, text):
+    with pytest.raises(InputError, match=r"params.yaml, top level: expected a mapping"):
+        load(tmp_path, text)
+
+
+def test_invalid_yaml_tells_its_line(tmp_path):
+    with pytest.raises(InputError, match=r"params\.yaml, line 3: not valid YAML"):
+        load(tmp_path, "seed: 0\nthreads: 2\n  source: wardrobe\n")
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    (tmp_path / "params.yaml").write_bytes(b"seed: \xff\n")
+    with pytest.raises(InputError, match=r"params\.yaml"):
+        config.load(tmp_path / "params.yaml")
+
+
+def test_a_missing_file_tells_how_to_get_it_back(tmp_path):
+    with pytest.raises(InputError, match=r"params\.yaml does not exist.*git checkout"):
+        config.load(tmp_path / "params.yaml")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(list(paths(VALUES))), values)
+@example(("variants", 0), 3)
+@example(("systems", "m3"), None)
+@example(("split", "valid"), float("inf"))
+def test_any_value_gives_settings_or_an_input_error(tmp_path, path, value):
+    found = load_or_error(tmp_path, changed(path, value))
+    if isinstance(found, InputError):
+        assert "\n" not in str(found)
+    else:
+        assert all(isinstance(found.variant(name), config.Variant) for name in found.variants)
+
+
+def load_or_error(folder: Path, values: object) -> config.Settings | InputError:
+    try:
+        return load(folder, values)
+    except InputError as error:
+        return error
+
+
+def test_an_int_is_taken_where_a_float_is_asked(tmp_path):
+    found = load(tmp_path, changed(("train", "weight_decay"), 1)).train.weight_decay
+    assert type(found) is float
+    assert found == 1
+
+
+def test_a_variant_lists_only_what_it_changes(tmp_path):
+    own = {"network": "m3", "score": "concat", "loss": {"cluster": 2}, "train": {"lr": 0.5}, "model": {"hidden": 7}}
+    found = load(tmp_path, changed(("systems", "m3"), own)).variant("m3")
+    assert (found.name, found.network, found.score) == ("m3", "m3", "concat")
+    for section in ("model", "loss", "train"):
+        assert asdict(getattr(found, section)) == VALUES[section] | own[section]
+
+
+def test_reading_a_variant_changes_no_setting():
+    found = config.load(ROOT / "params.yaml")
+    before = copy.deepcopy(asdict(found))
+    for name in found.systems:
+        found.variant(name)
+    assert asdict(found) == before
+
+
+def test_every_network_has_a_class_and_every_class_a_name():
+    (network,) = [field for field in fields(config.Variant) if field.name == "network"]
+    assert set(typing.get_args(network.type)) == set(models.NETWORKS)
+
+
+def test_find_root_looks_upwards(tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "notebooks/deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "notebooks/deep")
+    monkeypatch.setattr(config, "__file__", str(tmp_path / "m3lib/config.py"))
+    assert config.find_root() == tmp_path
+
+
+def test_find_root_refuses_code_of_another_copy(tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"m3lib was imported from .*, but the workspace is {tmp_path}"):
+        config.find_root()
+
+
+def test_find_root_outside_any_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"no dvc\.yaml in .* or above it"):
+        config.find_root()

@@ -1,0 +1,149 @@
+"""Splits that no reshuffling moves, labels against loops, and a prepared folder that is whole or refused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from m3lib import manifest
+from m3lib.config import Split
+from m3lib.errors import InputError
+from m3lib.manifest import PARTS, Source
+from tiny import TAXONOMY, make_prepared, random_labels
+
+SPLIT = Split(valid=0.1, test=0.25, query=0.2)
+KEYS = [f"photo {i}.jpg" for i in range(6000)]
+
+
+def no_picture(i: int) -> np.ndarray:
+    raise AssertionError("nothing here looks at pictures")
+
+
+def make_source(labels: np.ndarray) -> Source:
+    parts = [PARTS[i % len(PARTS)] for i in range(len(labels))]
+    return Source(TAXONOMY, make_prepared(labels, parts).manifest, no_picture)
+
+
+def full_labels(size: int = 30, seed: int = 0) -> np.ndarray:
+    return random_labels("multi", size, np.random.default_rng(seed))
+
+
+def test_the_hash_is_the_same_on_every_machine():
+    assert manifest.unit_hash(["photos/01.jpg"], "split").tolist() == [0.4884003768205723]
+    assert manifest.unit_hash(["photos/01.jpg"], "role") != manifest.unit_hash(["photos/01.jpg"], "split")
+
+
+def test_splits_and_roles_depend_on_a_rows_own_key_alone():
+    splits = manifest.assign_splits(KEYS, SPLIT)
+    roles = manifest.assign_roles(KEYS, splits, SPLIT.query)
+    chosen = np.random.default_rng(0).permutation(len(KEYS))[:500]
+    some = [KEYS[i] for i in chosen]
+    assert manifest.assign_splits(some, SPLIT).tolist() == splits[chosen].tolist()
+    assert manifest.assign_roles(some, splits[chosen], SPLIT.query).tolist() == roles[chosen].tolist()
+
+
+def test_one_key_never_straddles_two_splits():
+    splits = manifest.assign_splits(KEYS[:200] * 3, SPLIT).reshape(3, 200)
+    assert (splits == splits[0]).all()
+
+
+def assert_share(found: np.ndarray, share: float) -> None:
+    """Within four standard errors of a binomial."""
+    assert abs(found.mean() - share) < 4 * np.sqrt(share * (1 - share) / len(found))
+
+
+def test_shares_are_those_asked_for():
+    splits = manifest.assign_splits(KEYS, SPLIT)
+    for name, share in [("valid", 0.1), ("test", 0.25), ("train", 0.65)]:
+        assert_share(splits == name, share)
+    roles = manifest.assign_roles(KEYS, splits, SPLIT.query)
+    for name in ("valid", "test"):
+        assert_share(roles[splits == name] == "query", 0.2)
+
+
+def test_roles_stand_only_where_there_is_something_to_ask():
+    splits = manifest.assign_splits(KEYS, SPLIT)
+    roles = manifest.assign_roles(KEYS, splits, SPLIT.query)
+    assert set(zip(splits.tolist(), roles.tolist(), strict=True)) == set(PARTS)
+
+
+@pytest.mark.parametrize("kind", ["single", "multi", "partial"])
+def test_labels_against_a_loop(kind):
+    labels = random_labels(kind, 40, np.random.default_rng(1))
+    lists = [[m for m in range(TAXONOMY.num_classes) if row[m]] for row in labels]
+    assert np.array_equal(manifest.multi_hot(lists, TAXONOMY.num_classes), labels)
+    known = manifest.known_attributes(labels, TAXONOMY)
+    for row, ids in enumerate(lists):
+        owners = {int(TAXONOMY.attribute_of_class[m]) for m in ids}
+        assert [n for n in range(TAXONOMY.num_attributes) if known[row, n]] == sorted(owners)
+
+
+def prepared_folder(folder, source: Source, images: np.ndarray) -> None:
+    manifest.save(source, folder)
+    np.save(folder / "images.npy", images)
+
+
+def test_save_and_open_give_the_same(tmp_path):
+    labels = full_labels()
+    source = make_source(labels)
+    images = np.random.default_rng(0).integers(0, 256, (30, 4, 5, 3), np.uint8)
+    prepared_folder(tmp_path, source, images)
+    found = manifest.open_prepared(tmp_path)
+    assert found.taxonomy == TAXONOMY
+    assert found.manifest["labels"].map(list).tolist() == source.manifest["labels"].tolist()
+    columns = ["image", "split", "role"]
+    pd.testing.assert_frame_equal(found.manifest[columns], source.manifest[columns], check_dtype=False)
+    assert np.array_equal(found.labels, labels)
+    assert np.array_equal(found.images, images)
+    assert not found.images.flags.writeable
+
+
+def test_rows_of_a_split_and_of_a_role():
+    parts = [PARTS[i] for i in np.random.default_rng(0).integers(0, len(PARTS), 50)]
+    prepared = make_prepared(full_labels(50), parts)
+    for split, role in PARTS:
+        assert prepared.rows(split, role).tolist() == [i for i, part in enumerate(parts) if part == (split, role)]
+        assert prepared.rows(split).tolist() == [i for i, part in enumerate(parts) if part[0] == split]
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: " ".join(part))
+def test_a_part_without_a_label_is_refused(tmp_path, part):
+    source = make_source(full_labels())
+    emptied = source.manifest.copy()
+    own = (emptied["split"] == part[0]) & (emptied["role"] == part[1])
+    emptied.loc[own, "labels"] = emptied.loc[own, "labels"].map(lambda ids: [m for m in ids if m < 7])
+    with pytest.raises(InputError, match=rf"no {' '.join(part).strip()} image has a label for sleeve: .*{part[0]}"):
+        manifest.save(replace(source, manifest=emptied), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_of_another_length_is_refused(tmp_path):
+    prepared_folder(tmp_path, make_source(full_labels()), np.zeros((29, 4, 4, 3), np.uint8))
+    with pytest.raises(InputError, match="don't match"):
+        manifest.open_prepared(tmp_path)
+
+
+def test_a_manifest_without_a_column_is_refused(tmp_path):
+    source = make_source(full_labels())
+    prepared_folder(tmp_path, source, np.zeros((30, 4, 4, 3), np.uint8))
+    source.manifest.drop(columns="role").to_parquet(tmp_path / "manifest.parquet")
+    with pytest.raises(InputError, match="don't match"):
+        manifest.open_prepared(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["taxonomy.json", "manifest.parquet", "images.npy"])
+@pytest.mark.parametrize("spoil", ["remove", "cut"])
+def test_a_missing_or_cut_part_is_refused(tmp_path, name, spoil):
+    prepared_folder(tmp_path, make_source(full_labels()), np.zeros((30, 4, 4, 3), np.uint8))
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).unlink()
+    if spoil == "cut":
+        (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="not a prepared data set"):
+        manifest.open_prepared(tmp_path)
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="dvc repro prepare"):
+        manifest.open_prepared(tmp_path / "nowhere")

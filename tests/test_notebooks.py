@@ -1,0 +1,246 @@
+"""The source notebooks: pages for a reader that also run as stages, held to what the pipeline assumes of them."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import yaml
+
+from m3lib import config
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+VARIANT = "${item.variant}"
+SECTIONS = {field.name for field in fields(config.Settings)}
+OWN_SECTIONS = {"model", "loss", "train"}  # those that a row of systems may change
+
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code(path):
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def tree(path):
+    return ast.parse("\n".join(cell.source for cell in code(path)))
+
+
+def stage_of(path):
+    """The stage that runs a notebook, and the words of its command after the notebook's name."""
+    found = [
+        (stage, words[4:])
+        for stage in STAGES.values()
+        if isinstance(stage["cmd"], str) and (words := stage["cmd"].split())[2:4] == ["m3lib.run", path.stem]
+    ]
+    assert len(found) == 1, f"{path.stem} is run by {len(found)} stages"
+    return found[0]
+
+
+def test_every_notebook_is_there():
+    numbers = [path.stem.split("_")[0] for path in NOTEBOOKS]
+    assert numbers == [f"{i:02}" for i in range(1, len(numbers) + 1)]
+    assert len(NOTEBOOKS) >= 5
+
+
+@each
+def test_saved_without_outputs(path):
+    for cell in code(path):
+        assert cell.outputs == []
+        assert cell.execution_count is None
+    assert read(path).metadata.kernelspec.name == "python3"
+
+
+def test_stripped():
+    command = [sys.executable, "-m", "nbstripout", "--verify", *NOTEBOOKS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@each
+def test_one_title(path):
+    texts = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
+    assert read(path).cells[0].cell_type == "markdown"
+    titles = [line for text in texts for line in text.splitlines() if re.match("# ", line)]
+    assert titles == [texts[0].splitlines()[0]]
+
+
+@each
+def test_one_parameters_cell_before_other_code(path):
+    tagged = [i for i, cell in enumerate(code(path)) if "parameters" in cell.metadata.get("tags", [])]
+    assert tagged == [0]
+
+
+@each
+def test_short_cells_and_functions(path):
+    for cell in code(path):
+        assert len(cell.source.splitlines()) <= 20
+        for node in ast.walk(ast.parse(cell.source)):
+            assert not isinstance(node, ast.ClassDef), f"class {node.name}"
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno + 1 <= 6, f"{node.name} is longer than 6 lines"
+
+
+@each
+def test_plain_python(path):
+    """No shell, no magic, no search path or working directory changed, nothing imported by a star."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ImportFrom):
+            assert "*" not in [alias.name for alias in node.names]
+        if isinstance(node, ast.Attribute):
+            assert ast.unparse(node) not in {"sys.path", "os.chdir", "os.system", "os.popen"}
+        if isinstance(node, ast.Import):
+            assert not {"subprocess", "sys", "os"} & {alias.name for alias in node.names}
+        if isinstance(node, ast.Name):
+            assert node.id not in {"get_ipython", "display_html"}
+
+
+def draws(source, helpers):
+    """Whether a cell shows a picture: it calls `figures`, matplotlib or pandas' plots, or a helper that does."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in helpers or re.match(r"figures\.(?!use_style)|plt\.(subplots|figure)|sns\.\w+plot", called):
+                return True
+            if ".plot." in called:
+                return True
+    return False
+
+
+def defined(cell):
+    return [node for node in ast.parse(cell.source).body if isinstance(node, ast.FunctionDef)]
+
+
+def only(cell, kinds):
+    return all(isinstance(node, kinds) for node in ast.parse(cell.source).body)
+
+
+@each
+def test_prose_between_cells(path):
+    """At most two code cells in a row, not counting one that shows a picture.
+
+    Nor what a reader skims: the parameters, the imports, and the asserts at the end.
+    """
+    helpers = {f.name for cell in code(path) for f in defined(cell) if draws("\n".join(map(ast.unparse, f.body)), ())}
+    row = 0
+    for cell in read(path).cells:
+        if cell.cell_type == "markdown":
+            row = 0
+        elif "parameters" in cell.metadata.get("tags", []) or only(cell, (ast.Import, ast.ImportFrom, ast.Assert)):
+            continue
+        elif not draws(cell.source, helpers) or only(cell, ast.FunctionDef):
+            row += 1
+            assert row <= 2, f"a third code cell in a row: {cell.source[:60]!r}"
+
+
+@each
+def test_imported_names_exist(path):
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "m3lib":
+            for alias in node.names:
+                if node.module == "m3lib":
+                    importlib.import_module(f"m3lib.{alias.name}")
+                else:
+                    assert hasattr(importlib.import_module(node.module), alias.name)
+
+
+@each
+def test_used_names_of_m3lib_exist(path):
+    """`retrieval.rank` in a cell is something that m3lib/retrieval.py has."""
+    imported = {
+        alias.name
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ImportFrom) and node.module == "m3lib"
+        for alias in node.names
+    }
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in imported:
+            module = importlib.import_module(f"m3lib.{node.value.id}")
+            assert hasattr(module, node.attr), ast.unparse(node)
+
+
+@each
+def test_stage_passes_what_the_notebook_takes(path):
+    _, passed = stage_of(path)
+    assert passed in ([], [VARIANT])
+    if passed:
+        assert set(papermill.inspect_notebook(path)) == {"variant"}
+    else:
+        assert "variant" not in papermill.inspect_notebook(path)
+
+
+def test_default_variant_is_in_the_comparison():
+    settings = config.load(ROOT / "params.yaml")
+    for path in NOTEBOOKS:
+        known = papermill.inspect_notebook(path)
+        if "variant" in known:
+            assert known["variant"]["default"].strip("'\"") in settings.variants
+
+
+def parents(root):
+    return {child: node for node in ast.walk(root) for child in ast.iter_child_nodes(node)}
+
+
+def sections_in_module(name):
+    """The sections that the functions of an m3lib module read from a whole Settings."""
+    module = ast.parse((ROOT / "m3lib" / f"{name}.py").read_text())
+    return {
+        node.attr
+        for node in ast.walk(module)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "settings" and node.attr in SECTIONS
+    }
+
+
+def settings_used(path):
+    """The settings that a notebook's result hangs on, dotted as in dvc.yaml.
+
+    `settings.a` and `settings.a.b` stand for themselves. `settings` handed whole to an m3lib module stands for what
+    that module reads of it. `chosen = settings.variant(variant)` stands for systems.<variant>, and for model, loss and
+    train where those are read or `chosen` is handed on whole; name, network and score come from systems alone.
+    """
+    root = tree(path)
+    above, used = parents(root), set()
+    chosen = [n.targets[0].id for n in ast.walk(root) if isinstance(n, ast.Assign) and is_variant(n.value)]
+    for node in ast.walk(root):
+        if not isinstance(node, ast.Name) or isinstance(node.ctx, ast.Store):
+            continue
+        parent = above[node]
+        if node.id == "settings":
+            if not isinstance(parent, ast.Attribute):
+                used |= sections_in_module(ast.unparse(parent.func).split(".")[0])
+            elif parent.attr == "variant":
+                used.add(f"systems.{VARIANT}")
+            else:
+                assert parent.attr in SECTIONS, ast.unparse(parent)
+                deeper = above[parent]
+                used.add(f"{parent.attr}.{deeper.attr}" if isinstance(deeper, ast.Attribute) else parent.attr)
+        if node.id in chosen:
+            used |= OWN_SECTIONS & {parent.attr} if isinstance(parent, ast.Attribute) else OWN_SECTIONS
+    return used
+
+
+def is_variant(node):
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == "settings.variant"
+
+
+def covers(declared, name):
+    return declared == name or name.startswith(f"{declared}.")
+
+
+@each
+def test_stage_declares_the_settings_that_the_notebook_reads(path):
+    """A setting read but not declared gives stale results; one declared but not read reruns for nothing."""
+    declared, used = set(stage_of(path)[0]["params"]), settings_used(path)
+    assert {name for name in used if not any(covers(d, name) for d in declared)} == set(), "not declared"
+    assert {d for d in declared if not any(covers(d, name) for name in used)} == set(), "declared, not read"

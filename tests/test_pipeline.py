@@ -1,0 +1,342 @@
+"""The pipeline for real, tiny, in a copy of the repository: what runs, what it leaves, what an edit makes stale.
+
+The whole pipeline runs once, for most tests; the first ones go on beside it, in a copy of their own.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from dvc.repo import Repo
+
+ROOT = Path(__file__).parents[1]
+VARIANTS = ["asen", "m3"]
+PER_VARIANT = ("train", "evaluate", "umap")
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_"))},
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "DVC_NO_ANALYTICS": "true",
+    **dict.fromkeys(("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"), "A Test"),
+    **dict.fromkeys(("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"), "test@example.org"),
+}
+TINY = {
+    "threads": "1",
+    "wardrobe.images": "200",
+    "wardrobe.size": "48",
+    "images.height": "48",
+    "images.width": "48",
+    "split.valid": "0.15",
+    "split.test": "0.4",
+    "model.backbone_options": "{channels: [16, 16, 32, 32], stem_width: 8}",
+    "train.epochs": "2",
+    "umap.attributes": "1",
+    "umap.points": "60",
+    "variants": "[asen, m3]",
+}
+
+
+class Copy:
+    """A clone-like copy of the repository's files, committed, with tiny settings."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        names = self.git("ls-files", "-co", "--exclude-standard", "-z", cwd=ROOT).split("\0")
+        for name in filter(None, names):
+            if (ROOT / name).is_file() and name != "dvc.lock":  # made on this machine, for other settings
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        self.git("init", "--quiet")
+        for setting, value in TINY.items():
+            self.put(setting, value)
+        self.commit()
+
+    def git(self, *arguments: str, cwd: Path | None = None) -> str:
+        command = ["git", *arguments]
+        done = subprocess.run(
+            command, cwd=cwd or self.folder, env=ENVIRONMENT, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    def commit(self) -> None:
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", "x")
+
+    def put(self, setting: str, value: str) -> None:
+        """Change params.yaml by its text, as a person does."""
+        section, _, key = setting.rpartition(".")
+        if section:
+            self.edit("params.yaml", rf"(?ms)^({section}:.*?\n  {key}: )[^#\n]*", rf"\g<1>{value}  ")
+        else:
+            self.edit("params.yaml", rf"(?m)^({key}: )[^#\n]*", rf"\g<1>{value}  ")
+
+    def edit(self, name: str, pattern: str, new: str) -> None:
+        path = self.folder / name
+        text, count = re.subn(pattern, new, path.read_text(), count=1)
+        assert count == 1, f"{pattern} is not in {name}"
+        path.write_text(text)
+
+    def reset(self) -> None:
+        self.git("checkout", "--quiet", "--", "params.yaml", "m3lib", "notebooks")
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(["dvc", *arguments], cwd=self.folder, env=ENVIRONMENT, start_new_session=True, **pipes)
+
+    def dvc(self, *arguments: str, ok: bool = True) -> str:
+        """What a dvc command says; its exit status must be as expected."""
+        process = self.start(*arguments)
+        said, _ = process.communicate(timeout=400)
+        assert (process.returncode == 0) == ok, said
+        return said
+
+    def stale(self) -> set[str]:
+        """The stages that dvc finds changed, without the one that always is."""
+        with Repo(str(self.folder)) as repo:
+            return {name.rpartition(":")[2] for name in repo.status()} - {"inputs"}
+
+    def kill(self) -> None:
+        """SIGKILL to whatever works in this folder, dvc first, its kernels too."""
+        for link in sorted(Path("/proc").glob("[0-9]*/cwd"), key=lambda link: int(link.parent.name)):
+            try:
+                if link.readlink().is_relative_to(self.folder):
+                    os.kill(int(link.parent.name), signal.SIGKILL)
+            except OSError:
+                continue
+
+
+def stages_run(said: str) -> list[str]:
+    return re.findall(r"Running stage '([^']+)'", said)
+
+
+def every(*names):
+    return {f"{name}@{variant}" for name in names for variant in VARIANTS}
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """The whole pipeline, set going."""
+    copy = Copy(tmp_path_factory.mktemp("whole"))
+    process = copy.start("repro")
+    yield copy, process
+    copy.kill()
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def whole(started):
+    """A copy in which the whole pipeline went through, committed; tests leave it as they found it."""
+    copy, process = started
+    if process.poll() is None or not hasattr(copy, "said"):
+        copy.said, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, copy.said
+        copy.commit()
+    return copy
+
+
+@pytest.fixture(scope="module")
+def spare(started, tmp_path_factory):
+    """Another copy, in which nothing ran yet, used while the whole pipeline runs in the first."""
+    copy = Copy(tmp_path_factory.mktemp("spare"))
+    yield copy
+    copy.kill()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "sentence"),
+    [
+        ("variants", "[asen, m33]", r"m33.*m3"),
+        ("train.lr", "1e-3", r"params\.yaml, train\.lr: expected float, got '1e-3' \(.*write 0\.0001\)"),
+        ("train.epochs", "two", r"params\.yaml, train\.epochs: expected int, got 'two'"),
+        ("source", "csv", r"data/catalogue/catalogue\.csv"),
+        ("model.backbone", "resnet1O", r"resnet1O.*resnet10t"),
+    ],
+)
+def test_a_wrong_setting_ends_the_run_at_once_with_one_sentence(spare, setting, value, sentence):
+    spare.put(setting, value)
+    try:
+        said = spare.dvc("repro", ok=False)
+    finally:
+        spare.reset()
+    told = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1, said
+    assert re.search(sentence, told[0]), told[0]
+    assert "Traceback" not in said
+    assert stages_run(said)[-1] == "inputs" or setting == "model.backbone"  # timm's list takes seconds to import
+    assert not (spare.folder / "data" / "prepared" / "images.npy").exists()  # before anything slow
+
+
+def test_own_photos_through_the_command_line(spare, tiny_catalogue):
+    options = {
+        "source": "csv",
+        "csv.table": tiny_catalogue.table,
+        "csv.attributes": "[colour,sleeve,details]",
+        "csv.min_images": 2,
+        "split.valid": 0.25,
+        "split.test": 0.25,
+        "split.query": 0.4,
+    }
+    arguments = [word for name, value in options.items() for word in ("-S", f"{name}={value}")]
+    spare.dvc("exp", "run", *arguments, "prepare")
+    manifest = pd.read_parquet(spare.folder / "data" / "prepared" / "manifest.parquet")
+    assert sorted(manifest["image"]) == [f"photos/{i:02}.jpg" for i in range(60)]
+    inputs = json.loads((spare.folder / "data" / "inputs.json").read_text())
+    assert (inputs["source"], inputs["rows"]) == ("csv", 60)
+    spare.put("source", "csv")  # -S wrote it down; a photo that changes is seen although DVC knows no photo
+    tiny_catalogue.photos[0].write_bytes(tiny_catalogue.photos[1].read_bytes() + b"\0")
+    assert stages_run(spare.dvc("repro", "--dry", "prepare"))[0] == "inputs"
+    spare.dvc("repro", "inputs")
+    assert "prepare" in spare.stale()
+    spare.reset()
+
+
+def test_every_output_has_its_documented_name(whole):
+    names = ["01_prepare", "05_report", *(f"{n}-{v}" for n in ("02_train", "03_evaluate", "04_umap") for v in VARIANTS)]
+    executed = whole.folder / "notebooks" / "executed"
+    assert sorted(path.name for path in executed.iterdir()) == sorted(f"{name}.ipynb" for name in names)
+    for path in executed.iterdir():
+        assert str(whole.folder) not in path.read_text(), f"{path.name} holds a path of this machine"
+        assert '"output_type": "error"' not in path.read_text()
+    data = whole.folder / "data"
+    for folder, ending in (("models", "safetensors"), ("embeddings", "safetensors"), ("curves", "csv")):
+        assert sorted(path.name for path in (data / folder).iterdir()) == [f"{v}.{ending}" for v in VARIANTS]
+    figures = ["attributes.png", "retrieved.png", *(f"umap-{v}.png" for v in VARIANTS)]
+    assert sorted(path.name for path in (data / "figures").iterdir()) == figures
+    assert all((data / "prepared" / name).is_file() for name in ("images.npy", "manifest.parquet", "taxonomy.json"))
+    assert not list((data / "work").glob("*.safetensors"))  # checkpoints of runs that went through
+
+
+def test_git_sees_only_what_is_kept(whole):
+    kept = set(whole.git("ls-files", "data").split())
+    expected = {"data/inputs.json", "data/metrics.json", "data/results/published.csv"}
+    expected |= {f"data/{kind}/{v}.{end}" for kind, end in (("metrics", "json"), ("curves", "csv")) for v in VARIANTS}
+    assert kept - {"data/README.md"} == expected
+    assert whole.git("ls-files", "notebooks/executed") == ""
+    assert whole.git("status", "--porcelain") == ""
+
+
+def test_metrics_and_plots(whole):
+    shown = json.loads(whole.dvc("metrics", "show", "--json"))
+    values = shown[""]["data"]["data/metrics.json"]["data"]
+    assert set(VARIANTS) <= set(values)
+    said = whole.dvc("plots", "show")
+    page = whole.folder / "dvc_plots" / "index.html"
+    assert str(page) in said
+    assert "valid_map_all" in page.read_text()
+    assert whole.git("status", "--porcelain") == ""
+
+
+def test_the_second_run_runs_nothing(whole):
+    assert set(stages_run(whole.said)) == {"inputs", "notebooks", "prepare", *every(*PER_VARIANT), "report"}
+    said = whole.dvc("repro")
+    assert stages_run(said) == ["inputs"], said
+    assert whole.git("status", "--porcelain") == ""
+
+
+def after(copy, change) -> set[str]:
+    """The stages that an edit makes stale; undone after the look."""
+    change()
+    try:
+        return copy.stale()
+    finally:
+        copy.reset()
+
+
+def test_an_edit_makes_stale_what_it_touches(whole):
+    assert whole.stale() == set()
+
+    def row():
+        whole.edit("params.yaml", r"(?m)^(  m3: .*cluster: )\S+?(}})", r"\g<1>2\2")
+
+    def append(name):
+        def change():
+            path = whole.folder / "m3lib" / f"{name}.py"
+            path.write_text(path.read_text() + "\n# a comment\n")
+
+        return change
+
+    # Directly; umap@m3 and report hang on the embeddings and metrics that these two write.
+    assert after(whole, row) == {"train@m3", "evaluate@m3"}
+    assert after(whole, lambda: whole.put("loss.margin", "0.3")) == every("train")
+    assert after(whole, lambda: whole.put("umap.neighbors", "14")) == every("umap")
+    assert after(whole, lambda: whole.put("wardrobe.seed", "1")) == {"prepare"}
+    assert after(whole, lambda: whole.edit("params.yaml", "^# Every", "# All")) == set()
+    drawing = after(whole, append("figures"))
+    assert drawing == every("evaluate", "umap") | {"report"}
+    assert after(whole, append("training")) == every("train")
+    assert after(whole, append("run")) == set()
+
+
+def test_new_embeddings_make_stale_what_reads_them(whole):
+    path = whole.folder / "data" / "embeddings" / "m3.safetensors"
+    content = path.read_bytes()
+    path.unlink()  # the cache may be the same file
+    path.write_bytes(content + b"\0")
+    try:
+        assert whole.stale() == {"train@m3", "evaluate@m3", "umap@m3", "report"}
+    finally:
+        path.write_bytes(content)
+    assert whole.stale() == set()
+
+
+def test_a_notebook_run_by_hand_makes_nothing_stale(whole):
+    """JupyterLab writes outputs, counts and its kernel's version into the file."""
+    path = whole.folder / "notebooks" / "04_umap.ipynb"
+    notebook = json.loads(path.read_text())
+    notebook["metadata"]["language_info"] = {"name": "python", "version": "3.11.99"}
+    for number, cell in enumerate(cell for cell in notebook["cells"] if cell["cell_type"] == "code"):
+        cell["execution_count"] = number
+        cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["x\n"]}]
+    path.write_text(json.dumps(notebook, indent=1) + "\n")
+    try:
+        assert stages_run(whole.dvc("repro")) == ["inputs", "notebooks"]
+        assert whole.stale() == set()
+    finally:
+        whole.reset()
+        whole.dvc("repro", "notebooks")
+    assert whole.git("status", "--porcelain") == ""
+
+
+def test_an_experiment_elsewhere_runs_its_own_code(whole):
+    """The temporary copy's m3lib puts its own path into the metrics, an edit that is not even committed."""
+    path = whole.folder / "m3lib" / "report.py"
+    marker = "\n\n_flat = flat\n\n\ndef flat(*args):\n    return _flat(*args) | {'code': {'path': __file__}}\n"
+    path.write_text(path.read_text() + marker)
+    try:
+        said = whole.dvc("exp", "run", "--temp", "--single-item", "--name", "elsewhere", "report")
+    finally:
+        whole.reset()
+    assert stages_run(said) == ["report"], said
+    refs = whole.git("for-each-ref", "--format=%(refname)", "refs/exps").split()
+    [ref] = [ref for ref in refs if ref.endswith("/elsewhere")]
+    ran = json.loads(whole.git("show", f"{ref}:data/metrics.json"))
+    code = Path(ran["code"]["path"])
+    assert code.name == "report.py"
+    assert code.is_relative_to(whole.folder / ".dvc" / "tmp" / "exps"), code
+    assert whole.git("status", "--porcelain") == ""
+
+
+def test_killed_during_training_and_run_again_gives_the_same_bytes(whole):
+    checkpoint = whole.folder / "data" / "work" / "m3.safetensors"
+    process = whole.start("repro", "--force", "--single-item", "train@m3")
+    while not checkpoint.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    whole.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert checkpoint.exists()
+    assert not (whole.folder / "data" / "embeddings" / "m3.safetensors").exists()
+    said = whole.dvc("repro", "--force", "--single-item", "train@m3")
+    assert "resumed after epoch" in said
+    assert not checkpoint.exists()
+    assert whole.git("diff", "dvc.lock") == ""
+    assert whole.stale() == set()
+    assert whole.git("status", "--porcelain") == ""

@@ -1,0 +1,196 @@
+"""The report's tables and sentences from hand-made metrics."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from m3lib import metrics, report
+from m3lib.errors import InputError
+from m3lib.retrieval import Ranking
+from tiny import ROOT, TAXONOMY, make_prepared
+
+PUBLISHED = pd.read_csv(ROOT / "data/results/published.csv")
+METRICS = ["map_all", "map_100_hits", "map_100_min", "recall_100"]
+
+
+def summary(overall: float, colour: float, sleeve: float) -> dict:
+    """Metric k's overall is overall + k / 100, so that no two columns can be exchanged unnoticed."""
+    return {
+        metric: {
+            "overall_by_query": overall + k / 100,
+            "mean_over_attributes": (colour + sleeve) / 2 + k / 100,
+            "attributes": {"colour": colour, "sleeve": sleeve},
+        }
+        for k, metric in enumerate(METRICS)
+    }
+
+
+RESULTS = {
+    "asen": {
+        "score": "attribute",
+        "random": summary(0.2, 0.25, 0.3),
+        "valid": {"attribute": summary(0.41, 0.4, 0.4)},
+        "test": {"attribute": summary(0.4, 0.5, 0.3)},
+    },
+    "m3": {
+        "score": "weighted",
+        "random": summary(0.2, 0.25, 0.3),
+        "valid": {"weighted": summary(0.61, 0.6, 0.7)},
+        "test": {"weighted": summary(0.6, 0.55, 0.7), "posterior": summary(0.58, 0.5, 0.6)},
+    },
+}
+
+
+def test_main_table_has_a_row_per_variant_and_the_random_floor():
+    table = report.main_table(RESULTS, "test")
+    assert table.index.tolist() == ["random", "asen", "m3"]
+    assert table["score"].tolist() == ["-", "attribute", "weighted"]
+    assert table.loc["m3"].tolist()[1:] == pytest.approx([60, 62.5, 61, 62, 63])
+    assert table.loc["random"].tolist()[1:] == pytest.approx([20, 27.5, 21, 22, 23])
+    assert table.columns.tolist() == ["score", *report.COLUMNS]
+
+
+def test_validation_has_no_random_row():
+    assert report.main_table(RESULTS, "valid")["MAP@all"].to_dict() == pytest.approx({"asen": 41, "m3": 61})
+
+
+def test_attribute_table_has_a_column_per_attribute():
+    table = report.attribute_table(RESULTS, "test")
+    assert table.to_dict("index") == {
+        "random": pytest.approx({"colour": 25, "sleeve": 30}),
+        "asen": pytest.approx({"colour": 50, "sleeve": 30}),
+        "m3": pytest.approx({"colour": 55, "sleeve": 70}),
+    }
+
+
+def test_score_table_shows_every_score_a_variant_can_give():
+    table, own = report.score_table(RESULTS, "test")
+    assert own == {"asen": "attribute", "m3": "weighted"}
+    assert table.columns.tolist() == ["attribute", "weighted", "posterior"]
+    assert table.loc["m3"].dropna().to_dict() == pytest.approx({"weighted": 60, "posterior": 58})
+    assert table.loc["asen"].dropna().to_dict() == pytest.approx({"attribute": 40})
+
+
+def test_flat_lists_fractions():
+    flat = report.flat(RESULTS, "test")
+    assert list(flat) == ["random", "asen", "m3"]
+    expected = {"map_all": 0.6, "map_all_mean": 0.625, "map_100": 0.61, "recall_100": 0.63}
+    assert flat["m3"] == pytest.approx(expected)
+
+
+def test_gain_over_modc_is_the_posters():
+    """The poster's own percentage: M3-Net over MODC on DeepFashion is +70.42 %."""
+    found = report.beside_published(pd.DataFrame({"MAP@all": {"m3": 60.0}}), PUBLISHED, "modc")
+    assert found.loc["M3-Net", ("gain over MODC", "deepfashion")] == pytest.approx(70.42, abs=0.005)
+    assert found.loc["MODC", ("gain over MODC", "deepfashion")] == 0
+    assert found["gain over MODC", "here"].isna().all()
+
+
+def test_our_rows_stand_beside_the_published_ones():
+    found = report.beside_published(report.main_table(RESULTS, "test"), PUBLISHED, "asen")
+    levels, gain = found["MAP@all"], found["gain over ASEN"]
+    assert levels["here"].dropna().to_dict() == pytest.approx({"ASEN": 40, "M3-Net": 60})
+    assert gain["here"].dropna().to_dict() == pytest.approx({"ASEN": 0, "M3-Net": 50})
+    overall = PUBLISHED[(PUBLISHED["metric"] == "MAP@all") & (PUBLISHED["attribute"] == "overall")]
+    printed = {(row.dataset, row.system): row.percent for row in overall.itertuples()}
+    assert len(printed) == 21
+    for (dataset, system), percent in printed.items():
+        assert levels.loc[system, dataset] == percent
+        base = printed[dataset, "ASEN"]
+        assert gain.loc[system, dataset] == pytest.approx(100 * (percent - base) / base)
+
+
+def test_json_has_six_decimals_and_reads_back():
+    values = {"a": {"b": 1 / 3, "n": 7, "t": "0.123456789"}, "none": None, "list": [1e-9, True]}
+    text = metrics.to_json(values)
+    assert json.loads(text) == {"a": {"b": 0.333333, "n": 7, "t": "0.123456789"}, "none": None, "list": [0.0, True]}
+    assert metrics.to_json(json.loads(text)) == text
+
+
+def test_metrics_are_read_by_variant_and_the_missing_one_is_named(tmp_path):
+    for name, result in RESULTS.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    assert report.read_metrics(tmp_path, ["m3", "asen"]) == {"m3": RESULTS["m3"], "asen": RESULTS["asen"]}
+    (tmp_path / "asen.json").write_text("{")
+    for name in ("asen", "m3_a"):
+        with pytest.raises(InputError, match=rf"{name}\.json.*dvc repro evaluate@{name}"):
+            report.read_metrics(tmp_path, ["m3", name])
+
+
+def test_widest_gap_is_where_one_leads_the_other_most():
+    table = report.attribute_table(RESULTS, "test")
+    assert report.widest_gap(table, "asen", "m3") == "sleeve"
+    assert report.widest_gap(table, "m3", "asen") == "colour"
+
+
+RED, GREEN, BLUE, POCKET, COLLAR, LONG = 0, 1, 2, 3, 4, 7
+
+
+def make_panel_case():
+    """Queries 0-3, candidates 4-8, each picture filled with its row number; colours and details by hand."""
+    ids = [[RED, POCKET], [GREEN, POCKET, COLLAR], [RED, COLLAR], [BLUE, COLLAR]]
+    ids += [[RED, POCKET], [GREEN, COLLAR], [BLUE, POCKET], [RED, COLLAR], [GREEN, POCKET]]
+    labels = np.zeros((9, TAXONOMY.num_classes), bool)
+    for row, own in enumerate(ids):
+        labels[row, [*own, LONG]] = True
+    images = np.broadcast_to(np.arange(9, dtype=np.uint8)[:, None, None, None], (9, 4, 4, 3))
+    prepared = make_prepared(labels, [("test", "query")] * 4 + [("test", "candidate")] * 5, images)
+    order = torch.tensor([[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 0, 3, 2, 4], [2, 0, 1, 4, 3]])
+    return prepared, Ranking(np.arange(4), np.arange(4, 9), order)
+
+
+def numbers(images: list) -> list:
+    return [numbers(image) if isinstance(image, list) else int(image[0, 0, 0]) for image in images]
+
+
+def test_panel_of_a_class_shows_its_queries_and_what_carries_it():
+    queries, results, right, captions = report.panel_content(*make_panel_case(), 0, "red", rows=3, top=3)
+    assert numbers(queries) == [0, 2]
+    assert numbers(results) == [[4, 5, 6], [5, 4, 7]]
+    assert right.tolist() == [[True, False, False], [False, True, True]]
+    assert captions == ["red", "red"]
+
+
+def test_panel_without_a_class_shows_queries_of_different_classes():
+    queries, results, right, captions = report.panel_content(*make_panel_case(), 0, None, rows=3, top=2)
+    assert numbers(queries) == [0, 1, 3]
+    assert numbers(results) == [[4, 5], [8, 7], [6, 4]]
+    assert right.tolist() == [[True, False], [True, False], [True, False]]
+    assert captions == ["red", "green", "blue"]
+
+
+def test_panel_of_several_classes_per_photo_takes_any_shared_one():
+    queries, _, right, captions = report.panel_content(*make_panel_case(), 1, None, rows=2, top=5)
+    assert numbers(queries) == [0, 2]
+    assert captions == ["pocket", "collar"]
+    assert right.tolist() == [[True, False, True, False, True], [True, False, True, False, False]]
+    _, _, right, captions = report.panel_content(*make_panel_case(), 1, "pocket", rows=5, top=5)
+    assert captions == ["pocket", "pocket"]
+    assert right[1].tolist() == [True, False, True, False, True]
+
+
+def test_panel_refuses_a_class_that_is_not_there():
+    with pytest.raises(InputError, match="'rd'; did you mean 'red'"):
+        report.panel_content(*make_panel_case(), 0, "rd")
+
+
+def test_typical_class_is_of_middling_frequency():
+    labels = np.zeros((12, TAXONOMY.num_classes), bool)
+    labels[np.arange(12), [POCKET] * 6 + [COLLAR] * 3 + [5] * 2 + [6]] = True
+    queries = make_prepared(labels, [("test", "query")] * 12)
+    assert report.typical_class(queries, "test", "details") == "collar"
+
+
+def test_the_reading_tells_order_difference_and_chance():
+    table, per_attribute = (f(RESULTS, "test") for f in (report.main_table, report.attribute_table))
+    heat, _ = report.score_table(RESULTS, "test")
+    text = report.reading(table, per_attribute, heat)
+    assert text.splitlines() == [
+        "Order by overall MAP@all: m3 60.0, asen 40.0.",
+        "M3-Net leads ASEN by 20.0 points.",
+        "asen stays within a fifth of the random ranking on sleeve.",
+        "m3: class-specific embeddings change MAP by +2.0 over class probabilities alone.",
+    ]
