@@ -1,5 +1,6 @@
 """params.yaml as frozen dataclasses, checked once; every value stands in params.yaml and nowhere else."""
 
+import math
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -7,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from m3lib.errors import InputError
-from m3lib.taxonomy import nearest
+from m3lib.taxonomy import did_you_mean, nearest
 
 
 def find_root() -> Path:
@@ -149,9 +150,14 @@ class Settings:
 
     def variant(self, name: str) -> Variant:
         """The settings of one row; `systems.<name>` lists only what that row changes."""
-        own = dict(self.systems[nearest(name, list(self.systems), "variant")])
-        sections = {key: own.pop(key, {}) for key in ("model", "loss", "train")}
         where = f"systems.{name}"
+        own = self.systems[nearest(name, list(self.systems), "system in params.yaml, variants:")]
+        if not isinstance(own, dict):
+            raise InputError(f"params.yaml, {where}: expected a mapping of settings, got {own!r}")
+        if "name" in own:
+            raise InputError(f"params.yaml, {where}.name: a row's name is its key in systems; remove this setting")
+        own = dict(own)
+        sections = {key: own.pop(key, {}) for key in ("model", "loss", "train")}
         merged = {key: merge(getattr(self, key), changes, f"{where}.{key}") for key, changes in sections.items()}
         return build(Variant, {"name": name, **own, **merged}, where)
 
@@ -162,6 +168,8 @@ def load(path: Path) -> Settings:
         values = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; restore it with `git checkout params.yaml`") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -169,8 +177,10 @@ def load(path: Path) -> Settings:
     settings = build(Settings, values, "")
     if not settings.variants:
         raise InputError("params.yaml, variants: the list is empty; name at least one key of systems")
+    for name in settings.systems:
+        check(name, str, f"systems.{name}, the key itself")
     for name in settings.variants:
-        settings.variant(name)
+        settings.variant(check(name, str, "variants"))
     if settings.split.valid + settings.split.test >= 1:
         raise InputError("params.yaml, split: valid + test must leave something to train on (less than 1)")
     return settings
@@ -190,7 +200,10 @@ def build(cls: type, values: Any, where: str) -> Any:
     hints = get_type_hints(cls, include_extras=True)
     prefix = f"{where}." if where else ""
     for key in values:
-        nearest(str(key), list(hints), f"setting in params.yaml: {prefix}{key} is not one; it reads")
+        if key not in hints:
+            raise InputError(
+                f"params.yaml, {prefix}{key}: there is no such setting; {did_you_mean(str(key), list(hints))}"
+            )
     for key in hints:
         if key not in values:
             raise InputError(f"params.yaml, {prefix}{key}: the setting is missing")
@@ -213,6 +226,6 @@ def check(value: Any, hint: Any, where: str) -> Any:
     if type(value) is not hint:
         advice = " (YAML reads 1e-4 as text: write 0.0001)" if hint is float and isinstance(value, str) else ""
         raise InputError(f"params.yaml, {where}: expected {hint.__name__}, got {value!r}{advice}")
-    if bounds and not bounds.low <= value <= bounds.high:
+    if bounds and not (bounds.low <= value <= bounds.high and math.isfinite(value)):
         raise InputError(f"params.yaml, {where}: must lie between {bounds.low:g} and {bounds.high:g}, got {value!r}")
     return value

@@ -95,7 +95,9 @@ def classification_loss(logits: Tensor, labels: Tensor, positive_weight: Tensor,
     """
     known = known_classes(labels, attribute_of_class)
     sizes = torch.bincount(attribute_of_class).to(logits.dtype)[attribute_of_class]  # (M,) M_n of each class
-    terms = F.binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=positive_weight, reduction="none")
+    terms = F.binary_cross_entropy_with_logits(
+        logits, labels.to(logits.dtype), pos_weight=positive_weight, reduction="none"
+    )
     pairs = (known / sizes).sum().clamp(min=1)
     return (terms * known / sizes).sum() / pairs
 

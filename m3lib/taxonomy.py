@@ -90,5 +90,10 @@ def nearest(name: str, known: list[str] | tuple[str, ...], what: str) -> str:
     """`name` if it is among the known ones; otherwise an InputError that names the closest."""
     if name in known:
         return name
+    raise InputError(f"unknown {what} {name!r}; {did_you_mean(name, known)}")
+
+
+def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """The known names that are closest, or the first dozen when none is close."""
     close = get_close_matches(name, known, n=3, cutoff=0.5) or sorted(known)[:12]
-    raise InputError(f"unknown {what} {name!r}; did you mean {', '.join(map(repr, close))}?")
+    return f"did you mean {', '.join(map(repr, close))}?"

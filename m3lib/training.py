@@ -139,7 +139,7 @@ class Trainer:
         parts = total_loss(outputs, labels, self.system, self.variant.loss, generator)
         total = sum(parts.values())
         if not torch.isfinite(total):
-            raise InputError(f"{self.variant.name}: the loss became {float(total)}; lower train.lr")
+            raise InputError(f"{self.variant.name}: the loss became {total.item()}; lower train.lr")
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.system.parameters(), 5.0)

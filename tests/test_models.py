@@ -154,7 +154,7 @@ def m3_c(w: State, X: np.ndarray) -> dict[str, np.ndarray]:
 def m3(w: State, X: np.ndarray) -> dict[str, np.ndarray]:
     """Methods, section 6.2, the refined features X'_n written out."""
     v, first = below(w, "classes"), m3_a_without_classes(w, X)
-    maps, found = [], []
+    maps, found, evidence = [], [], []
     for m in range(M):
         n = int(OWN[m])
         alpha, gate, h = attribute_branch(below(w, "attributes"), X, n)
@@ -163,8 +163,11 @@ def m3(w: State, X: np.ndarray) -> dict[str, np.ndarray]:
         beta = spatial_map(below(v, "spatial"), refined, query)
         u = beta @ refined
         maps.append(beta)
-        found.append(unit(linear(v, "reduce", u * channel_gate(below(v, "channel"), u, query, h))))
-    return first | {"class_maps": np.array(maps), "classes": np.array(found)}
+        kept = u * channel_gate(below(v, "channel"), u, query, h)
+        found.append(unit(linear(v, "reduce", kept)))
+        evidence.append(w["head"][m] @ kept)
+    logits = first["logits"] + np.array(evidence)
+    return first | {"logits": logits, "class_maps": np.array(maps), "classes": np.array(found)}
 
 
 def m3_a_without_classes(w: State, X: np.ndarray) -> dict[str, np.ndarray]:
