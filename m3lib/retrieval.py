@@ -123,17 +123,18 @@ def rank(
     """
     own = prepared.taxonomy.classes_of(attribute)
     known = prepared.labels[:, own].any(axis=1)
-    query_rows, candidate_rows = (
-        rows[known[rows]] for rows in (prepared.rows(split, r) for r in ("query", "candidate"))
-    )
+    query_rows, candidate_rows = (prepared.rows(split, role) for role in ("query", "candidate"))
+    query_rows, candidate_rows = query_rows[known[query_rows]], candidate_rows[known[candidate_rows]]
+    # In tie order before the matrix product: its last bit can depend on the column, which must not follow the labels.
+    ties = metrics.tie_keys(prepared.manifest["image"].to_numpy()[candidate_rows].tolist()).sort()
+    candidate_rows = candidate_rows[ties.indices.numpy()]
     if score == "random":
         generator = torch.Generator().manual_seed(seed * 1009 + attribute)
         values = torch.rand(len(query_rows), len(candidate_rows), generator=generator)
     else:
         query, candidate = embeddings.take(query_rows), embeddings.take(candidate_rows)
         values = similarity(score, query, candidate, attribute, prepared.taxonomy)
-    names = prepared.manifest["image"].to_numpy()[candidate_rows].tolist()
-    return Ranking(query_rows, candidate_rows, metrics.rank_order(values, metrics.tie_keys(names)))
+    return Ranking(query_rows, candidate_rows, metrics.rank_order(values, ties.values))
 
 
 def evaluate(
