@@ -6,7 +6,7 @@ Data flows one way, and a module imports only from the floors below its own:
 2. `manifest`, `images`, `tables`, `prints`, `people`, `garments`, `styles`, `wardrobe`, `sources`: any data set
    becomes one manifest and one image store.
 3. `metrics`, `losses`, `attention`, `models`, `batches`: the mathematics, on arrays and tensors alone.
-4. `retrieval`, `report`, `figures`: embeddings to rankings, tables and pictures.
+4. `retrieval`, `report`, `maps`, `figures`: embeddings to rankings, tables and pictures.
 5. `training`: fits a variant and embeds images with it.
 6. `inputs`, `run`, `record`, `bench`: the first look, a notebook as a stage, results collected, what it cost.
 """
