@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 RIGHT, WRONG, QUERY = "#2a9d3f", "#d1383d", "#222222"  # frames of the retrieval panels, as on the poster
 OTHER = "#c9ccd1"
@@ -121,6 +122,7 @@ def scatter(axis: Axes, table: pd.DataFrame) -> None:
         own = table[table["class_"] == name]
         axis.scatter(own["x"], own["y"], s=9, color=colours[name], linewidth=0, label=name)
     axis.set(xticks=[], yticks=[])
+    sns.despine(ax=axis, left=True, bottom=True)
     axis.legend(fontsize=7, markerscale=1.8, bbox_to_anchor=(1, 1), loc="upper left", handletextpad=0.1)
 
 
@@ -134,5 +136,8 @@ def class_chart(table: pd.DataFrame) -> Figure:
     ordered = table.sort_values("images")
     axis.plot(ordered["images"], ordered["floor"], color="black", linewidth=1, label="random ranking")
     axis.set(xscale="log", xlabel="training images of the class", ylabel="MAP@all of its queries (%)")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left", fontsize=8)
     return figure
