@@ -37,7 +37,7 @@ def rows_of(root: Path, name: str, commit: str) -> list[dict]:
     rows = []
     for variant in params["variants"]:
         result = json.loads(git(root, "show", f"{commit}:data/metrics/{variant}.json"))
-        summaries = {variant: result["test"][result["score"]], "random": result["random"]}
+        summaries = {"random": result["random"], variant: result["test"][result["score"]]}
         for row, summary in summaries.items():
             key = {"experiment": name, "seed": params["seed"], "variant": row}
             for column, (metric, mean) in COLUMNS.items():
