@@ -43,6 +43,9 @@ TINY = {
 }
 
 
+MADE = ("dvc.lock", "data/curves/", "data/metrics", "data/inputs.json")  # by the pipeline, for other settings
+
+
 class Copy:
     """A clone-like copy of the repository's files, committed, with tiny settings."""
 
@@ -50,7 +53,7 @@ class Copy:
         self.folder = folder
         names = self.git("ls-files", "-co", "--exclude-standard", "-z", cwd=ROOT).split("\0")
         for name in filter(None, names):
-            if (ROOT / name).is_file() and name != "dvc.lock":  # made on this machine, for other settings
+            if (ROOT / name).is_file() and not name.startswith(MADE):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
         self.git("init", "--quiet")
