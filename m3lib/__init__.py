@@ -2,11 +2,12 @@
 
 Data flows one way, and a module imports only from the floors below its own:
 
-1. `errors`, `taxonomy`, `config`: what is asked about, and every setting, checked once.
+1. `errors`, `taxonomy`, `config`, `abilities`: what is asked about, and every setting, checked once.
 2. `manifest`, `images`, `tables`, `prints`, `people`, `garments`, `styles`, `wardrobe`, `sources`: any data set
    becomes one manifest and one image store.
-3. `metrics`, `losses`, `attention`, `models`, `batches`: the mathematics, on arrays and tensors alone.
-4. `retrieval`, `report`, `maps`, `figures`: embeddings to rankings, tables and pictures.
-5. `training`: fits a variant and embeds images with it.
-6. `inputs`, `run`, `record`, `bench`: the first look, a notebook as a stage, results collected, what it cost.
+3. `metrics`, `losses`, `attention`, `backbone`, `batches`, `samplers`: the mathematics, on arrays and tensors alone.
+4. `system`, `asen`, `modc`, `m3net`, `models`, `objective`: each system a small class, and what a step minimises.
+5. `retrieval`, `likeness`, `report`, `maps`, `figures`: embeddings to rankings, tables and pictures.
+6. `training`: fits a variant and embeds images with it.
+7. `inputs`, `run`, `record`, `bench`: the first look, a notebook as a stage, results collected, what it cost.
 """

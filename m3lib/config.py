@@ -1,6 +1,8 @@
 """params.yaml as frozen dataclasses, checked once; every value stands in params.yaml and nowhere else."""
 
 import math
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -26,6 +28,15 @@ def find_root() -> Path:
     return root
 
 
+def data_path(text: str) -> Path:
+    """A path in params.yaml, relative to the repository that the person works in.
+
+    An experiment from DVC's queue runs in a copy without the photos and weights; DVC_ROOT then names the original.
+    """
+    path = Path(text).expanduser()
+    return path if path.is_absolute() else Path(os.environ.get("DVC_ROOT") or find_root()) / path
+
+
 @dataclass(frozen=True)
 class Range:
     """Bounds of a number, both included."""
@@ -34,11 +45,12 @@ class Range:
     high: float = float("inf")
 
 
+FIXED_IN_STAGES = ("epochs", "batch", "sampler", "triplets", "optimizer", "held_out", "precision")
 Fraction = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0)]
 Count = Annotated[int, Range(1)]
-Network = Literal["classifier", "asen", "m3_a", "m3_c", "m3"]
-Score = Literal["attribute", "concat", "top_class", "weighted", "posterior"]
+Network = Literal["classifier", "asen", "asen_v2", "asen_pp", "modc", "m3_a", "m3_c", "m3"]
+Score = Literal["attribute", "segment", "soft_segment", "concat", "top_class", "weighted", "posterior"]
 
 
 @dataclass(frozen=True)
@@ -83,18 +95,37 @@ class Model:
     backbone_options: dict
     pretrained: bool
     weights: str
+    input: Annotated[float, Range(0.05, 1)]
     hidden: Count
     embedding: Count
     class_embedding: Count
+    queries: Literal["learned", "one_hot"]
+    norm: bool
+    parent: bool
+    refine: bool
+    local_backbone: str
+    local_backbone_options: dict
+    local_weights: str
+    local_from_global: bool
+    local_hidden: Annotated[int, Range(2)]
+    local_size: Annotated[float, Range(0.05, 1)]
+    box_threshold: Fraction
+    beta: Fraction
+    temperature: Annotated[float, Range(0.001)]
 
 
 @dataclass(frozen=True)
 class Loss:
     attribute: Weight
+    local: Weight
+    align: Weight
+    center: Weight
+    pseudo: Weight
     classification: Weight
     instance: Weight
     cluster: Weight
     margin: Weight
+    pseudo_margin: Weight
     hardness: Weight
     center_momentum: Fraction
     positive_power: Fraction
@@ -103,12 +134,22 @@ class Loss:
 @dataclass(frozen=True)
 class Train:
     epochs: Count
+    sampler: Literal["batch", "asen", "asen_pp", "checked"]
     batch: Annotated[int, Range(2)]
+    triplets: Count
+    optimizer: Literal["adamw", "adam"]
     lr: Annotated[float, Range(0)]
     weight_decay: Weight
+    schedule: Literal["cosine", "step"]
     warmup: Fraction
+    step_epochs: Count
+    step_factor: Fraction
+    clip: Weight
     flip: bool
     shift: Fraction
+    crop: Annotated[float, Range(0.05, 1)]
+    jitter: Annotated[float, Range(0, 0.9)]
+    held_out: list
     precision: Literal["bf16", "fp32"]
 
 
@@ -121,8 +162,26 @@ class Umap:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A part of one training, with its own losses and augmentation.
+
+    share: its length in units of train.epochs. restart: whether the learning rate's schedule starts anew.
+    global_lr: factor on the learning rate of all parameters but a local branch's.
+    """
+
+    share: Annotated[float, Range(0, 100)]
+    restart: bool
+    global_lr: Fraction
+    loss: Loss
+    train: Train
+
+
+@dataclass(frozen=True)
 class Variant:
-    """One row of the comparison: a network, its score, and the sections with its own changes applied."""
+    """One row of the comparison: a network, its score, and the sections with its own changes applied.
+
+    changes: the settings that the row itself gives, such as `model.beta` or `stages.1.loss.align`.
+    """
 
     name: str
     network: Network
@@ -130,6 +189,8 @@ class Variant:
     model: Model
     loss: Loss
     train: Train
+    stages: tuple[Stage, ...]
+    changes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -157,9 +218,38 @@ class Settings:
         if "name" in own:
             raise InputError(f"params.yaml, {where}.name: a row's name is its key in systems; remove this setting")
         own = dict(own)
+        stages = own.pop("stages", [])
         sections = {key: own.pop(key, {}) for key in ("model", "loss", "train")}
         merged = {key: merge(getattr(self, key), changes, f"{where}.{key}") for key, changes in sections.items()}
-        return build(Variant, {"name": name, **own, **merged}, where)
+        values = {"name": name, **own, **merged, "changes": tuple(leaves({**sections, "stages": stages}))}
+        return build(Variant, values | {"stages": read_stages(stages, merged, f"{where}.stages")}, where)
+
+
+def read_stages(stages: Any, merged: dict[str, Any], where: str) -> tuple[Stage, ...]:
+    """A row's stages, each with the row's own losses and training where it changes nothing; one of them if none."""
+    if not isinstance(stages, list):
+        raise InputError(f"params.yaml, {where}: expected a list of stages, got {stages!r}")
+    found = []
+    for number, stage in enumerate(stages or [{"share": 1.0}]):
+        at = f"{where}.{number}"
+        if not isinstance(stage, dict):
+            raise InputError(f"params.yaml, {at}: expected a mapping of settings, got {stage!r}")
+        sections = {key: merge(merged[key], stage.get(key, {}), f"{at}.{key}") for key in ("loss", "train")}
+        for key in FIXED_IN_STAGES:
+            if isinstance(stage.get("train"), dict) and key in stage["train"]:
+                raise InputError(f"params.yaml, {at}.train.{key}: a stage can't change this; set it for the whole row")
+        found.append(build(Stage, {"restart": False, "global_lr": 1.0, **stage, **sections}, at))
+    return tuple(found)
+
+
+def leaves(values: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """The dotted names of every setting in nested mappings and lists of mappings."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if path == ("stages",) else None
+    if items is None or path[-1:] == ("backbone_options",):
+        yield ".".join(path)
+        return
+    for key, value in items:
+        yield from leaves(value, (*path, str(key)))
 
 
 def load(path: Path) -> Settings:
@@ -212,6 +302,8 @@ def build(cls: type, values: Any, where: str) -> Any:
 
 def check(value: Any, hint: Any, where: str) -> Any:
     """The value, if it fits the annotation; an int passes where a float is asked."""
+    if hint in (tuple[Stage, ...], tuple[str, ...]):  # made here, not read
+        return value
     if is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where)
     if get_origin(hint) is Literal:

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from m3lib import images, sources, tables
-from m3lib.config import Settings, find_root, load
+from m3lib.abilities import check_variant
+from m3lib.config import Settings, data_path, find_root, load
 from m3lib.errors import InputError
 from m3lib.taxonomy import nearest
 
@@ -39,7 +40,8 @@ def check_backbones(settings: Settings, root: Path) -> None:
 
     Importing timm takes seconds, so its list of names is kept in data/work and renewed only for a name that it lacks.
     """
-    names = {settings.variant(name).model.backbone.partition(".")[0] for name in settings.variants}
+    models = [settings.variant(name).model for name in settings.variants]
+    names = {name.partition(".")[0] for model in models for name in (model.backbone, model.local_backbone)}
     kept = root / "data" / "work" / "backbones.txt"
     known = kept.read_text().split() if kept.is_file() else []
     if not names <= set(known):
@@ -52,20 +54,41 @@ def check_backbones(settings: Settings, root: Path) -> None:
         nearest(name, known, "backbone in params.yaml (model.backbone takes any timm model)")
 
 
+def weight_files(settings: Settings) -> dict[str, str]:
+    """The weight files that the variants start from, by the name in params.yaml, and a digest of each."""
+    models = [settings.variant(name).model for name in settings.variants]
+    names = sorted({name for model in models for name in (model.weights, model.local_weights) if name})
+    try:
+        return {name: hashlib.sha256(data_path(name).read_bytes()).hexdigest() for name in names}
+    except OSError as error:
+        raise InputError(f"params.yaml, model.weights: {error.filename} can't be read ({error.strerror})") from None
+
+
+def write_if_changed(path: Path, values: dict) -> bool:
+    """Whether the file said something else, or was not there."""
+    text = json.dumps(values, indent=1) + "\n"
+    if path.is_file() and path.read_text() == text:
+        return False
+    path.parent.mkdir(exist_ok=True)
+    with images.whole_file(path) as file:
+        file.write(text.encode())
+    return True
+
+
 def main() -> int:
-    """Write data/inputs.json, on which the pipeline's first notebook depends, unless it says the same already."""
+    """Write data/inputs.json, on which the pipeline's first notebook depends, unless it says the same already.
+
+    data/weights.json does the same for the trainings.
+    """
     try:
         root = find_root()
         settings = load(root / "params.yaml")
+        for name in settings.variants:
+            check_variant(settings.variant(name))
         check_backbones(settings, root)
-        found = fingerprint(settings)
-        path = root / "data" / "inputs.json"
-        text = json.dumps(found, indent=1) + "\n"
-        changed = not path.is_file() or path.read_text() != text
-        if changed:
-            path.parent.mkdir(exist_ok=True)
-            with images.whole_file(path) as file:
-                file.write(text.encode())
+        weights, found = weight_files(settings), fingerprint(settings)
+        write_if_changed(root / "data" / "weights.json", weights)
+        changed = write_if_changed(root / "data" / "inputs.json", found)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -24,7 +24,7 @@ def find_anchors(labels: Tensor, attribute_of_class: Tensor) -> Anchors:
 
     labels: (B, M) bool; attribute_of_class: (M,) int64.
     """
-    known = known_classes(labels, attribute_of_class)  # (B, M)
+    known = known_attributes(labels, attribute_of_class)[:, attribute_of_class]  # (B, M)
     image, class_id = labels.nonzero(as_tuple=True)
     positives = labels.T[class_id].clone()  # (A, B)
     positives[torch.arange(len(image), device=image.device), image] = False
@@ -33,12 +33,11 @@ def find_anchors(labels: Tensor, attribute_of_class: Tensor) -> Anchors:
     return Anchors(image[usable], class_id[usable], positives[usable], negatives[usable])
 
 
-def known_classes(labels: Tensor, attribute_of_class: Tensor) -> Tensor:
-    """(B, M) bool: whether the image carries any class of the attribute that the column belongs to."""
+def known_attributes(labels: Tensor, attribute_of_class: Tensor) -> Tensor:
+    """(B, N) bool: whether the image carries any class of the attribute."""
     num_attributes = int(attribute_of_class[-1]) + 1
     count = labels.new_zeros(len(labels), num_attributes, dtype=torch.float32)
-    count.index_add_(1, attribute_of_class, labels.float())
-    return (count > 0)[:, attribute_of_class]
+    return count.index_add_(1, attribute_of_class, labels.float()) > 0
 
 
 def draw(similarity: Tensor, allowed: Tensor, hardness: float, generator: torch.Generator) -> Tensor:
@@ -87,13 +86,66 @@ def class_similarity(embedding: Tensor, anchors: Anchors) -> Tensor:
     return gram[anchors.class_id, anchors.image]
 
 
+def center_cosines(embedding: Tensor, centers: Tensor, attribute_of_class: Tensor) -> Tensor:
+    """(B, M) cosine of each image to each class center in the class's attribute space.
+
+    embedding: (B, N, D), unit; centers: (M, D), unit.
+    """
+    return (embedding[:, attribute_of_class] * centers).sum(dim=2)
+
+
+def center_loss(cosines: Tensor, labels: Tensor, seen: Tensor, attribute_of_class: Tensor, margin: float) -> Tensor:
+    """MODC's cluster loss: mean over (image, class m) of max(0, margin - cos(f, K_m) + max over m' of cos(f, K_m')).
+
+    m' runs over the attribute's other classes that the image does not carry. Pairs whose center, or all of whose
+    rivals' centers, are yet unknown take no part. cosines: (B, M) from `center_cosines`; labels: (B, M) bool;
+    seen: (M,) bool.
+    """
+    image, class_id = labels.nonzero(as_tuple=True)  # (A,), (A,)
+    siblings = attribute_of_class[class_id][:, None] == attribute_of_class  # (A, M)
+    rivals = siblings & ~labels[image] & seen  # (A, M)
+    usable = seen[class_id] & rivals.any(dim=1)
+    image, class_id, rivals = image[usable], class_id[usable], rivals[usable]
+    nearest_rival = cosines[image].masked_fill(~rivals, -torch.inf).amax(dim=1)
+    return triplet_loss(cosines[image, class_id], nearest_rival, margin)
+
+
+def align_loss(attribute: Tensor, local: Tensor, known: Tensor) -> Tensor:
+    """ASEN++: mean of max(0, 1 - cos(g, l)) between the two branches, over known (image, attribute) pairs.
+
+    attribute, local: (B, N, D), unit; known: (B, N) bool. The gradient reaches both branches. The released code takes
+    the mean for anchors, positives and negatives apart and adds the three; over one batch this is three times the mean.
+    """
+    distance = F.relu(1 - (attribute * local).sum(dim=2))[known]
+    return 3 * distance.mean() if len(distance) else distance.sum()
+
+
+def pseudo_labels(cosines: Tensor, labels: Tensor, attribute_of_class: Tensor, multi: Tensor, margin: float) -> Tensor:
+    """(I, M) bool: the nearest center's class, for images unknown under an attribute, where it is near and clearly so.
+
+    Near: its cosine reaches the median of labelled images to their own centers. Clearly: it leads the second by
+    `margin`. Attributes with several classes per image (multi: (N,) bool) get none: there, no label may mean no class.
+    cosines: (I, M); labels: (I, M) bool.
+    """
+    found = torch.zeros_like(labels)
+    for n in (~multi).nonzero().flatten().tolist():
+        own = (attribute_of_class == n).nonzero().flatten()  # (M_n,)
+        near, truth = cosines[:, own], labels[:, own]
+        if not truth.any():
+            continue
+        best, second = near.topk(2, dim=1).values.T
+        sure = (best >= near[truth].median()) & (best - second >= margin) & ~truth.any(dim=1)
+        found[sure.nonzero().flatten(), own[near.argmax(dim=1)[sure]]] = True
+    return found
+
+
 def classification_loss(logits: Tensor, labels: Tensor, positive_weight: Tensor, attribute_of_class: Tensor) -> Tensor:
     """Loss 1 (M3-Net's poster): -(1/M_n) sum over m of w_p y log x + (1 - y) log(1 - x), x = sigmoid(logit).
 
     Averaged over the known (image, attribute) pairs. The poster prints the second term with the other sign, a misprint.
     logits: (B, M); labels: (B, M) bool; positive_weight: (M,).
     """
-    known = known_classes(labels, attribute_of_class)
+    known = known_attributes(labels, attribute_of_class)[:, attribute_of_class]  # (B, M)
     sizes = torch.bincount(attribute_of_class).to(logits.dtype)[attribute_of_class]  # (M,) M_n of each class
     terms = F.binary_cross_entropy_with_logits(
         logits, labels.to(logits.dtype), pos_weight=positive_weight, reduction="none"
@@ -108,7 +160,7 @@ def positive_weights(labels: Tensor, attribute_of_class: Tensor, power: float) -
     Counted over the images known under the class's attribute; labels: (I, M) bool of the training images.
     """
     positives = labels.sum(dim=0).float()
-    negatives = known_classes(labels, attribute_of_class).sum(dim=0).float() - positives
+    negatives = known_attributes(labels, attribute_of_class).sum(dim=0)[attribute_of_class].float() - positives
     ratio = torch.where(positives > 0, negatives / positives.clamp(min=1), torch.ones_like(positives))
     return ratio.pow(power).clamp(min=1)
 
@@ -121,6 +173,13 @@ class Centers(nn.Module):
         self.momentum = momentum
         self.register_buffer("value", torch.zeros(num_classes, dim))  # (M, d), unit rows once seen
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
+
+    @torch.no_grad()
+    def set(self, sums: Tensor, counts: Tensor) -> None:
+        """Place every class that has images at their mean; sums: (M, d) of unit embeddings, counts: (M,)."""
+        present = counts > 0
+        self.value[present] = F.normalize(sums[present], dim=1)
+        self.seen |= present
 
     @torch.no_grad()
     def update(self, embedding: Tensor, labels: Tensor) -> None:

@@ -92,6 +92,24 @@ class Prepared:
         return np.flatnonzero(chosen)
 
 
+def hold_out(prepared: Prepared, classes: Sequence[str]) -> Prepared:
+    """The same pictures with some classes unseen: their labels are taken from train and valid, and stay in test.
+
+    classes: "attribute: class" each. Raises InputError for one that the taxonomy does not know.
+    """
+    gone = set()
+    for text in classes:
+        attribute, _, class_ = str(text).partition(": ")
+        gone.add(prepared.taxonomy.class_id(attribute, class_))
+    if not gone:
+        return prepared
+    manifest = prepared.manifest.copy()
+    learned = manifest["split"] != "test"
+    kept = [[m for m in ids if m not in gone] for ids in manifest["labels"]]
+    manifest["labels"] = pd.Series(kept, index=manifest.index).where(learned, manifest["labels"])
+    return Prepared(prepared.taxonomy, manifest, prepared.images)
+
+
 def check_source(source: Source) -> None:
     """Raise InputError unless there is something to train on, to ask, and to answer with, for every attribute."""
     manifest, taxonomy = source.manifest, source.taxonomy

@@ -17,17 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from m3lib import metrics
+from m3lib.abilities import SCORES
 from m3lib.errors import InputError
 from m3lib.manifest import Prepared
 from m3lib.taxonomy import Taxonomy
 
-NEEDS = {  # what a score reads of the embeddings
-    "attribute": ("attribute",),
-    "concat": ("classes",),
-    "top_class": ("classes", "posterior"),
-    "weighted": ("classes", "posterior"),
-    "posterior": ("posterior",),
-}
+SOFTNESS = 0.5  # of the score soft_segment: the share of the segments' agreement
 
 
 @dataclass(frozen=True)
@@ -62,30 +57,39 @@ class Embeddings:
     @property
     def scores(self) -> list[str]:
         """The scores that these embeddings can give."""
-        return [score for score, needs in NEEDS.items() if all(getattr(self, need) is not None for need in needs)]
+        return [score for score, needs in SCORES.items() if all(getattr(self, need) is not None for need in needs)]
 
 
 def similarity(score: str, query: Embeddings, candidate: Embeddings, attribute: int, taxonomy: Taxonomy) -> Tensor:
     """(Q, C) float32 similarity under one attribute by the named score. No score sees the query's true class.
 
     attribute: cos(f_q, f_c).
+    segment: cos(f_q, f_c), after 2 more for candidates whose most probable class is the query's (MODC: the attribute's
+        space cut by class).
+    soft_segment: (1 - k) cos(f_q, f_c) + k sum over m of p_m(q) p_m(c), k = SOFTNESS.
     concat: mean over m of cos(phi_m(q), phi_m(c)).
     top_class: cos(phi_m(q), phi_m(c)) for the m that the query most probably is.
     weighted: sum over m of p_m(q) p_m(c) (1 + cos(phi_m(q), phi_m(c))) / 2.
     posterior: sum over m of p_m(q) p_m(c), the probability of one class for both if the two are independent.
     """
     own = taxonomy.classes_of(attribute)
+    if "posterior" in SCORES[score]:
+        p_q, p_c = query.posterior[:, own].float(), candidate.posterior[:, own].float()  # (Q, M_n), (C, M_n)
+    if "attribute" in SCORES[score]:
+        cosine = query.attribute[:, attribute].float() @ candidate.attribute[:, attribute].float().T
     if score == "attribute":
-        return query.attribute[:, attribute].float() @ candidate.attribute[:, attribute].float().T
+        return cosine
+    if score == "segment":
+        return cosine + 2.0 * (p_q.argmax(dim=1)[:, None] == p_c.argmax(dim=1))
+    if score == "soft_segment":
+        return (1 - SOFTNESS) * cosine + SOFTNESS * p_q @ p_c.T
     if score == "posterior":
-        return query.posterior[:, own].float() @ candidate.posterior[:, own].float().T
+        return p_q @ p_c.T
     phi_q, phi_c = query.classes[:, own].float(), candidate.classes[:, own].float()  # (Q, M_n, d), (C, M_n, d)
     if score == "concat":
         return phi_q.flatten(1) @ phi_c.flatten(1).T / phi_q.shape[1]
-    p_q = query.posterior[:, own].float()  # (Q, M_n)
     if score == "top_class":
         return top_class(p_q, phi_q, phi_c)
-    p_c = candidate.posterior[:, own].float()  # (C, M_n)
     agree = (p_q[..., None] * phi_q).flatten(1) @ (p_c[..., None] * phi_c).flatten(1).T
     return (p_q @ p_c.T + agree) / 2
 
@@ -147,6 +151,25 @@ def evaluate(
         labels = ranking.hits(prepared, prepared.taxonomy.classes_of(n))
         results[name] = metrics.evaluate_attribute(ranking.order, *labels)
     return results
+
+
+def query_images(prepared: Prepared, split: str, scores: dict[str, metrics.Scores]) -> np.ndarray:
+    """(P,) the manifest row of the query of every pair, all attributes one after the other: what a bootstrap draws."""
+    rows, parts = prepared.rows(split, "query"), []
+    for n, name in enumerate(prepared.taxonomy.names):
+        known = prepared.labels[rows][:, prepared.taxonomy.classes_of(n)].any(axis=1)
+        parts.append(rows[known][scores[name].query])
+    return np.concatenate(parts)
+
+
+def class_means(prepared: Prepared, scores: dict[str, metrics.Scores]) -> dict[str, float]:
+    """Mean AP@all of each class that was asked for, as a fraction, by the name "attribute: class"."""
+    means = {}
+    for n, (name, found) in enumerate(scores.items()):
+        start = int(prepared.taxonomy.offsets[n])
+        for m, ap in pd.Series(found.ap_all).groupby(found.class_id).mean().items():
+            means[f"{name}: {prepared.taxonomy.class_name(start + m)}"] = float(ap)
+    return means
 
 
 def same_for_every_attribute(rows: np.ndarray, vectors: Tensor, taxonomy: Taxonomy) -> Embeddings:

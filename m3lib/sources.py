@@ -1,7 +1,6 @@
 """Readers, each turning one source of photos into a manifest."""
 
 import hashlib
-import os
 import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from m3lib import images, tables
-from m3lib.config import Csv, Settings, Split, find_root
+from m3lib.config import Csv, Settings, Split, data_path
 from m3lib.errors import InputError
 from m3lib.manifest import Source, assign_roles, assign_splits, check_source
 from m3lib.tables import Table
@@ -42,15 +41,6 @@ def read(settings: Settings) -> Source:
     source = READERS[settings.source](settings)
     check_source(source)
     return source
-
-
-def data_path(text: str) -> Path:
-    """A path in params.yaml, relative to the repository that the person works in.
-
-    An experiment from DVC's queue runs in a copy without the photos; DVC_ROOT then names the original.
-    """
-    path = Path(text).expanduser()
-    return path if path.is_absolute() else Path(os.environ.get("DVC_ROOT") or find_root()) / path
 
 
 def read_csv(settings: Csv, split: Split) -> Source:

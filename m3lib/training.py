@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,10 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from m3lib import batches, losses, metrics, models, retrieval
-from m3lib.config import Loss, Train, Variant
+from m3lib import batches, losses, metrics, models, retrieval, samplers
+from m3lib.config import Loss, Stage, Train, Variant
 from m3lib.errors import InputError
-from m3lib.manifest import Prepared
+from m3lib.manifest import Prepared, hold_out
+from m3lib.objective import total_loss, update_centers
+from m3lib.samplers import Batch
+from m3lib.system import Outputs
 
 EMBED_BATCH = 256  # images; only speed depends on it
 
@@ -35,48 +39,38 @@ def autocast(precision: str) -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
 
-def total_loss(
-    outputs: models.Outputs, labels: Tensor, system: models.System, loss: Loss, generator: torch.Generator
-) -> dict:
-    """The weighted losses of one batch, by name; labels: (B, M) bool. Their sum is what is trained."""
-    own = system.attribute_of_class
-    anchors = losses.find_anchors(labels, own)
-    parts = {}
-    if loss.classification:
-        parts["classification"] = loss.classification * losses.classification_loss(
-            outputs.logits.float(), labels, system.positive_weight, own
-        )
-    if loss.attribute:
-        alike = losses.attribute_similarity(outputs.attribute, anchors, own)
-        pair = losses.draw_triplets(alike, anchors, loss.hardness, generator)
-        parts["attribute"] = loss.attribute * losses.triplet_loss(*pair, loss.margin)
-    if loss.instance or loss.cluster:
-        alike = losses.class_similarity(outputs.classes, anchors)
-        pair = losses.draw_triplets(alike, anchors, loss.hardness, generator)
-    if loss.instance:  # Loss 2 (poster): anchor, positive and negative in the space of one class
-        parts["instance"] = loss.instance * losses.triplet_loss(*pair, loss.margin)
-    if loss.cluster:  # Loss 3 (poster): the positive is the class center
-        parts["cluster"] = loss.cluster * cluster_loss(
-            outputs.classes, anchors, pair.negative, system.centers, loss.margin
-        )
-    return parts
+def learning_rate(step: int, steps: int, train: Train, steps_per_epoch: int) -> float:
+    """At a step of a schedule that is `steps` long.
 
-
-def cluster_loss(
-    embedding: Tensor, anchors: losses.Anchors, negative: Tensor, centers: losses.Centers, margin: float
-) -> Tensor:
-    """Loss 3: max(0, margin - cos(phi_m, center_m) + cos(phi_m, phi_m of the negative)), over centers seen so far."""
-    to_center = (embedding[anchors.image, anchors.class_id] * centers.value[anchors.class_id]).sum(dim=1)  # (A,)
-    seen = centers.seen[anchors.class_id]
-    return losses.triplet_loss(to_center[seen], negative[seen], margin)
-
-
-def learning_rate(step: int, steps: int, train: Train) -> float:
-    """Linear warm-up, then half a cosine down to zero."""
+    cosine: linear warm-up, then half a cosine down to zero. step: times step_factor after every step_epochs epochs.
+    """
+    if train.schedule == "step":
+        return train.lr * train.step_factor ** (step // (steps_per_epoch * train.step_epochs))
     warmup = max(1, round(train.warmup * steps))
     if step < warmup:
         return train.lr * (step + 1) / warmup
     return train.lr * 0.5 * (1 + np.cos(np.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+class Plan:
+    """Which stage an epoch belongs to, and which epochs share one learning-rate schedule."""
+
+    def __init__(self, variant: Variant):
+        self.stages = variant.stages
+        shares = np.cumsum([stage.share for stage in variant.stages])
+        self.ends = [round(float(share) * variant.train.epochs) for share in shares]
+        self.epochs = self.ends[-1]
+        begins = [0, *self.ends[:-1]]
+        anew = [begin for begin, stage in zip(begins, self.stages, strict=True) if stage.restart and begin]
+        self.borders = [0, *anew, self.epochs]
+
+    def stage(self, epoch: int) -> Stage:
+        return self.stages[next(number for number, end in enumerate(self.ends) if epoch < end)]
+
+    def schedule(self, epoch: int) -> tuple[int, int]:
+        """First epoch, and the epoch after the last one, of the schedule that this epoch is in."""
+        later = next(number for number, border in enumerate(self.borders) if epoch < border)
+        return self.borders[later - 1], self.borders[later]
 
 
 class Trainer:
@@ -87,28 +81,35 @@ class Trainer:
 
     def __init__(self, prepared: Prepared, variant: Variant, seed: int, threads: int):
         make_deterministic(seed, threads)
-        self.prepared, self.variant, self.seed = prepared, variant, seed
+        self.prepared, self.variant, self.seed = hold_out(prepared, variant.train.held_out), variant, seed
         self.rows = prepared.rows("train")
-        self.labels = torch.from_numpy(prepared.labels)
+        self.labels = torch.from_numpy(self.prepared.labels)[self.rows]  # (I, M)
         self.system = models.build(variant, prepared.taxonomy).to(memory_format=torch.channels_last)
-        self.system.count_classes(self.labels[self.rows], variant.loss.positive_power)
-        train = variant.train
-        self.optimizer = torch.optim.AdamW(
-            self.system.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True
-        )
-        self.steps_per_epoch = max(1, len(self.rows) // train.batch)
+        self.system.count_classes(self.labels, variant.loss.positive_power)
+        self.optimizer = make_optimizer(self.system, variant.train)
+        self.plan = Plan(variant)
+        self.steps_per_epoch = samplers.steps_per_epoch(len(self.rows), variant.train)
         self.history: list[dict] = []  # one record an epoch
         self.best: dict[str, Tensor] = {}
 
     def train_epoch(self, bar: tqdm) -> dict[str, float]:
-        """One pass over the training images; returns the mean of each loss."""
-        epoch, train = len(self.history), self.variant.train
+        """One epoch; returns the mean of each loss."""
+        epoch = len(self.history)
+        stage = self.plan.stage(epoch)
         generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+        self.system.enter_stage(stage.loss)
+        pseudo = self.refresh_centers(stage.loss)
         self.system.train()
         sums: dict[str, float] = {}
-        for number, index in enumerate(batches.epoch_batches(len(self.rows), train.batch, generator)):
-            self.set_learning_rate(epoch * self.steps_per_epoch + number)
-            parts = self.step(self.rows[index.numpy()], generator)
+        drawn = samplers.epoch(self.labels, self.system.attribute_of_class, self.variant.train, generator)
+        for number, batch in enumerate(drawn):
+            self.set_learning_rate(epoch, number)
+            parts = self.step(batch, stage, generator, None if pseudo is None else pseudo[batch.index])
+            if not all(np.isfinite(list(parts.values()))):
+                raise InputError(
+                    f"{self.variant.name}, epoch {epoch + 1}, step {number + 1}: the loss became not a number "
+                    f"({', '.join(f'{name} {value:g}' for name, value in parts.items())}); lower train.lr"
+                )
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + value
             bar.update(1)
@@ -124,29 +125,50 @@ class Trainer:
         if reached >= max(record["valid_map_all"] for record in self.history):
             self.best = {name: value.clone() for name, value in self.system.state_dict().items()}
 
-    def set_learning_rate(self, step: int) -> None:
-        value = learning_rate(step, self.steps_per_epoch * self.variant.train.epochs, self.variant.train)
+    def set_learning_rate(self, epoch: int, number: int) -> None:
+        train, each = self.variant.train, self.steps_per_epoch
+        first, last = self.plan.schedule(epoch)
+        value = learning_rate((epoch - first) * each + number, (last - first) * each, train, each)
         for group in self.optimizer.param_groups:
-            group["lr"] = value
+            group["lr"] = value * (self.plan.stage(epoch).global_lr if group["global"] else 1.0)
 
-    def step(self, rows: np.ndarray, generator: torch.Generator) -> dict[str, float]:
-        """Forward, loss, backward, step; raises InputError, before any weight moves, when a loss is not finite."""
-        train, rows = self.variant.train, np.sort(rows)  # rising rows read the memory map in one sweep
-        images = batches.augment(batches.to_tensor(self.prepared.images[rows]), generator, train.flip, train.shift)
-        labels = self.labels[rows]
-        with autocast(train.precision):
+    def step(self, batch: Batch, stage: Stage, generator: torch.Generator, pseudo: Tensor | None) -> dict[str, float]:
+        """Forward, loss, backward, step; returns the losses. No weight moves where their sum is not finite."""
+        pixels = self.prepared.images[self.rows[batch.index.numpy()]]
+        images = batches.views(batches.to_tensor(pixels), generator, stage.train)
+        with autocast(stage.train.precision):
             outputs = self.system(images)
-        parts = total_loss(outputs, labels, self.system, self.variant.loss, generator)
+        parts = total_loss(outputs, batch, self.system, stage.loss, generator, pseudo)
         total = sum(parts.values())
-        if not torch.isfinite(total):
-            raise InputError(f"{self.variant.name}: the loss became {total.item()}; lower train.lr")
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(self.system.parameters(), 5.0)
-        self.optimizer.step()
-        if self.variant.loss.cluster:
-            self.system.centers.update(outputs.classes.detach(), labels)
+        if torch.isfinite(total):
+            self.optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            if stage.train.clip:
+                torch.nn.utils.clip_grad_norm_(self.system.parameters(), stage.train.clip)
+            self.optimizer.step()
+            update_centers(outputs, batch.labels, self.system, stage.loss)
         return {name: float(value.detach()) for name, value in parts.items()}
+
+    @torch.no_grad()
+    def refresh_centers(self, loss: Loss) -> Tensor | None:
+        """MODC at the start of an epoch: exact centers, and (I, M) pseudo-labels where they are trained on."""
+        if not (loss.center or loss.pseudo):
+            return None
+        own, centers, labels = self.system.attribute_of_class, self.system.centers, self.labels
+        sums = torch.zeros_like(centers.value)
+        for part, attribute in self.training_embeddings():
+            sums += torch.einsum("bm,bmd->md", labels[part].float(), attribute[:, own])
+        centers.set(sums, labels.sum(dim=0))
+        if not loss.pseudo:
+            return None
+        cosines = [losses.center_cosines(f, centers.value, own) for _, f in self.training_embeddings()]
+        return losses.pseudo_labels(torch.cat(cosines), labels, own, self.system.multi, loss.pseudo_margin)
+
+    def training_embeddings(self) -> Iterator[tuple[slice, Tensor]]:
+        """(part of the training images, their attribute embeddings (b, N, D) in float32), in evaluation mode."""
+        for start in range(0, len(self.rows), EMBED_BATCH):
+            part = slice(start, start + EMBED_BATCH)
+            yield part, forward(self.system, self.prepared, self.rows[part], self.variant.train.precision).attribute
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Write a checkpoint, whole or not at all."""
@@ -177,6 +199,18 @@ class Trainer:
             kept |= {k: torch.empty_like(weight).copy_(v) for k, v in kept.items() if v.shape == weight.shape}
         self.history = json.loads(metadata["history"])
         return True
+
+
+def make_optimizer(system: models.System, train: Train) -> torch.optim.Optimizer:
+    """Two groups of parameters: those that a stage's global_lr scales, and a local branch's, which it spares."""
+    local = {id(parameter) for parameter in system.local_parameters()}
+    groups = [
+        {"params": [p for p in system.parameters() if (id(p) not in local) == is_global], "global": is_global}
+        for is_global in (True, False)
+    ]
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[train.optimizer]
+    groups = [group for group in groups if group["params"]]
+    return kind(groups, lr=train.lr, weight_decay=train.weight_decay, fused=True)
 
 
 def strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -212,7 +246,7 @@ def fit(
     fingerprint = run_fingerprint(prepared, variant, seed, threads)
     if trainer.resume(checkpoint, fingerprint):
         print(f"resumed after epoch {len(trainer.history)}", file=sys.stderr)
-    done, epochs = len(trainer.history), variant.train.epochs
+    done, epochs = len(trainer.history), trainer.plan.epochs
     bar = tqdm(total=epochs * trainer.steps_per_epoch, initial=done * trainer.steps_per_epoch, desc=variant.name)
     with bar:
         for _ in range(done, epochs):
@@ -224,15 +258,20 @@ def fit(
 
 
 @torch.no_grad()
+def forward(system: models.System, prepared: Prepared, rows: np.ndarray, precision: str) -> Outputs:
+    """The network's outputs for a few manifest rows, in evaluation mode."""
+    system.eval()
+    with autocast(precision):
+        return system(batches.to_tensor(prepared.images[rows]))
+
+
+@torch.no_grad()
 def embed(system: models.System, prepared: Prepared, rows: np.ndarray, precision: str) -> retrieval.Embeddings:
     """The embeddings of some manifest rows (rising), in evaluation mode and half precision."""
-    system.eval()
     parts: list[list[Tensor | None]] = []
     for start in range(0, len(rows), EMBED_BATCH):
-        images = batches.to_tensor(prepared.images[rows[start : start + EMBED_BATCH]])
-        with autocast(precision):
-            outputs = system(images)
-        posterior = system.posterior(outputs.logits) if outputs.logits is not None else None
-        parts.append([None if x is None else x.half() for x in (outputs.attribute, posterior, outputs.classes)])
+        outputs = forward(system, prepared, rows[start : start + EMBED_BATCH], precision)
+        kept = system.stored_attribute(outputs), system.posterior(outputs), outputs.classes
+        parts.append([None if part is None else part.half() for part in kept])
     joined = (torch.cat(column) if column[0] is not None else None for column in zip(*parts, strict=True))
     return retrieval.Embeddings(torch.from_numpy(rows), *joined)

@@ -1,9 +1,8 @@
 """params.yaml: the repository's own loads, and whatever is wrong with one becomes one sentence naming the setting."""
 
 import copy
-import typing
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from m3lib import config, models
+from m3lib import abilities, config
 from m3lib.errors import InputError
 from tiny import ROOT
 
@@ -52,7 +51,7 @@ def test_the_repositorys_params_load_with_every_value():
     found = config.load(ROOT / "params.yaml")
     assert asdict(found) == VALUES
     for name in found.systems:
-        models.check_variant(found.variant(name))
+        abilities.check_variant(found.variant(name))
 
 
 BAD = [
@@ -95,6 +94,30 @@ BAD = [
     (("variants",), [3], "variant", "3"),
     (("variants",), [["m3"]], "variant", "m3"),
     (("split", "test"), 0.9, "split", "less than 1"),
+    (("train", "sampler"), "random", "train.sampler", "expected one of batch, asen, asen_pp, checked, got 'random'"),
+    (("train", "schedule"), "linear", "train.schedule", "expected one of cosine, step"),
+    (("train", "optimizer"), "sgd", "train.optimizer", "expected one of adamw, adam"),
+    (("train", "crop"), 0, "train.crop", "between 0.05 and 1"),
+    (("train", "jitter"), 1, "train.jitter", "between 0 and 0.9"),
+    (("train", "held_out"), "texture: striped", "train.held_out", "expected list"),
+    (("model", "temperature"), 0, "model.temperature", "between 0.001 and inf"),
+    (("model", "queries"), "random", "model.queries", "expected one of learned, one_hot"),
+    (("systems", "modc", "stages"), "ab", "systems.modc.stages", "expected a list of stages, got 'ab'"),
+    (("systems", "modc", "stages"), {"share": 1}, "systems.modc.stages", "expected a list of stages"),
+    (("systems", "modc", "stages", 1), 3, "systems.modc.stages.1", "expected a mapping of settings, got 3"),
+    (("systems", "modc", "stages", 1), {}, "systems.modc.stages.1.share", "missing"),
+    (("systems", "modc", "stages", 1, "shar"), 1, "systems.modc.stages.1.shar", "'share'"),
+    (("systems", "modc", "stages", 1, "model"), {}, "systems.modc.stages.1.model", "no such setting"),
+    (("systems", "modc", "stages", 1, "share"), -1, "systems.modc.stages.1.share", "between 0 and 100"),
+    (("systems", "modc", "stages", 1, "restart"), 1, "systems.modc.stages.1.restart", "expected bool"),
+    (("systems", "modc", "stages", 1, "global_lr"), 2, "systems.modc.stages.1.global_lr", "between 0 and 1"),
+    (("systems", "modc", "stages", 1, "loss"), 3, "systems.modc.stages.1.loss", "expected a mapping"),
+    (("systems", "modc", "stages", 1, "loss"), {"centre": 1}, "systems.modc.stages.1.loss.centre", "'center'"),
+    (("systems", "modc", "stages", 1, "train"), {"crop": 2}, "systems.modc.stages.1.train.crop", "between 0.05 and 1"),
+    *[
+        (("systems", "modc", "stages", 1, "train"), {key: VALUES["train"][key]}, f"stages.1.train.{key}", "whole row")
+        for key in config.FIXED_IN_STAGES
+    ],
 ]
 
 
@@ -107,6 +130,32 @@ def test_a_wrong_setting_is_named_in_one_sentence(tmp_path, path, value, setting
     assert setting in message
     assert advice in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("stages", [3, None, 0.5])
+@pytest.mark.xfail(strict=True, reason="m3lib.config: `leaves` runs through stages before their type is checked")
+def test_stages_that_are_no_list_are_named(tmp_path, stages):
+    with pytest.raises(InputError, match=r"params\.yaml, systems\.modc\.stages: expected a list of stages"):
+        load(tmp_path, changed(("systems", "modc", "stages"), stages))
+
+
+@pytest.mark.xfail(strict=True, reason="m3lib.config: a row's `changes` is overwritten instead of refused")
+def test_what_a_variant_derives_is_no_setting(tmp_path):
+    with pytest.raises(InputError, match=r"params\.yaml, systems\.m3\.changes: there is no such setting"):
+        load(tmp_path, changed(("systems", "m3", "changes"), ["model.beta"]))
+
+
+# Read once, from the whole row, by the trainer or the network: a stage that could give them would be ignored.
+OF_THE_ROW = [("train", key) for key in ("lr", "weight_decay", "schedule", "warmup", "step_epochs", "step_factor")]
+OF_THE_ROW += [("loss", "center_momentum"), ("loss", "positive_power")]
+
+
+@pytest.mark.parametrize(("section", "key"), OF_THE_ROW)
+@pytest.mark.xfail(strict=True, reason="m3lib.config: FIXED_IN_STAGES lacks settings that a stage can't change")
+def test_a_stage_gives_nothing_that_would_be_ignored(tmp_path, section, key):
+    own = {section: {key: VALUES[section][key]}}
+    with pytest.raises(InputError, match=rf"params\.yaml, systems\.modc\.stages\.1\.{section}\.{key}: a stage can't"):
+        load(tmp_path, changed(("systems", "modc", "stages", 1), {"share": 0.3, **own}))
 
 
 @pytest.mark.parametrize("text", ["", "3", "[1, 2]", "just words"])
@@ -173,9 +222,37 @@ def test_reading_a_variant_changes_no_setting():
     assert asdict(found) == before
 
 
-def test_every_network_has_a_class_and_every_class_a_name():
-    (network,) = [field for field in fields(config.Variant) if field.name == "network"]
-    assert set(typing.get_args(network.type)) == set(models.NETWORKS)
+STAGES = [
+    {"share": 0.25, "loss": {"margin": 0.1}},
+    {"share": 1, "restart": True, "global_lr": 0.5, "loss": {"center": 2}, "train": {"crop": 0.5, "jitter": 0.2}},
+]
+
+
+def test_stages_change_the_rows_own_losses_and_training(tmp_path):
+    own = {"network": "modc", "score": "segment", "loss": {"attribute": 1, "margin": 0.3}, "train": {"lr": 0.5}}
+    found = load(tmp_path, changed(("systems", "modc"), own | {"stages": STAGES})).variant("modc")
+    assert [(s.share, s.restart, s.global_lr) for s in found.stages] == [(0.25, False, 1.0), (1.0, True, 0.5)]
+    for stage, given in zip(found.stages, STAGES, strict=True):
+        for section in ("loss", "train"):
+            expected = VALUES[section] | own[section] | given.get(section, {})
+            assert asdict(getattr(stage, section)) == expected
+
+
+@pytest.mark.parametrize("stages", [None, []])
+def test_a_row_without_stages_is_one_stage_of_all_epochs(tmp_path, stages):
+    own = VALUES["systems"]["m3"] | ({} if stages is None else {"stages": stages})
+    found = load(tmp_path, changed(("systems", "m3"), own)).variant("m3")
+    assert found.stages == (config.Stage(1.0, False, 1.0, found.loss, found.train),)
+
+
+def test_changes_are_the_settings_that_a_row_gives(tmp_path):
+    own = {"model": {"hidden": 3, "backbone_options": {"a": 1}}, "loss": {"center": 1}, "train": {}, "stages": STAGES}
+    own |= {"network": "modc", "score": "segment"}
+    found = load(tmp_path, changed(("systems", "modc"), own)).variant("modc")
+    expected = {"model.hidden", "model.backbone_options", "loss.center"}
+    expected |= {"stages.0.share", "stages.0.loss.margin", "stages.1.share", "stages.1.restart", "stages.1.global_lr"}
+    expected |= {"stages.1.loss.center", "stages.1.train.crop", "stages.1.train.jitter"}
+    assert sorted(found.changes) == sorted(expected)
 
 
 def test_find_root_looks_upwards(tmp_path, monkeypatch):

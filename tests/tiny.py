@@ -1,7 +1,7 @@
 """What several tests share: a small taxonomy, random labels, tiny variants of the repository's rows, a Prepared."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import nn
 
 from m3lib import config, models
 from m3lib.manifest import Prepared
+from m3lib.system import System
 from m3lib.taxonomy import Attribute, Taxonomy
 
 ROOT = Path(__file__).parent.parent
@@ -23,27 +24,41 @@ TAXONOMY = Taxonomy(
     )
 )
 OWN = torch.from_numpy(TAXONOMY.attribute_of_class)  # (M,)
+BACKBONE = {"channels": [8, 8, 16, 16], "stem_width": 8}
 MODEL = {
     "backbone": "resnet10t",
-    "backbone_options": {"channels": [8, 8, 16, 16], "stem_width": 8},
+    "backbone_options": BACKBONE,
     "pretrained": False,
     "weights": "",
     "hidden": 12,
     "embedding": 10,
     "class_embedding": 6,
+    "local_backbone": "resnet10t",
+    "local_backbone_options": BACKBONE,
+    "local_weights": "",
+    "local_hidden": 8,
 }
+MODEL_SETTINGS = {field.name for field in fields(config.Model)}
 
 
 def make_variant(network: str, score: str | None = None, loss: dict | None = None, **changes: object) -> config.Variant:
-    """A row of params.yaml on a tiny backbone, in float32; changes: of its train and model settings."""
+    """A row of params.yaml on a tiny backbone, in float32; changes: of its train and model settings.
+
+    Each stage of the row gets the changes of loss and train too, over what the stage itself sets.
+    """
     row = SETTINGS.variant(network)
-    model = {key: changes.pop(key) for key in list(changes) if key in MODEL}
+    model = {key: changes.pop(key) for key in list(changes) if key in MODEL_SETTINGS}
+    loss, train = loss or {}, {"precision": "fp32"} | changes
     return replace(
         row,
         score=score or row.score,
         model=replace(row.model, **(MODEL | model)),
-        loss=replace(row.loss, **(loss or {})),
-        train=replace(row.train, **({"precision": "fp32"} | changes)),
+        loss=replace(row.loss, **loss),
+        train=replace(row.train, **train),
+        stages=tuple(
+            replace(stage, loss=replace(stage.loss, **loss), train=replace(stage.train, **train))
+            for stage in row.stages
+        ),
     )
 
 
@@ -85,10 +100,12 @@ def unit_rows(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) ->
     )
 
 
-def make_system(network: str, seed: int = 0, taxonomy: Taxonomy = TAXONOMY) -> models.System:
-    """A tiny network whose batch norms and centers are past their first state, so that each of their numbers counts."""
+def make_system(
+    network: str, seed: int = 0, taxonomy: Taxonomy = TAXONOMY, loss: dict | None = None, **model: object
+) -> System:
+    """A tiny network whose batch norms are past their first state, so that each of their numbers counts."""
     torch.manual_seed(seed)
-    system = models.build(make_variant(network), taxonomy)
+    system = models.build(make_variant(network, loss=loss, **model), taxonomy)
     for module in system.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             unsettle(module)
@@ -100,3 +117,10 @@ def unsettle(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
     nn.init.uniform_(norm.running_var, 0.5, 2)
     nn.init.uniform_(norm.weight, 0.5, 1.5)
     nn.init.normal_(norm.bias, 0, 0.3)
+
+
+def make_whole_system(network: str, seed: int = 0, loss: dict | None = None, **model: object) -> System:
+    """make_system in its last stage: ASEN++ with its local branch joined, whose backbone is its own here."""
+    system = make_system(network, seed, loss=loss, **{"local_from_global": False} | model)
+    system.enter_stage(make_variant(network).stages[-1].loss)
+    return system

@@ -1,0 +1,96 @@
+"""What each network gives and knows, each loss and score needs: settings that don't belong together end in a sentence.
+
+Kept apart from the networks, so that the pipeline's first stage can check every row before torch is imported.
+"""
+
+from collections.abc import Iterator
+
+from m3lib.config import Loss, Variant
+from m3lib.errors import InputError
+
+GIVES = {  # the embeddings of `models.Outputs`; every attribute embedding gets class logits once Loss 1 is switched on
+    "classifier": {"logits"},
+    "asen": {"attribute"},
+    "asen_v2": {"attribute"},
+    "asen_pp": {"attribute", "local"},
+    "modc": {"attribute", "centers"},
+    "m3_a": {"attribute", "logits", "classes"},
+    "m3_c": {"logits", "classes"},
+    "m3": {"attribute", "logits", "classes"},
+}
+LOSSES = {  # what a loss reads
+    "attribute": {"attribute"},
+    "local": {"local"},
+    "align": {"attribute", "local"},
+    "center": {"attribute", "centers"},
+    "pseudo": {"attribute", "centers"},
+    "classification": {"logits"},
+    "instance": {"classes"},
+    "cluster": {"classes"},
+}
+SCORES = {  # what a score reads of the stored embeddings
+    "attribute": ("attribute",),
+    "segment": ("attribute", "posterior"),
+    "soft_segment": ("attribute", "posterior"),
+    "concat": ("classes",),
+    "top_class": ("classes", "posterior"),
+    "weighted": ("classes", "posterior"),
+    "posterior": ("posterior",),
+}
+EVERY = {"backbone", "backbone_options", "pretrained", "weights", "input"}
+LOCAL = {f"local_{name}" for name in ("backbone", "backbone_options", "weights", "from_global", "hidden", "size")}
+MODEL = {  # the settings of `model` that a network reads, beside EVERY
+    "classifier": set(),
+    "asen": {"hidden", "embedding"},
+    "asen_v2": {"hidden", "queries", "norm"},
+    "asen_pp": {"hidden", "queries", "norm", "embedding", "box_threshold", "beta", *LOCAL},
+    "modc": {"hidden", "queries", "norm", "temperature"},
+    "m3_a": {"hidden", "queries", "norm", "class_embedding"},
+    "m3_c": {"hidden", "norm", "class_embedding"},
+    "m3": {"hidden", "queries", "norm", "class_embedding", "parent", "refine"},
+}
+
+
+def gives(variant: Variant) -> set[str]:
+    """The outputs of a row's network, with the logits that Loss 1 adds to a system of attribute embeddings."""
+    own = GIVES[variant.network]
+    learned = any(stage.loss.classification for stage in variant.stages)
+    return own | ({"logits"} if "attribute" in own and learned else set())
+
+
+def active(loss: Loss) -> list[str]:
+    """The losses with a weight."""
+    return [name for name in LOSSES if getattr(loss, name)]
+
+
+def check_variant(variant: Variant) -> None:
+    """Raise InputError for a setting that a row's network does not know, or that contradicts another."""
+    row = f"params.yaml, systems.{variant.name}"
+    for problem in problems(variant):
+        raise InputError(f"{row}{problem}")
+
+
+def problems(variant: Variant) -> Iterator[str]:
+    """What is wrong with a row, the first thing first."""
+    network, given = variant.network, gives(variant)
+    for change in variant.changes:
+        section, _, name = change.partition(".")
+        known = EVERY | MODEL[network]
+        if section == "model" and name.split(".")[0] not in known:
+            yield f".{change}: {network} has no such setting (it reads {', '.join(sorted(known))})"
+    for number, stage in enumerate(variant.stages):
+        if not active(stage.loss):
+            yield f", stage {number}: every loss has weight 0, nothing would be trained"
+        for name in active(stage.loss):
+            if not LOSSES[name] <= given | {"logits"} or (name == "classification" and "logits" not in given):
+                needs = ", ".join(sorted(LOSSES[name] - given))
+                yield f": loss.{name} needs {needs} outputs, which {network} does not give ({', '.join(sorted(given))})"
+        if stage.loss.pseudo and not (stage.loss.center or stage.loss.attribute):
+            yield f", stage {number}: loss.pseudo weighs the losses attribute and center, and both are 0"
+        if stage.global_lr != 1 and "local" not in given:
+            yield f", stage {number}: global_lr spares a local branch, which {network} does not have"
+    for need in SCORES[variant.score]:
+        if need not in given and not (need == "posterior" and given & {"logits", "centers"}):
+            yield f": score {variant.score} needs {need} outputs, which {network} does not give with these losses"
+    if round(variant.train.epochs * sum(stage.share for stage in variant.stages)) < 1:
+        yield ": the stages' shares of train.epochs add up to less than one epoch"

@@ -1,0 +1,93 @@
+"""The backbone of every system: a timm model up to its stride-16 features."""
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from m3lib.config import data_path
+from m3lib.errors import InputError
+from m3lib.taxonomy import nearest
+
+STRIDE = 16  # the trunk up to ResNet's layer3, as in all published systems
+OWN = "backbone.trunk."  # how a model that this repository trained names its backbone
+
+
+class Backbone(nn.Module):
+    """A timm model up to its stride-16 features, as (B, P, C).
+
+    scale: the side that it reads, as a share of the images' side.
+    """
+
+    def __init__(self, name: str, options: dict, pretrained: bool = False, weights: str = "", scale: float = 1.0):
+        super().__init__()
+        self.trunk = create_trunk(name, options, pretrained, weights)
+        self.channels = self.trunk.feature_info.channels()[-1]
+        self.scale = scale
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.scale != 1:
+            images = shrink(images, self.scale)
+        return self.trunk(images)[-1].flatten(2).mT  # (B, P, C)
+
+
+def shrink(images: Tensor, scale: float) -> Tensor:
+    """(B, 3, h, w) float32 from (B, 3, H, W), the sides times `scale`, filtered as a photo is when made smaller."""
+    size = [max(STRIDE, round(scale * side)) for side in images.shape[2:]]
+    return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def create_trunk(name: str, given: dict, pretrained: bool, weights: str) -> nn.Module:
+    """timm's feature extractor; raises InputError for a name, an option, or weights that it can't use.
+
+    weights: a timm weight file, or a model that this repository trained (data/models/*.safetensors).
+    """
+    import timm  # imported here: it takes seconds, and evaluation does without
+
+    nearest(name.split(".")[0], timm.list_models(), "backbone (model.backbone, any timm model)")
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    try:
+        reductions = timm.create_model(name, features_only=True, **options).feature_info.reduction()
+    except Exception as error:  # timm raises whatever its parts do
+        raise InputError(f"model.backbone_options {given} don't fit {name!r}: {error}") from None
+    if STRIDE not in reductions:
+        raise InputError(f"model.backbone {name!r} gives features of stride {reductions}, none of {STRIDE}")
+    file = str(data_path(weights)) if weights else ""
+    level, own = reductions.index(STRIDE), own_weights(file)
+    if file and not own:
+        options["pretrained_cfg_overlay"] = {"file": file}
+    wanted = not own and (pretrained or bool(weights))
+    try:
+        trunk = timm.create_model(name, pretrained=wanted, features_only=True, out_indices=(level,), **options)
+        if own:
+            trunk.load_state_dict(own)
+    except Exception as error:  # hub and file errors come in many types
+        where = weights or f"timm's hub for {name!r}"
+        advice = "check model.weights" if weights else "fetch the weight file by hand and set model.weights"
+        reason = " ".join((str(error) or type(error).__name__).split())[:300]
+        raise InputError(f"no weights from {where} ({reason}); {advice}") from None
+    return trunk
+
+
+def own_weights(path: str) -> dict[str, Tensor]:
+    """The backbone out of a model that this repository trained; empty for any other file, or none."""
+    if not path:
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(OWN)]  # noqa: SIM118, not a dict
+            return {name.removeprefix(OWN): file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError):
+        return {}  # timm reads other formats, and says what it can't
+
+
+@torch.no_grad()
+def copy_trunk(source: Backbone, target: Backbone) -> None:
+    """Give `target` the weights of `source`; raises InputError when they are built differently."""
+    try:
+        target.load_state_dict(source.state_dict())
+    except RuntimeError:
+        raise InputError(
+            "model.local_from_global copies the global backbone into the local one, but their architectures differ; "
+            "give model.local_backbone and its options the same values, or set model.local_from_global to false"
+        ) from None

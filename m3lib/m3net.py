@@ -1,0 +1,125 @@
+"""M3-Net and its two halves (CVPR 2023): a reconstruction from the poster, every open point decided in a docstring.
+
+Fixed by the poster: two sub-networks (attributes, classes) with attention of their own, progressive refinement, the
+taxonomy as prior, and Losses 1 to 3 (`losses.py`). Built here from ASEN_v2's attention block, so that what differs from
+the earlier systems is the idea and not the parts. Letters as in system.py.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from m3lib.attention import AttributeAttention, ChannelAttention, ClassHeads, QueryTable, SpatialAttention, unit
+from m3lib.config import Model, Variant
+from m3lib.losses import Centers
+from m3lib.system import Outputs, System
+from m3lib.taxonomy import Taxonomy
+
+
+class M3NetA(System):
+    """M3-Net_a: attention by attribute alone; class spaces are learned masks on the attribute embedding.
+
+    phi_m = L2(ReLU(mask_m) * FC h_n), masks initialised N(0.9, 0.7) as in conditional similarity networks.
+    """
+
+    def __init__(self, variant: Variant, taxonomy: Taxonomy):
+        super().__init__(variant, taxonomy)
+        C, model, M = self.backbone.channels, variant.model, taxonomy.num_classes
+        self.attributes = AttributeAttention(C, taxonomy.num_attributes, model.hidden, model.queries, model.norm)
+        self.heads = ClassHeads(C, self.sizes)
+        self.reduce = nn.Linear(C, model.class_embedding)
+        self.mask = nn.Parameter(0.9 + 0.7 * torch.randn(M, model.class_embedding))
+        self.centers = Centers(M, model.class_embedding, variant.loss.center_momentum)
+
+    def forward(self, images: Tensor) -> Outputs:
+        maps, _, h = self.attributes(self.backbone(images))
+        shared = self.reduce(h)[:, self.attribute_of_class]  # (B, M, d)
+        phi = unit(shared * torch.relu(self.mask))
+        return Outputs(unit(h), logits=self.heads(h), classes=phi, attribute_maps=maps)
+
+
+class ClassBranch(nn.Module):
+    """M3-Net's class sub-network: for each class, where to look, which channels to keep, and an embedding phi_m."""
+
+    def __init__(self, channels: int, model: Model, width: int, context: int):
+        super().__init__()
+        self.spatial = SpatialAttention(channels, model.hidden, width, model.norm)
+        self.channel = ChannelAttention(channels, model.hidden, width, context)
+        self.reduce = nn.Linear(channels, model.class_embedding)
+
+    def attend(self, features: Tensor, table: Tensor, sizes: list[int]) -> Tensor:
+        """Maps (B, M, P). features (B, G, P, C): the g-th group of classes, sizes[g] of them, reads its own."""
+        keys = self.spatial.keys(features)  # (B, G, P, h)
+        queries = self.spatial.queries(table).split(sizes)  # G of (M_g, h)
+        logits = torch.cat([query @ keys[:, g].mT for g, query in enumerate(queries)], dim=1)  # (B, M, P)
+        return logits.float().softmax(dim=-1)
+
+
+class M3NetC(System):
+    """M3-Net_c: attention by class alone, on the backbone's features; no attribute embedding."""
+
+    def __init__(self, variant: Variant, taxonomy: Taxonomy):
+        super().__init__(variant, taxonomy)
+        C, model, M = self.backbone.channels, variant.model, taxonomy.num_classes
+        self.table = QueryTable(M, model.hidden, "learned")  # C, the classes' embeddings
+        self.classes = ClassBranch(C, model, model.hidden, context=0)
+        self.head = nn.Parameter(torch.randn(M, C) / C**0.5)
+        self.bias = nn.Parameter(torch.zeros(M))
+        self.centers = Centers(M, model.class_embedding, variant.loss.center_momentum)
+
+    def forward(self, images: Tensor) -> Outputs:
+        X = self.backbone(images)  # (B, P, C)
+        table = self.table.rows  # (M, h)
+        maps = self.classes.attend(X[:, None], table, [len(table)])  # (B, M, P), one group: all read the same
+        u = maps.to(X.dtype) @ X  # (B, M, C)
+        kept = u * self.classes.channel(u, table)  # (B, M, C)
+        logits = (kept * self.head).sum(dim=2) + self.bias  # (B, M)
+        return Outputs(logits=logits, classes=unit(self.classes.reduce(kept)), class_maps=maps)
+
+
+class M3Net(System):
+    """M3-Net: the attribute sub-network refines the features, the class sub-network reads what was kept.
+
+    Class queries carry their attribute's as a parent: c_m = C_m + W A_n (the taxonomy as prior; model.parent). The
+    features handed on are X'_n = X * (1 + P alpha_n) / 2 * gate_n: positions and channels that the attribute attention
+    kept (the refinement from coarse to fine; model.refine). The channel attention of a class also reads the attribute's
+    representation h_n of the image. A class probability sums the evidence of both sub-networks, as M3-Net_a and
+    M3-Net_c have one each: the poster leaves open which one it comes from, and the sum ranked better on validation than
+    the attribute's alone.
+    """
+
+    def __init__(self, variant: Variant, taxonomy: Taxonomy):
+        super().__init__(variant, taxonomy)
+        C, model, M = self.backbone.channels, variant.model, taxonomy.num_classes
+        self.attributes = AttributeAttention(C, taxonomy.num_attributes, model.hidden, model.queries, model.norm)
+        self.heads = ClassHeads(C, self.sizes)
+        # C; small beside its parent, so that the classes of one attribute start alike
+        self.table = QueryTable(M, model.hidden, "learned", 0.02 if model.parent else 1.0)
+        self.parent = nn.Linear(self.attributes.table.width, model.hidden, bias=False) if model.parent else None  # W
+        self.classes = ClassBranch(C, model, model.hidden, context=C)
+        self.head = nn.Parameter(torch.randn(M, C) / C**0.5)
+        self.centers = Centers(M, model.class_embedding, variant.loss.center_momentum)
+        self.refine = model.refine
+
+    def class_table(self) -> Tensor:
+        """(M, h) the class queries c_m."""
+        if self.parent is None:
+            return self.table.rows
+        return self.table.rows + self.parent(self.attributes.table.rows)[self.attribute_of_class]
+
+    def forward(self, images: Tensor) -> Outputs:
+        X = self.backbone(images)  # (B, P, C)
+        own, table = self.attribute_of_class, self.class_table()
+        maps, gate, h = self.attributes(X)  # (B, N, P), (B, N, C), (B, N, C)
+        if self.refine:
+            focus = ((1 + maps.shape[2] * maps) / 2).to(X.dtype)  # (B, N, P), mean 1
+            refined = X[:, None] * focus[..., None] * gate[:, :, None]  # (B, N, P, C)
+            class_maps = self.classes.attend(refined, table, self.sizes)  # (B, M, P)
+            u = (class_maps.to(X.dtype) * focus[:, own]) @ X * gate[:, own]  # (B, M, C), the maps' sums of X'_n
+        else:
+            class_maps = self.classes.attend(X[:, None], table, [len(table)])  # (B, M, P)
+            u = class_maps.to(X.dtype) @ X  # (B, M, C)
+        context = self.classes.channel.read_context(h)[:, own]  # (B, M, h)
+        kept = u * self.classes.channel(u, table, context)  # (B, M, C)
+        logits = self.heads(h) + (kept * self.head).sum(dim=2)  # (B, M)
+        phi = unit(self.classes.reduce(kept))  # (B, M, d)
+        return Outputs(unit(h), None, logits, phi, maps, class_maps)

@@ -1,0 +1,86 @@
+"""What a step minimises: the losses of a batch, by the weights of its stage."""
+
+import torch
+from torch import Tensor
+
+from m3lib import losses
+from m3lib.config import Loss
+from m3lib.samplers import Batch
+from m3lib.system import Outputs, System
+
+
+def total_loss(
+    outputs: Outputs, batch: Batch, system: System, loss: Loss, generator: torch.Generator, pseudo: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The weighted losses of one batch, by name; their sum is what is trained.
+
+    pseudo: (B, M) bool, classes of the batch's images that were guessed from the centers.
+    """
+    labels, anchors, own = batch.labels, batch.anchors, system.attribute_of_class
+    parts = {}
+    if loss.classification:  # Loss 1 (poster)
+        parts["classification"] = losses.classification_loss(
+            outputs.logits.float(), labels, system.positive_weight, own
+        )
+    if loss.attribute:  # ASEN, eq. of T; MODC's instance loss
+        parts["attribute"] = attribute_loss(outputs.attribute, anchors, own, loss, generator)
+    if loss.local:  # ASEN++, local branch
+        parts["local"] = attribute_loss(outputs.local, anchors, own, loss, generator)
+    if loss.align:
+        known = losses.known_attributes(labels, own)
+        parts["align"] = losses.align_loss(outputs.attribute, outputs.local, known)
+    if loss.center:  # MODC's cluster loss
+        cosines = losses.center_cosines(outputs.attribute, system.centers.value, own)
+        parts["center"] = losses.center_loss(cosines, labels, system.centers.seen, own, loss.margin)
+    if loss.pseudo and pseudo is not None:
+        parts["pseudo"] = pseudo_loss(outputs.attribute, labels, pseudo, system, loss, generator)
+    if loss.instance or loss.cluster:
+        alike = losses.class_similarity(outputs.classes, anchors)
+        pair = losses.draw_triplets(alike, anchors, loss.hardness, generator)
+        if loss.instance:  # Loss 2 (poster): anchor, positive and negative in the space of one class
+            parts["instance"] = losses.triplet_loss(*pair, loss.margin)
+        if loss.cluster:  # Loss 3 (poster): the positive is the class center
+            parts["cluster"] = cluster_loss(outputs.classes, anchors, pair.negative, system.centers, loss.margin)
+    return {name: getattr(loss, name) * value for name, value in parts.items()}
+
+
+def attribute_loss(
+    embedding: Tensor, anchors: losses.Anchors, own: Tensor, loss: Loss, generator: torch.Generator
+) -> Tensor:
+    """The triplet loss in the spaces of the anchors' attributes; embedding: (B, N, D), unit."""
+    alike = losses.attribute_similarity(embedding, anchors, own)
+    return losses.triplet_loss(*losses.draw_triplets(alike, anchors, loss.hardness, generator), loss.margin)
+
+
+def pseudo_loss(
+    embedding: Tensor, labels: Tensor, pseudo: Tensor, system: System, loss: Loss, generator: torch.Generator
+) -> Tensor:
+    """MODC's instance and cluster losses for the guessed classes, whose positives and negatives may be labelled."""
+    own, parts = system.attribute_of_class, []
+    if loss.attribute:
+        found = losses.find_anchors(labels | pseudo, own)
+        guessed = pseudo[found.image, found.class_id]
+        found = losses.Anchors(*(part[guessed] for part in found))
+        parts.append(loss.attribute * attribute_loss(embedding, found, own, loss, generator))
+    if loss.center:
+        cosines = losses.center_cosines(embedding, system.centers.value, own)
+        parts.append(loss.center * losses.center_loss(cosines, pseudo, system.centers.seen, own, loss.margin))
+    return sum(parts)
+
+
+def cluster_loss(
+    embedding: Tensor, anchors: losses.Anchors, negative: Tensor, centers: losses.Centers, margin: float
+) -> Tensor:
+    """Loss 3: max(0, margin - cos(phi_m, center_m) + cos(phi_m, phi_m of the negative)), over centers seen so far."""
+    to_center = (embedding[anchors.image, anchors.class_id] * centers.value[anchors.class_id]).sum(dim=1)  # (A,)
+    seen = centers.seen[anchors.class_id]
+    return losses.triplet_loss(to_center[seen], negative[seen], margin)
+
+
+@torch.no_grad()
+def update_centers(outputs: Outputs, labels: Tensor, system: System, loss: Loss) -> None:
+    """Move the class centers after the step that used them."""
+    if loss.cluster:
+        system.centers.update(outputs.classes.detach(), labels)
+    elif loss.center:
+        system.centers.update(outputs.attribute.detach()[:, system.attribute_of_class], labels)

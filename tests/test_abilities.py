@@ -1,0 +1,227 @@
+"""What belongs together: the tables agree with the networks, and what contradicts is told in one sentence."""
+
+import subprocess
+import sys
+import typing
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from m3lib import abilities, config, models
+from m3lib.config import Variant
+from m3lib.errors import InputError
+from m3lib.retrieval import Embeddings
+from tiny import ROOT, SETTINGS, TAXONOMY, generator, make_system, make_variant
+
+NETWORKS = list(models.NETWORKS)
+
+
+def test_every_table_knows_every_network_loss_and_score():
+    names = typing.get_type_hints(Variant)
+    assert set(NETWORKS) == set(abilities.GIVES) == set(abilities.MODEL) == set(typing.get_args(names["network"]))
+    assert set(abilities.SCORES) == set(typing.get_args(names["score"]))
+    assert {need for needs in abilities.SCORES.values() for need in needs} <= {f.name for f in fields(Embeddings)}
+    weights = {field.name for field in fields(config.Loss)}
+    settings = {"margin", "pseudo_margin", "hardness", "center_momentum", "positive_power"}
+    assert set(abilities.LOSSES) == weights - settings
+    model = {field.name for field in fields(config.Model)}
+    assert abilities.EVERY.union(*abilities.MODEL.values()) == model
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_network_gives_what_its_row_of_the_table_says(network, learned):
+    variant = make_variant(network, loss={"classification": float(learned)} if network in ASEN_FAMILY else {})
+    system = make_system(network, loss={"classification": variant.loss.classification})
+    for stage in variant.stages:
+        system.enter_stage(stage.loss)
+    outputs = system(torch.randn(2, 3, 32, 32, generator=generator()))
+    given = {name for name in ("attribute", "local", "logits", "classes") if getattr(outputs, name) is not None}
+    if hasattr(system, "centers") and "classes" not in given:
+        given |= {"centers"}
+    assert given == abilities.gives(variant)
+    assert (system.posterior(outputs) is not None) == bool(given & {"logits", "centers"})
+
+
+class Recorder:
+    """Settings that remember which of them were read."""
+
+    def __init__(self, settings: config.Model):
+        self.settings, self.read = settings, set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.read.add(name)
+        return getattr(self.settings, name)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_network_reads_the_settings_that_its_row_may_give(network):
+    variant = make_variant(network)
+    recorder = Recorder(variant.model)
+    models.build(replace(variant, model=recorder), TAXONOMY)
+    assert recorder.read == abilities.EVERY | abilities.MODEL[network]
+
+
+@pytest.mark.parametrize("name", list(SETTINGS.systems))
+def test_every_row_of_params_yaml_passes(name):
+    abilities.check_variant(SETTINGS.variant(name))
+
+
+ASEN_FAMILY = ["asen", "asen_v2", "asen_pp", "modc"]
+OWN_SETTINGS = {
+    "asen": ("embedding",),
+    "asen_v2": ("queries", "norm"),
+    "asen_pp": ("beta", "box_threshold", "local_size", "local_backbone_options"),
+    "modc": ("temperature",),
+    "m3": ("parent", "refine", "class_embedding"),
+    "m3_c": ("class_embedding", "norm"),
+}
+FOREIGN = {
+    "classifier": ("hidden", "beta"),
+    "asen": ("beta", "temperature", "queries", "norm", "local_backbone_options"),
+    "asen_v2": ("embedding", "beta", "class_embedding"),
+    "asen_pp": ("temperature", "parent"),
+    "modc": ("embedding", "local_size"),
+    "m3_a": ("parent", "embedding"),
+    "m3_c": ("queries", "refine"),
+    "m3": ("embedding", "beta"),
+}
+
+
+def row(**changes: object) -> Variant:
+    """One row of params.yaml (`name`) with changes merged into it, as a user would write them."""
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    own = values["systems"][changes.pop("name")]
+    for key, value in changes.items():
+        own[key] = own.get(key, {}) | value if isinstance(value, dict) else value
+    own_name = next(name for name, given in values["systems"].items() if given is own)
+    return replace(SETTINGS, systems=values["systems"]).variant(own_name)
+
+
+def pairs(table: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
+    return [(network, key) for network, keys in table.items() for key in keys]
+
+
+@pytest.mark.parametrize(("network", "key"), pairs(OWN_SETTINGS))
+def test_a_row_may_give_its_networks_own_settings(network, key):
+    abilities.check_variant(row(name=network, model={key: getattr(SETTINGS.model, key)}))
+
+
+def refused(variant: Variant) -> str:
+    with pytest.raises(InputError) as error:
+        abilities.check_variant(variant)
+    message = str(error.value)
+    assert message.startswith(f"params.yaml, systems.{variant.name}")
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(("network", "key"), pairs(FOREIGN))
+def test_a_setting_of_another_network_is_refused(network, key):
+    message = refused(row(name=network, model={key: getattr(SETTINGS.model, key)}))
+    assert f"systems.{network}.model.{key}" in message
+    assert f"{network} has no such setting" in message
+
+
+NEEDS = {  # a loss, and the networks that can't train it
+    "attribute": ["classifier", "m3_c"],
+    "local": ["asen", "asen_v2", "modc", "classifier", "m3"],
+    "align": ["asen", "modc", "m3_a"],
+    "center": ["asen", "asen_pp", "classifier", "m3"],
+    "pseudo": ["asen_v2", "m3"],
+    "instance": ["asen", "modc", "classifier"],
+    "cluster": ["asen_pp", "modc", "classifier"],
+}
+
+
+@pytest.mark.parametrize(("loss", "network"), pairs(NEEDS))
+def test_a_loss_that_a_network_cannot_train_is_refused(loss, network):
+    assert f"loss.{loss} needs " in refused(row(name=network, loss={loss: 1}))
+
+
+def test_a_loss_of_one_stage_alone_is_looked_at():
+    assert "loss.local needs local" in refused(
+        row(name="asen", stages=[{"share": 1}, {"share": 1, "loss": {"local": 1}}])
+    )
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_can_learn_loss_1(network):
+    abilities.check_variant(row(name=network, loss={"classification": 1}))
+
+
+FITTING = {  # the scores of each network, without and with Loss 1
+    "classifier": ({"posterior"}, {"posterior"}),
+    **dict.fromkeys(
+        ["asen", "asen_v2", "asen_pp"], ({"attribute"}, {"attribute", "segment", "soft_segment", "posterior"})
+    ),
+    "modc": ({"attribute", "segment", "soft_segment", "posterior"},) * 2,
+    "m3_c": ({"concat", "top_class", "weighted", "posterior"},) * 2,
+    **dict.fromkeys(["m3_a", "m3"], (set(abilities.SCORES),) * 2),
+}
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("score", list(abilities.SCORES))
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_score_is_taken_where_the_network_gives_what_it_reads(network, score, learned):
+    variant = row(name=network, score=score, **({"loss": {"classification": 1}} if learned else {}))
+    if score in FITTING[network][learned]:
+        abilities.check_variant(variant)
+    else:
+        assert f"score {score} needs " in refused(variant)
+
+
+ONE = {"share": 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            {"name": "modc", "stages": [ONE, ONE | {"loss": {"attribute": 0, "pseudo": 1}}]},
+            "stage 1: loss.pseudo weighs",
+        ),
+        (
+            {"name": "asen", "stages": [ONE | {"global_lr": 0.1}]},
+            "stage 0: global_lr spares a local branch, which asen",
+        ),
+        ({"name": "modc", "stages": [ONE, ONE | {"global_lr": 0.1}]}, "stage 1: global_lr"),
+        ({"name": "asen", "loss": {"attribute": 0}}, "stage 0: every loss has weight 0"),
+        ({"name": "modc", "stages": [ONE, ONE | {"loss": {"attribute": 0}}]}, "stage 1: every loss has weight 0"),
+        ({"name": "m3", "stages": [{"share": 0}]}, "shares of train.epochs add up to less than one epoch"),
+        ({"name": "m3", "train": {"epochs": 4}, "stages": [{"share": 0.06}] * 2}, "less than one epoch"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(given, told):
+    assert told in refused(row(**given))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"name": "modc", "stages": [ONE, ONE | {"loss": {"attribute": 0, "center": 1, "pseudo": 1}}]},
+        {"name": "asen_pp", "stages": [ONE, ONE | {"global_lr": 0}]},
+        {"name": "m3", "train": {"epochs": 4}, "stages": [{"share": 0.13}] * 2},
+    ],
+)
+def test_what_fits_passes(given):
+    abilities.check_variant(row(**given))
+
+
+def test_building_checks_first():
+    with pytest.raises(InputError, match=r"systems\.asen: loss\.local needs local"):
+        models.build(make_variant("asen", loss={"local": 1.0}), TAXONOMY)
+
+
+def test_rows_are_checked_without_torch():
+    """The pipeline's first stage does it; torch takes seconds to import."""
+    code = (
+        "import sys; from pathlib import Path; from m3lib import abilities, config; "
+        "found = config.load(Path('params.yaml')); [abilities.check_variant(found.variant(n)) for n in found.systems]; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
