@@ -1,4 +1,4 @@
-"""Every network's formulas (methods, sections 2 to 6) for one image and one query, in float64, as they are written there.
+"""Every network's formulas (methods, sections 2 to 6) for one image and one query in float64, as they are written.
 
 w: a module's state by name, float64 arrays. X: (P, C) features. query: a row of a table. own: (M,) attribute of each
 class. A network's formula gives the parts of its Outputs for one image, by name.
@@ -60,7 +60,7 @@ def batch_norm(w: State, name: str, x: np.ndarray) -> np.ndarray:
 
 
 def spatial_map(w: State, X: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """(P,) softmax over positions of <tanh(FC query), tanh(BN(Conv1x1 X))> / sqrt(h), or without BN where w has none."""
+    """(P,) softmax over positions of <tanh(FC query), tanh(BN(Conv1x1 X))> / sqrt(h); without BN where w has none."""
     projected = linear(w, "key", X)
     U = np.tanh(batch_norm(w, "norm", projected) if "norm.weight" in w else projected)  # (P, h)
     a = np.tanh(linear(w, "query", query))  # (h,)

@@ -56,7 +56,7 @@ def test_the_repositorys_params_load_with_every_value():
 
 BAD = [
     (("sed",), 1, "sed", "'seed'"),
-    (("train", "learning"), 1, "train.learning", "'warmup'"),
+    (("train", "learning"), 1, "train.learning", "'lr'"),
     (("train", "epoch"), 1, "train.epoch", "'epochs'"),
     (("systems", "m3", "netwrk"), "m3", "systems.m3.netwrk", "'network'"),
     (("systems", "m3", "loss"), {"clust": 1}, "systems.m3.loss.clust", "'cluster'"),
@@ -232,9 +232,9 @@ def test_stages_change_the_rows_own_losses_and_training(tmp_path):
     own = {"network": "modc", "score": "segment", "loss": {"attribute": 1, "margin": 0.3}, "train": {"lr": 0.5}}
     found = load(tmp_path, changed(("systems", "modc"), own | {"stages": STAGES})).variant("modc")
     assert [(s.share, s.restart, s.global_lr) for s in found.stages] == [(0.25, False, 1.0), (1.0, True, 0.5)]
-    for stage, given in zip(found.stages, STAGES, strict=True):
+    for stage, changes in zip(found.stages, STAGES, strict=True):
         for section in ("loss", "train"):
-            expected = VALUES[section] | own[section] | given.get(section, {})
+            expected = VALUES[section] | own[section] | changes.get(section, {})
             assert asdict(getattr(stage, section)) == expected
 
 

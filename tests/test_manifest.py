@@ -79,6 +79,56 @@ def test_labels_against_a_loop(kind):
         assert [n for n in range(TAXONOMY.num_attributes) if known[row, n]] == sorted(owners)
 
 
+HELD_OUT = {"colour: green": 1, "details: hood": 6, "sleeve: long": 7}
+
+
+@pytest.mark.parametrize("names", [list(HELD_OUT)[:1], list(HELD_OUT), list(HELD_OUT)[::-1]])
+def test_held_out_classes_leave_train_and_valid_and_stay_in_test(names):
+    labels = random_labels("partial", 50, np.random.default_rng(4))
+    prepared = make_prepared(labels, [PARTS[i % len(PARTS)] for i in range(50)])
+    found = manifest.hold_out(prepared, names)
+    expected = labels.copy()
+    for i, split in enumerate(prepared.manifest["split"]):
+        for name in names:
+            if split != "test":
+                expected[i, HELD_OUT[name]] = False
+    assert (expected != labels).sum() > 5
+    assert np.array_equal(found.labels, expected)
+    assert np.array_equal(prepared.labels, labels)  # what was given is left as it was
+    others = ["image", "split", "role"]
+    pd.testing.assert_frame_equal(found.manifest[others], prepared.manifest[others])
+    assert found.images is prepared.images
+    assert found.taxonomy is prepared.taxonomy
+
+
+def test_an_image_whose_only_class_was_held_out_becomes_unknown():
+    labels = np.zeros((2, TAXONOMY.num_classes), bool)
+    labels[0, [1, 7]] = labels[1, [0, 7]] = True
+    found = manifest.hold_out(make_prepared(labels, [("train", "")] * 2), ["colour: green"])
+    assert manifest.known_attributes(found.labels, TAXONOMY).tolist() == [[False, False, True], [True, False, True]]
+
+
+def test_holding_nothing_out_changes_nothing():
+    prepared = make_prepared(full_labels(5), [("train", "")] * 5)
+    assert manifest.hold_out(prepared, []) is prepared
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("colour: gren", "'green'"),
+        ("color: green", "'colour'"),
+        ("green", "unknown attribute 'green'"),
+        ("colour:green", "unknown attribute"),
+        ("", "unknown attribute"),
+        (3, "unknown attribute"),
+    ],
+)
+def test_an_unknown_class_to_hold_out_is_named(name, told):
+    with pytest.raises(InputError, match=told):
+        manifest.hold_out(make_prepared(full_labels(3), [("train", "")] * 3), ["sleeve: long", name])
+
+
 def prepared_folder(folder, source: Source, images: np.ndarray) -> None:
     manifest.save(source, folder)
     np.save(folder / "images.npy", images)

@@ -1,85 +1,114 @@
 """Every network against a float64 re-computation from its weights: one image, one attribute, one class at a time."""
 
-from collections.abc import Callable
+import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import timm
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from m3lib import losses, models, training
+from m3lib import abilities, backbone, losses, models, objective
 from m3lib.errors import InputError
-from reference import (
-    State,
-    as_float64,
-    below,
-    channel_gate,
-    linear,
-    relu,
-    sigmoid,
-    softmax,
-    spatial_map,
-    state_of,
-    unit,
+from m3lib.samplers import Batch
+from m3lib.system import Outputs
+from m3lib.taxonomy import Attribute, Taxonomy
+from reference import FORMULAS, as_float64, in_float64, sigmoid, softmax, state_of
+from tiny import (
+    MODEL,
+    OWN,
+    TAXONOMY,
+    generator,
+    make_system,
+    make_variant,
+    make_whole_system,
+    random_labels,
+    unit_rows,
 )
-from tiny import MODEL, OWN, TAXONOMY, generator, make_system, make_variant, random_labels
 
 NETWORKS = list(models.NETWORKS)
-M3 = ["m3_a", "m3_c", "m3"]
+ASEN_FAMILY = ["asen", "asen_v2", "asen_pp", "modc"]
+WITH_CENTERS = ["modc", "m3_a", "m3_c", "m3"]
 N, M = TAXONOMY.num_attributes, TAXONOMY.num_classes
 B, SIDE = 3, 48  # a 3 x 3 map
-P = (SIDE // models.STRIDE) ** 2
+P = (SIDE // backbone.STRIDE) ** 2
+EMBEDDINGS = {"attribute", "local", "logits", "classes"}
+MAPS = {
+    "classifier": set(),
+    **dict.fromkeys(["asen", "asen_v2", "asen_pp", "modc", "m3_a"], {"attribute_maps"}),
+    "m3_c": {"class_maps"},
+    "m3": {"attribute_maps", "class_maps"},
+}
 
 
 def make_images(size: int = B, seed: int = 0) -> Tensor:
     return torch.randn(size, 3, SIDE, SIDE, generator=generator(seed))
 
 
-def given_parts(outputs: models.Outputs) -> dict[str, Tensor]:
+def given_parts(outputs: Outputs) -> dict[str, Tensor]:
     return {name: part for name, part in outputs._asdict().items() if part is not None}
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_outputs_have_their_shapes_and_norms(network):
-    outputs = make_system(network).eval()(make_images())
+    outputs = make_whole_system(network).eval()(make_images())
+    width = MODEL["embedding"] if network in ("asen", "asen_pp") else 16
     shapes = {
-        "attribute": (B, N, MODEL["embedding"] if network == "asen" else 16),
+        "attribute": (B, N, width),
+        "local": (B, N, width),
         "logits": (B, M),
         "classes": (B, M, MODEL["class_embedding"]),
         "attribute_maps": (B, N, P),
         "class_maps": (B, M, P),
     }
     parts = given_parts(outputs)
-    assert models.NETWORKS[network].gives == set(parts) & {"attribute", "logits", "classes"}
     assert {name: tuple(part.shape) for name, part in parts.items()} == {name: shapes[name] for name in parts}
+    assert {name for name in parts if name.endswith("maps")} == MAPS[network]
     for name, part in parts.items():
         assert part.isfinite().all()
-        if name in ("attribute", "classes"):
+        if name in ("attribute", "local", "classes"):
             torch.testing.assert_close(part.norm(dim=-1), torch.ones(part.shape[:-1]))
         if name.endswith("maps"):
+            assert (part > 0).all()
             torch.testing.assert_close(part.sum(dim=-1), torch.ones(part.shape[:-1]))
 
 
-@pytest.mark.parametrize(
-    ("network", "maps"),
-    [
-        ("classifier", set()),
-        ("asen", {"attribute_maps"}),
-        ("m3_a", {"attribute_maps"}),
-        ("m3_c", {"class_maps"}),
-        ("m3", {"attribute_maps", "class_maps"}),
-    ],
-)
-def test_each_network_shows_its_attention(network, maps):
-    parts = given_parts(make_system(network).eval()(make_images(1)))
-    assert {name for name in parts if name.endswith("maps")} == maps
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_table_of_abilities_tells_what_a_network_gives(network):
+    system = make_whole_system(network).eval()
+    outputs = system(make_images(1))
+    given = abilities.gives(make_variant(network))
+    assert given == abilities.GIVES[network]
+    assert set(given_parts(outputs)) & EMBEDDINGS == given - {"centers"}
+    centers = getattr(system, "centers", None)  # in the space of attributes, or of classes
+    spaces = {"attribute": outputs.attribute, "classes": outputs.classes}
+    widths = {name: part.shape[2] for name, part in spaces.items() if part is not None}
+    assert (centers is not None) == ("centers" in given or "classes" in given)
+    if centers is not None:
+        assert centers.value.shape == (M, widths["attribute" if "centers" in given else "classes"])
+
+
+@pytest.mark.parametrize("network", ASEN_FAMILY)
+def test_loss_1_adds_heads_to_attribute_embeddings(network):
+    loss = {"classification": 1.0}
+    assert abilities.gives(make_variant(network, loss=loss)) == abilities.GIVES[network] | {"logits"}
+    with_heads, without = make_system(network, loss=loss).state_dict(), make_system(network).state_dict()
+    assert {"heads.weight", "heads.bias"} == set(with_heads) - set(without)
+    assert make_system(network, loss=loss)(make_images()).logits.shape == (B, M)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_order_of_a_batch_changes_no_output(network, training):
+    system, images, order = make_whole_system(network).train(training), make_images(4), torch.tensor([3, 0, 2, 1])
+    whole, permuted = (given_parts(system(x)) for x in (images, images[order]))
+    for name, part in whole.items():
+        torch.testing.assert_close(permuted[name], part[order], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_an_image_is_read_alike_in_any_company(network):
-    system, images, order = make_system(network).eval(), make_images(5), torch.tensor([3, 0, 4, 1])
+    system, images, order = make_whole_system(network).eval(), make_images(5), torch.tensor([3, 0, 4, 1])
     whole, some = (given_parts(system(x)) for x in (images, images[order]))
     for name, part in whole.items():
         torch.testing.assert_close(some[name], part[order], rtol=1e-4, atol=1e-5)
@@ -87,7 +116,7 @@ def test_an_image_is_read_alike_in_any_company(network):
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_unit_rows_and_maps_stay_float32_under_autocast(network):
-    system = make_system(network).eval()
+    system = make_whole_system(network).eval()
     with torch.autocast("cpu", torch.bfloat16):
         parts = given_parts(system(make_images()))
     assert all(part.dtype == torch.float32 for name, part in parts.items() if name != "logits")
@@ -96,125 +125,80 @@ def test_unit_rows_and_maps_stay_float32_under_autocast(network):
         torch.testing.assert_close(part.float(), exact[name], rtol=0.1, atol=0.1)
 
 
-def asen(w: State, X: np.ndarray) -> dict[str, np.ndarray]:
-    """Methods, section 2."""
-    U = np.tanh(linear(w, "project", X))  # (P, h)
-    maps, found = [], []
-    for n in range(N):
-        a = np.tanh(w["spatial_query"][n])
-        s = np.array([np.tanh(linear(w, "spatial_logit", a * U_j)[0]) for U_j in U])
-        alpha = softmax(s)
-        z = alpha @ X
-        r = relu(w["channel_query"][n])
-        inner = relu(linear(w, "channel_gate.0", np.concatenate([z, r])))
-        maps.append(alpha)
-        found.append(unit(linear(w, "output", z * sigmoid(linear(w, "channel_gate.2", inner)))))
-    return {"attribute_maps": np.array(maps), "attribute": np.array(found)}
-
-
-def attribute_branch(w: State, X: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """alpha_n (P,), g_n (C,), h_n (C,): methods, sections 3 and 6.2 (i)."""
-    query = w["table"][n]
-    alpha = spatial_map(below(w, "spatial"), X, query)
-    z = alpha @ X
-    gate = channel_gate(below(w, "channel"), z, query)
-    return alpha, gate, z * gate
-
-
-def class_logit(w: State, m: int, h: np.ndarray) -> float:
-    return w["head.weight"][m] @ h + w["head.bias"][m]
-
-
-def m3_a(w: State, X: np.ndarray) -> dict[str, np.ndarray]:
-    """Methods, section 6.5."""
-    branches = [attribute_branch(below(w, "attributes"), X, n) for n in range(N)]
-    h = [branch[2] for branch in branches]
-    return {
-        "attribute_maps": np.array([branch[0] for branch in branches]),
-        "attribute": np.array([unit(h_n) for h_n in h]),
-        "logits": np.array([class_logit(below(w, "attributes"), m, h[OWN[m]]) for m in range(M)]),
-        "classes": np.array([unit(linear(w, "reduce", h[OWN[m]]) * relu(w["mask"][m])) for m in range(M)]),
-    }
-
-
-def m3_c(w: State, X: np.ndarray) -> dict[str, np.ndarray]:
-    """Methods, section 6.5: no attribute attention, no parent, the gate reads [u_m; r_m]."""
-    v = below(w, "classes")
-    maps, logits, found = [], [], []
-    for m in range(M):
-        beta = spatial_map(below(v, "spatial"), X, w["table"][m])
-        u = beta @ X
-        kept = u * channel_gate(below(v, "channel"), u, w["table"][m])
-        maps.append(beta)
-        logits.append(w["head"][m] @ kept + w["bias"][m])
-        found.append(unit(linear(v, "reduce", kept)))
-    return {"class_maps": np.array(maps), "logits": np.array(logits), "classes": np.array(found)}
-
-
-def m3(w: State, X: np.ndarray) -> dict[str, np.ndarray]:
-    """Methods, section 6.2, the refined features X'_n written out."""
-    v, first = below(w, "classes"), m3_a_without_classes(w, X)
-    maps, found, evidence = [], [], []
-    for m in range(M):
-        n = int(OWN[m])
-        alpha, gate, h = attribute_branch(below(w, "attributes"), X, n)
-        refined = np.array([X[j] * (1 + P * alpha[j]) / 2 * gate for j in range(P)])  # (P, C)
-        query = w["table"][m] + w["parent.weight"] @ w["attributes.table"][n]
-        beta = spatial_map(below(v, "spatial"), refined, query)
-        u = beta @ refined
-        maps.append(beta)
-        kept = u * channel_gate(below(v, "channel"), u, query, h)
-        found.append(unit(linear(v, "reduce", kept)))
-        evidence.append(w["head"][m] @ kept)
-    logits = first["logits"] + np.array(evidence)
-    return first | {"logits": logits, "class_maps": np.array(maps), "classes": np.array(found)}
-
-
-def m3_a_without_classes(w: State, X: np.ndarray) -> dict[str, np.ndarray]:
-    whole = m3_a(w | {"reduce.weight": np.ones((1, X.shape[1])), "mask": np.ones((M, 1))}, X)
-    return {name: whole[name] for name in ("attribute_maps", "attribute", "logits")}
-
-
-def classifier(w: State, X: np.ndarray) -> dict[str, np.ndarray]:
-    return {"logits": linear(w, "head", X.mean(axis=0))}
-
-
-FORMULAS: dict[str, Callable] = {"classifier": classifier, "asen": asen, "m3_a": m3_a, "m3_c": m3_c, "m3": m3}
-
-
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("seed", range(2))
-def test_forward_against_the_formulas(network, seed):
-    system = make_system(network, seed).eval()
-    images = make_images(seed=seed)
-    parts, X, w = given_parts(system(images)), as_float64(system.backbone(images)), state_of(system)
+def test_float32_is_close_to_float64(network):
+    system, images = make_whole_system(network).eval(), make_images()
+    parts = given_parts(system(images))
+    with in_float64():
+        exact = given_parts(system.double()(images.double()))
+    for name, part in parts.items():
+        torch.testing.assert_close(part.double(), exact[name], rtol=1e-3, atol=2e-5)
+
+
+HEADS = {"loss": {"classification": 1.0}}
+CASES = [
+    *[(network, {}) for network in NETWORKS],
+    *[(network, {"queries": "one_hot"}) for network in ("asen_v2", "asen_pp", "modc", "m3_a", "m3")],
+    *[(network, {"norm": False}) for network in ("asen_v2", "modc", "m3_a", "m3_c", "m3")],
+    ("asen_pp", {"norm": True}),
+    *[(network, HEADS) for network in ASEN_FAMILY],
+    *[("m3", {"parent": parent, "refine": refine}) for parent, refine in [(0, 1), (1, 0), (0, 0)]],
+    ("m3", {"parent": True, "refine": False, "queries": "one_hot", "norm": False}),
+]
+
+
+@pytest.mark.parametrize(("network", "model"), CASES, ids=lambda part: str(part).replace(" ", ""))
+def test_forward_against_the_formulas(network, model):
+    """ASEN++'s local branch has its own test."""
+    system, images = make_system(network, **model).double().eval(), make_images().double()
+    with in_float64():
+        parts, X = given_parts(system(images)), as_float64(system.backbone(images))
+    formula = FORMULAS[network]
+    if not model.get("refine", True):
+        formula = functools.partial(formula, refine=False)
     for b in range(B):
-        expected = FORMULAS[network](w, X[b])
+        expected = formula(state_of(system), X[b], OWN.numpy())
         assert set(expected) == set(parts)
         for name, value in expected.items():
-            np.testing.assert_allclose(parts[name][b].detach().numpy(), value, rtol=1e-3, atol=2e-5, err_msg=name)
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-def test_the_backbone_is_the_trunk_to_stride_16_by_position(network):
-    system, images = make_system(network).eval(), make_images()
-    map_ = system.backbone.trunk(images)[-1]  # (B, C, 3, 3)
-    assert map_.shape == (B, 16, 3, 3)
-    X = system.backbone(images)
-    for j in range(P):
-        assert torch.equal(X[:, j], map_[:, :, j // 3, j % 3])
+            np.testing.assert_allclose(as_float64(parts[name][b]), value, rtol=1e-8, atol=1e-10, err_msg=name)
 
 
 def test_posterior_is_a_softmax_or_a_sigmoid_each():
     system = make_system("classifier")
     system.positive_weight.copy_(1 + torch.rand(M, generator=generator(1)))
     logits = 3 * torch.randn(B, M, generator=generator())
-    found, shifted = system.posterior(logits), as_float64(logits) - np.log(as_float64(system.positive_weight))
+    found = system.posterior(Outputs(logits=logits))
+    shifted = as_float64(logits) - np.log(as_float64(system.positive_weight))
     for b in range(B):
         for n, attribute in enumerate(TAXONOMY.attributes):
             own = TAXONOMY.classes_of(n)
             expected = sigmoid(shifted[b, own]) if attribute.multi else softmax(shifted[b, own])
             np.testing.assert_allclose(found[b, own], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_network_has_a_posterior_from_logits_or_from_centers(network):
+    system = make_whole_system(network).eval()
+    found = system.posterior(system(make_images()))
+    assert (found is not None) == bool(abilities.GIVES[network] & {"logits", "centers"})
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+def test_modcs_posterior_is_a_softmax_over_the_centers_seen(temperature):
+    system, missing = make_system("modc", temperature=temperature), {1, 7, 8}  # all of sleeve's
+    system.centers.value.copy_(unit_rows(M, 16, seed=1))
+    system.centers.seen.copy_(torch.tensor([m not in missing for m in range(M)]))
+    f = unit_rows(B, N, 16)
+    found = system.posterior(Outputs(f))
+    for b in range(B):
+        for n in range(N):
+            own = range(M)[TAXONOMY.classes_of(n)]
+            cosines = {m: as_float64(f[b, n]) @ as_float64(system.centers.value[m]) for m in own if m not in missing}
+            share = {m: np.exp(cosine / temperature) for m, cosine in cosines.items()}
+            for m in own:
+                expected = share.get(m, 0) / sum(share.values()) if share else 1 / len(own)
+                assert float(found[b, m]) == pytest.approx(expected, rel=1e-4, abs=1e-7)
+    assert found[:, 1].eq(0).all()
 
 
 def test_posterior_recovers_the_probability_that_the_weighted_loss_was_fitted_to():
@@ -237,7 +221,8 @@ def test_posterior_recovers_the_probability_that_the_weighted_loss_was_fitted_to
     optimizer.step(closure)
     assert (system.positive_weight[details] > 1.5).any()
     share = labels.float().mean(dim=0)[details]
-    torch.testing.assert_close(system.posterior(logits.detach())[0, details], share, atol=1e-3, rtol=1e-3)
+    found = system.posterior(Outputs(logits=logits.detach()))[0, details]
+    torch.testing.assert_close(found, share, atol=1e-3, rtol=1e-3)
 
 
 def test_count_classes_sets_the_positive_weights():
@@ -247,141 +232,155 @@ def test_count_classes_sets_the_positive_weights():
     assert torch.equal(system.positive_weight, losses.positive_weights(labels, OWN, 0.5))
 
 
-ASKED = {  # what each network gives, as the README's table of rows has it
-    "classifier": {"loss": {"classification"}, "score": {"posterior"}},
-    "asen": {"loss": {"attribute"}, "score": {"attribute"}},
-    "m3_c": {
-        "loss": {"classification", "instance", "cluster"},
-        "score": {"concat", "top_class", "weighted", "posterior"},
-    },
+ALL_SCORES = {"attribute", "segment", "soft_segment", "concat", "top_class", "weighted", "posterior"}
+BY_CLASS = {"concat", "top_class", "weighted", "posterior"}
+M3_LOSSES = {"classification", "instance", "cluster"}
+CAN = {  # the losses that each network can be trained with, and the scores it can be asked by, without Loss 1 if it may
+    "classifier": ({"classification"}, {"posterior"}),
+    "asen": ({"attribute", "classification"}, {"attribute"}),
+    "asen_v2": ({"attribute", "classification"}, {"attribute"}),
+    "asen_pp": ({"attribute", "local", "align", "classification"}, {"attribute"}),
+    "modc": ({"attribute", "center", "pseudo", "classification"}, ALL_SCORES - BY_CLASS | {"posterior"}),
+    "m3_a": (M3_LOSSES | {"attribute"}, ALL_SCORES),
+    "m3_c": (M3_LOSSES, BY_CLASS),
+    "m3": (M3_LOSSES | {"attribute"}, ALL_SCORES),
 }
-EVERY = {
-    "loss": {"attribute", "classification", "instance", "cluster"},
-    "score": {"attribute", "concat", "top_class", "weighted", "posterior"},
-}
-NO_LOSS = dict.fromkeys(EVERY["loss"], 0.0)
+NO_LOSS = dict.fromkeys(abilities.LOSSES, 0.0)
+USES = [("loss", name) for name in abilities.LOSSES] + [("score", name) for name in abilities.SCORES]
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("kind", ["loss", "score"])
-def test_a_loss_or_score_that_a_network_cannot_feed_is_refused(network, kind):
-    can = ASKED.get(network, EVERY)
-    one_loss, one_score = sorted(can["loss"])[0], sorted(can["score"])[0]
-    for use in EVERY[kind]:
-        loss, score = (use, one_score) if kind == "loss" else (one_loss, use)
-        variant = make_variant(network, score, NO_LOSS | {loss: 1.0})
-        if use in can[kind]:
-            models.check_variant(variant)
-        else:
-            with pytest.raises(InputError, match=rf"systems\.{network}: {kind}.{use} needs \w+ outputs, .*{network}"):
-                models.build(variant, TAXONOMY)
+@pytest.mark.parametrize(("kind", "use"), USES, ids=lambda part: str(part))
+def test_a_loss_or_score_that_a_network_cannot_feed_is_refused(network, kind, use):
+    can_losses, can_scores = CAN[network]
+    loss, score = (use, min(can_scores)) if kind == "loss" else (min(can_losses), use)
+    weights = NO_LOSS | {loss: 1.0} | ({"attribute": 1.0} if network == "modc" else {})  # what loss.pseudo weighs
+    variant = make_variant(network, score, weights)
+    if use in (can_losses if kind == "loss" else can_scores):
+        abilities.check_variant(variant)
+    else:
+        with pytest.raises(InputError, match=rf"systems\.{network}: {kind}.{use} needs .* outputs, .*{network}"):
+            models.build(variant, TAXONOMY)
+
+
+@pytest.mark.parametrize("network", ASEN_FAMILY)
+@pytest.mark.parametrize("score", ["segment", "soft_segment", "posterior"])
+def test_loss_1_lets_the_asen_family_answer_by_class(network, score):
+    abilities.check_variant(make_variant(network, score, {"classification": 1.0}))
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_nothing_to_train_is_refused(network):
-    with pytest.raises(InputError, match=rf"systems\.{network}: every loss has weight 0"):
-        models.check_variant(make_variant(network, loss=NO_LOSS))
+    with pytest.raises(InputError, match=rf"systems\.{network}, stage 0: every loss has weight 0"):
+        abilities.check_variant(make_variant(network, loss=NO_LOSS))
 
 
-def build(**model: object) -> models.System:
-    return models.build(make_variant("classifier", **model), TAXONOMY)
+def change(network: str, **stage: object) -> None:
+    row = make_variant(network)
+    abilities.check_variant(replace(row, stages=tuple(replace(s, **stage) for s in row.stages)))
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ({"backbone": "resnet10"}, r"unknown backbone .*'resnet10'; did you mean .*'resnet10t'"),
-        (
-            {"backbone_options": MODEL["backbone_options"] | {"output_stride": 8}},
-            r"model\.backbone 'resnet10t' gives features of stride \[2, 4, 8, 8, 8\], none of 16",
-        ),
-        ({"backbone_options": {"colour": "red"}}, r"model\.backbone_options .*'colour'.* don't fit 'resnet10t'"),
-        ({"backbone_options": {"stem_width": "wide"}}, r"model\.backbone_options .* don't fit 'resnet10t'"),
-        ({"backbone_options": {"channels": [8, 8]}}, r"model\.backbone_options .* don't fit 'resnet10t'"),
-        ({"weights": "/nowhere/trunk.safetensors"}, r"no weights from /nowhere/trunk.safetensors .*model\.weights"),
-    ],
-    ids=lambda part: str(part)[:40],
-)
-def test_a_backbone_that_cannot_be_made_is_told_plainly(model, message):
-    with pytest.raises(InputError, match=message) as error:
-        build(**model)
-    assert "\n" not in str(error.value)
+def test_a_factor_for_all_but_a_local_branch_needs_one():
+    change("asen_pp", global_lr=0.1)
+    with pytest.raises(InputError, match=r"stage 0: global_lr spares a local branch, which modc does not have"):
+        change("modc", global_lr=0.1)
 
 
-def test_pretrained_without_a_net_tells_what_to_do(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", refuse)
-    with pytest.raises(InputError, match=r"no weights from timm's hub for 'resnet10t' .*set model\.weights"):
-        build(backbone_options={}, pretrained=True)
+def test_stages_shorter_than_one_epoch_are_refused():
+    with pytest.raises(InputError, match="add up to less than one epoch"):
+        change("asen", share=0.01)
 
 
-def refuse(*_: object, **__: object) -> None:
-    raise OSError("no route to the hub\nand a second line")
+def test_pseudo_labels_without_a_loss_to_use_them_are_refused():
+    with pytest.raises(InputError, match=r"stage 0: loss\.pseudo weighs the losses attribute and center"):
+        abilities.check_variant(make_variant("modc", loss=NO_LOSS | {"pseudo": 1.0}))
 
 
-@pytest.fixture
-def weight_file(tmp_path):
-    """A whole classification model's weights, as timm publishes them."""
-    torch.manual_seed(99)
-    options = {key: tuple(v) if isinstance(v, list) else v for key, v in MODEL["backbone_options"].items()}
-    save_file(timm.create_model("resnet10t", **options).state_dict(), tmp_path / "trunk.safetensors")
-    return tmp_path / "trunk.safetensors"
+OTHER = {  # another value of each setting of model that is no file
+    "input": 0.7, "hidden": 14, "embedding": 11, "class_embedding": 7, "queries": "one_hot", "parent": False,
+    "refine": False, "local_backbone_options": MODEL["backbone_options"] | {"stem_width": 16},
+    "local_from_global": True, "local_hidden": 10, "local_size": 1.0, "box_threshold": 0.9, "beta": 0.3,
+    "temperature": 0.5,
+}  # fmt: skip
 
 
-def test_a_local_weight_file_is_what_the_trunk_starts_from(weight_file):
-    stored = load_file(weight_file)
-    torch.manual_seed(0)
-    trunk = build(weights=str(weight_file)).backbone.trunk.state_dict()
-    assert len(trunk) > 20
-    for name, value in trunk.items():
-        assert torch.equal(value, stored[name]), name
+def shown(network: str, **model: object) -> list[Tensor]:
+    """Everything a setting of model can change: outputs, what retrieval stores, and the posterior."""
+    system, images = make_whole_system(network, **model).eval(), make_images(1)
+    if hasattr(system, "centers"):
+        system.centers.value.copy_(unit_rows(*system.centers.value.shape))
+        system.centers.seen.fill_(True)
+    with torch.no_grad():
+        outputs = system(images)
+        parts = [*outputs, system.stored_attribute(outputs), system.posterior(outputs)]
+    return [part for part in parts if part is not None]
 
 
-def test_a_weight_file_of_another_model_or_cut_short_is_refused(weight_file, tmp_path):
-    with pytest.raises(InputError, match=r"trunk\.safetensors.*check model\.weights"):
-        build(backbone_options=MODEL["backbone_options"] | {"channels": [8, 8, 24, 16]}, weights=str(weight_file))
-    (tmp_path / "cut.safetensors").write_bytes(weight_file.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"cut\.safetensors.*check model\.weights"):
-        build(weights=str(tmp_path / "cut.safetensors"))
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_network_reads_the_settings_that_the_table_says_and_no_other(network):
+    first = shown(network)
+    others = OTHER | {"norm": not make_variant(network).model.norm}
+    changed = set()
+    for name, value in others.items():
+        again = shown(network, **{name: value})
+        alike = [a.shape == b.shape and torch.equal(a, b) for a, b in zip(first, again, strict=True)]
+        changed |= set() if all(alike) else {name}
+    assert changed == set(others) & (abilities.EVERY | abilities.MODEL[network])
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_setting_that_a_row_changes_in_vain_is_refused(network):
+    known = abilities.EVERY | abilities.MODEL[network]
+    for name in ("beta", "temperature", "parent", "embedding", "queries", "local_backbone_options.channels"):
+        row = replace(make_variant(network), changes=(f"model.{name}",))
+        if name.split(".")[0] in known:
+            abilities.check_variant(row)
+        else:
+            with pytest.raises(InputError, match=rf"systems\.{network}\.model\.{name}: {network} has no such setting"):
+                abilities.check_variant(row)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_gradient_reaches_every_parameter(network):
-    system, loss = make_system(network).train(), make_variant(network).loss
+    system, loss = make_whole_system(network).train(), make_variant(network).stages[-1].loss
     labels = torch.from_numpy(random_labels("multi", 16, np.random.default_rng(0)))
-    if loss.cluster:
-        system.centers.update(system(make_images(16, 5)).classes, labels)
+    batch = Batch(torch.arange(16), labels, losses.find_anchors(labels, OWN))
+    if hasattr(system, "centers"):
+        objective.update_centers(system(make_images(16, 5)), labels, system, loss)
+        assert system.centers.seen.all()
     for seed in range(2):  # the second batch's draws reach what the first one's missed
-        parts = training.total_loss(system(make_images(16, seed)), labels, system, loss, generator(seed))
+        parts = objective.total_loss(system(make_images(16, seed)), batch, system, loss, generator(seed))
         sum(parts.values()).backward()
     missed = {n for n, p in system.named_parameters() if p.grad is None or not (p.grad != 0).any()}
     assert missed == set()
 
 
-def test_centers_are_kept_but_never_trained():
-    for network in M3:
-        system = make_system(network)
-        names = {name for name, _ in system.named_parameters()}
-        assert {"centers.value", "centers.seen"} <= set(system.state_dict()) - names
+@pytest.mark.parametrize("network", WITH_CENTERS)
+def test_centers_are_kept_but_never_trained(network):
+    system = make_system(network)
+    names = {name for name, _ in system.named_parameters()}
+    assert {"centers.value", "centers.seen"} <= set(system.state_dict()) - names
 
 
-def test_building_is_the_seeds():
-    first, again, other = (make_system("m3", seed).state_dict() for seed in (1, 1, 2))
+@pytest.mark.parametrize("network", ["asen_pp", "m3"])
+def test_building_is_the_seeds(network):
+    first, again, other = (make_system(network, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     assert any(not torch.equal(value, other[name]) for name, value in first.items())
 
 
-class Given(torch.nn.Module):
+class Given(nn.Module):
     """A backbone that returns what it is given."""
 
     def forward(self, X: Tensor) -> Tensor:
         return X
 
 
+@pytest.mark.parametrize("refine", [True, False])
 @pytest.mark.parametrize("name", ["class_maps", "classes", "logits", "attribute"])
-def test_gradient_flows_through_both_attentions_to_the_features(name):
+def test_gradient_flows_through_both_attentions_to_the_features(name, refine):
     """M3-Net is progressive: along a random direction, the slope of each output is the one measured."""
-    system = make_system("m3").eval().double()
+    system = make_system("m3", refine=refine).eval().double()
     system.backbone = Given()
     X, direction = torch.randn(2, B, P, 16, generator=generator(), dtype=torch.float64)
 
@@ -389,8 +388,119 @@ def test_gradient_flows_through_both_attentions_to_the_features(name):
         part = getattr(system(X), name)
         return (part * torch.randn(part.shape, generator=generator(3))).sum()
 
-    X.requires_grad_()
-    value(X).backward()
-    with torch.no_grad():
-        measured = (value(X + 1e-3 * direction) - value(X - 1e-3 * direction)) / 2e-3
-    assert float((X.grad * direction).sum()) == pytest.approx(float(measured), rel=5e-3, abs=2e-3)
+    with in_float64():
+        value(X.requires_grad_()).backward()
+        with torch.no_grad():
+            measured = (value(X + 1e-5 * direction) - value(X - 1e-5 * direction)) / 2e-5
+    assert float((X.grad * direction).sum()) == pytest.approx(float(measured), rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize(("refine", "reached"), [(True, True), (False, False)])
+def test_only_refinement_lets_the_attribute_gate_steer_where_a_class_looks(refine, reached):
+    system = make_system("m3", refine=refine, parent=False).eval()
+    maps = system(make_images()).class_maps
+    (maps * torch.randn(maps.shape, generator=generator())).sum().backward()
+    grad = system.attributes.channel.write.weight.grad
+    assert (grad is not None and bool((grad != 0).any())) == reached
+
+
+FASHION_AI = Taxonomy(
+    tuple(
+        Attribute(name, tuple(f"{name} {k}" for k in range(size)))
+        for name, size in [
+            ("skirt", 6), ("sleeve", 9), ("coat", 8), ("pant", 6), ("collar", 5), ("lapel", 5), ("neckline", 10),
+            ("neck", 5),
+        ]
+    )
+)  # fmt: skip
+PUBLISHED = {
+    "backbone": "resnet50", "backbone_options": {}, "hidden": 512, "embedding": 1024, "local_backbone": "resnet34",
+    "local_backbone_options": {}, "local_hidden": 256, "local_size": 0.5, "local_from_global": False,
+}  # fmt: skip
+
+
+def layer(inputs: int, outputs: int, bias: bool = True) -> int:
+    return inputs * outputs + outputs * bias
+
+
+def conv(side: int, inputs: int, outputs: int) -> int:
+    """A convolution without bias, and its batch norm."""
+    return side**2 * inputs * outputs + 2 * outputs
+
+
+def resnet34_to_layer3() -> int:
+    total, inputs = conv(7, 3, 64), 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6)):
+        total += conv(3, inputs, width) + (2 * blocks - 1) * conv(3, width, width)
+        total += conv(1, inputs, width) if width != inputs else 0  # the shortcut that changes the width
+        inputs = width
+    return total
+
+
+def resnet50_to_layer3() -> int:
+    total, inputs = conv(7, 3, 64), 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6)):
+        for _ in range(blocks):
+            total += conv(1, inputs, width) + conv(3, width, width) + conv(1, width, 4 * width)
+            total += conv(1, inputs, 4 * width) if inputs != 4 * width else 0
+            inputs = 4 * width
+    return total
+
+
+ATTRIBUTES = 8
+GATE = {"query": layer(512, 512), "[z; r]": layer(1024 + 512, 512), "write": layer(512, 1024)}
+PARAMETERS = {  # methods, sections 2 to 4, layer by layer
+    "asen": {
+        "backbone": resnet50_to_layer3(),
+        "conv": layer(1024, 512),
+        "spatial one-hot": layer(ATTRIBUTES, 512, bias=False),
+        "conv to logit": layer(512, 1),
+        "channel one-hot": layer(ATTRIBUTES, 1024, bias=False),
+        "[z; r]": layer(2048, 512),
+        "write": layer(512, 1024),
+        "output": layer(1024, 1024),
+    },
+    "asen_v2": {
+        "backbone": resnet50_to_layer3(),
+        "A": ATTRIBUTES * 512,
+        "conv": layer(1024, 512, bias=False),  # the released one has a bias, which its batch norm cancels
+        "norm": 2 * 512,
+        "spatial query": layer(512, 512),
+        **GATE,
+    },
+    "asen_pp": {
+        "backbone": resnet50_to_layer3(),
+        "A": ATTRIBUTES * 512,
+        "conv": layer(1024, 512),
+        "spatial query": layer(512, 512),
+        **GATE,
+        "output": layer(1024, 1024),
+        "local backbone": resnet34_to_layer3(),
+        "local conv": layer(256, 256),
+        "local spatial query": layer(512, 256),
+        "local channel query": layer(512, 512),
+        "local [z; r]": layer(256 + 512, 128),
+        "local write": layer(128, 256),
+        "local output": layer(256, 1024),
+    },
+}
+
+
+@pytest.mark.parametrize("network", PARAMETERS)
+def test_published_sizes(network):
+    """On the meta device: shapes and counts without numbers."""
+    assert resnet50_to_layer3() == 8_543_296
+    with torch.device("meta"):
+        system = models.build(make_variant(network, **PUBLISHED), FASHION_AI).eval()
+        seen = {}
+        if network == "asen_pp":
+            system.joined = torch.tensor(True, device="cpu")
+            system.local_backbone.register_forward_hook(lambda _, x, y: seen.update(read=x[0].shape, X=y.shape))
+        outputs = system(torch.empty(1, 3, 224, 224))
+    assert sum(p.numel() for p in system.parameters()) == sum(PARAMETERS[network].values())
+    assert outputs.attribute.shape == (1, ATTRIBUTES, 1024)
+    assert outputs.attribute_maps.shape == (1, ATTRIBUTES, 14 * 14)
+    if network == "asen_pp":
+        assert seen == {"read": (ATTRIBUTES, 3, 112, 112), "X": (ATTRIBUTES, 7 * 7, 256)}
+        assert outputs.local.shape == (1, ATTRIBUTES, 1024)
+        assert system.stored_attribute(outputs).shape == (1, ATTRIBUTES, 2048)

@@ -13,7 +13,7 @@ from reference import as_float64
 from tiny import TAXONOMY, generator, make_prepared, random_labels, unit_rows
 
 N, M, D = TAXONOMY.num_attributes, TAXONOMY.num_classes, 6
-SCORES = ["attribute", "concat", "top_class", "weighted", "posterior"]
+SCORES = ["attribute", "segment", "soft_segment", "concat", "top_class", "weighted", "posterior"]
 
 
 def make_embeddings(rows: np.ndarray | int, seed: int = 0) -> Embeddings:
@@ -25,12 +25,14 @@ def make_embeddings(rows: np.ndarray | int, seed: int = 0) -> Embeddings:
 
 def naive_similarity(score: str, query: Embeddings, candidate: Embeddings, i: int, j: int, n: int) -> float:
     """Of query i and candidate j under attribute n, from similarity's docstring."""
-    if score == "attribute":
-        return as_float64(query.attribute[i, n]) @ as_float64(candidate.attribute[j, n])
     own = [m for m in range(M) if TAXONOMY.attribute_of_class[m] == n]
+    alike = as_float64(query.attribute[i, n]) @ as_float64(candidate.attribute[j, n])
     cos = {m: as_float64(query.classes[i, m]) @ as_float64(candidate.classes[j, m]) for m in own}
     p_q, p_c = ({m: float(e.posterior[row, m]) for m in own} for e, row in ((query, i), (candidate, j)))
     return {
+        "attribute": alike,
+        "segment": alike + 2 * (max(own, key=p_q.get) == max(own, key=p_c.get)),
+        "soft_segment": 0.5 * alike + 0.5 * sum(p_q[m] * p_c[m] for m in own),
         "concat": sum(cos.values()) / len(own),
         "top_class": cos[max(own, key=lambda m: p_q[m])],
         "weighted": sum(p_q[m] * p_c[m] * (1 + cos[m]) / 2 for m in own),
@@ -49,6 +51,24 @@ def test_scores_against_a_loop_over_pairs(score, attribute):
         for i in range(len(query.rows))
     ]
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("attribute", range(N))
+def test_the_querys_segment_comes_first_and_inside_a_segment_the_cosine_counts(attribute):
+    query, candidate = make_embeddings(20, seed=3), make_embeddings(40, seed=6)
+    order = retrieval.similarity("segment", query, candidate, attribute, TAXONOMY).argsort(dim=1, descending=True)
+    own, mixed = TAXONOMY.classes_of(attribute), 0
+    for i, ranked in enumerate(order.tolist()):
+        segment = int(query.posterior[i, own].argmax())
+        inside = [int(candidate.posterior[j, own].argmax()) == segment for j in ranked]
+        assert inside == sorted(inside, reverse=True)
+        mixed += 0 < sum(inside) < len(inside)
+        cosines = [
+            float(query.attribute[i, attribute].float() @ candidate.attribute[j, attribute].float()) for j in ranked
+        ]
+        for part in (cosines[: sum(inside)], cosines[sum(inside) :]):
+            assert part == pytest.approx(sorted(part, reverse=True), abs=1e-6)
+    assert mixed > 15
 
 
 ROWS = np.array([1, 4, 5, 9, 12])
@@ -102,7 +122,7 @@ def test_take_refuses_rows_that_are_not_there(rows):
     ("absent", "scores"),
     [
         ([], SCORES),
-        (["classes"], ["attribute", "posterior"]),
+        (["classes"], ["attribute", "segment", "soft_segment", "posterior"]),
         (["posterior"], ["attribute", "concat"]),
         (["attribute", "classes"], ["posterior"]),
     ],
