@@ -28,7 +28,7 @@ record: $(READY)  ## gather experiments NAME-... into data/results/NAME.csv, and
 	python -m m3lib.record $(NAME)
 
 clean:  ## remove what the pipeline made, not its cache: `make repro` brings it back
-	rm -rf notebooks/executed data/notebooks data/prepared data/models data/embeddings data/figures data/work dvc_plots
+	rm -rf notebooks/executed data/notebooks data/prepared data/models data/embeddings data/attention data/figures data/work dvc_plots
 
 lock:  ## pin the newest versions that fit pyproject.toml
 	$(BIN)/uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \

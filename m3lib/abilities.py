@@ -4,6 +4,7 @@ Kept apart from the networks, so that the pipeline's first stage can check every
 """
 
 from collections.abc import Iterator
+from itertools import accumulate
 
 from m3lib.config import Loss, Variant
 from m3lib.errors import InputError
@@ -82,7 +83,7 @@ def problems(variant: Variant) -> Iterator[str]:
         if not active(stage.loss):
             yield f", stage {number}: every loss has weight 0, nothing would be trained"
         for name in active(stage.loss):
-            if not LOSSES[name] <= given | {"logits"} or (name == "classification" and "logits" not in given):
+            if not LOSSES[name] <= given:
                 needs = ", ".join(sorted(LOSSES[name] - given))
                 yield f": loss.{name} needs {needs} outputs, which {network} does not give ({', '.join(sorted(given))})"
         if stage.loss.pseudo and not (stage.loss.center or stage.loss.attribute):
@@ -92,5 +93,11 @@ def problems(variant: Variant) -> Iterator[str]:
     for need in SCORES[variant.score]:
         if need not in given and not (need == "posterior" and given & {"logits", "centers"}):
             yield f": score {variant.score} needs {need} outputs, which {network} does not give with these losses"
-    if round(variant.train.epochs * sum(stage.share for stage in variant.stages)) < 1:
-        yield ": the stages' shares of train.epochs add up to less than one epoch"
+
+
+def stage_ends(variant: Variant) -> list[int]:
+    """The epoch before which each stage ends: shares add up before they are rounded, and each lasts one epoch or more."""
+    ends = [0]
+    for share in accumulate(stage.share for stage in variant.stages):
+        ends.append(max(round(share * variant.train.epochs), ends[-1] + 1))
+    return ends[1:]

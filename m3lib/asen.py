@@ -88,7 +88,11 @@ class ASENpp(System):
         self.attributes = AttributeAttention(C, taxonomy.num_attributes, model.hidden, model.queries, model.norm)
         self.output = nn.Linear(C, model.embedding)
         self.local_backbone = Backbone(
-            model.local_backbone, model.local_backbone_options, model.pretrained, model.local_weights
+            model.local_backbone,
+            model.local_backbone_options,
+            model.pretrained,
+            model.local_weights,
+            prefix="local_",
         )
         c, width = self.local_backbone.channels, self.attributes.table.width
         self.local_spatial = SpatialAttention(c, model.local_hidden, width, model.norm)
@@ -115,19 +119,21 @@ class ASENpp(System):
         return torch.cat([self.beta**0.5 * outputs.attribute, (1 - self.beta) ** 0.5 * outputs.local], dim=2)
 
     def forward(self, images: Tensor) -> Outputs:
-        X = self.backbone(images)  # (B, P, C)
-        maps, _, h = self.attributes(X)
+        features = self.backbone.features(images)  # (B, C, rows, columns)
+        maps, _, h = self.attributes(features.flatten(2).mT)
         g = self.output(h)  # (B, N, D)
-        local = unit(self.look(images, maps.detach())) if self.joined else None
+        local = unit(self.look(images, maps.detach().unflatten(2, features.shape[2:]))) if self.joined else None
         return Outputs(unit(g), local, self.heads(g) if self.heads else None, attribute_maps=maps)
 
     def look(self, images: Tensor, maps: Tensor) -> Tensor:
-        """(B, N, D) of the local branch: every attribute's region of every image, cut out and embedded."""
-        size, num_attributes, _ = maps.shape
-        shape = grid_shape(images.shape[2:], self.backbone.scale)
-        regions = find_regions(maps.flatten(0, 1).view(-1, *shape), images.shape[2:], self.threshold)  # (B * N, 4)
-        sides = tuple(max(STRIDE, round(self.size * side)) for side in images.shape[2:])
-        x = self.local_backbone(crop(images.repeat_interleave(num_attributes, 0), regions, sides))  # (B * N, p, c)
+        """(B, N, D) of the local branch: every attribute's region of every image, cut out and embedded.
+
+        maps: (B, N, rows, columns). A region is a square, and so is what is read of it.
+        """
+        size, num_attributes = maps.shape[:2]
+        regions = find_regions(maps.flatten(0, 1), images.shape[2:], self.threshold)  # (B * N, 4)
+        side = max(STRIDE, round(self.size * min(images.shape[2:])))
+        x = self.local_backbone(crop(images.repeat_interleave(num_attributes, 0), regions, (side, side)))  # (B N, p, c)
         rows = self.attributes.table.rows
         # each crop is asked for its own attribute alone: keys once, one query a crop
         keys = self.local_spatial.keys(x).unflatten(0, (size, num_attributes))  # (B, N, p, h)
@@ -135,11 +141,6 @@ class ASENpp(System):
         weights = logits.float().softmax(dim=-1).to(x.dtype)
         z = (weights[..., None] * x.unflatten(0, (size, num_attributes))).sum(dim=2)  # (B, N, c)
         return self.local_output(z * self.local_channel(z, rows))
-
-
-def grid_shape(sides: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Rows and columns of the stride-16 feature map of images with these sides, read at `scale`."""
-    return tuple(-(-max(STRIDE, round(scale * side)) // STRIDE) for side in sides)
 
 
 def find_regions(maps: Tensor, sides: tuple[int, int], threshold: float) -> Tensor:

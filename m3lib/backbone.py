@@ -16,19 +16,33 @@ OWN = "backbone.trunk."  # how a model that this repository trained names its ba
 class Backbone(nn.Module):
     """A timm model up to its stride-16 features, as (B, P, C).
 
-    scale: the side that it reads, as a share of the images' side.
+    scale: the side that it reads, as a share of the images' side. prefix: of its settings in errors, such as `local_`.
     """
 
-    def __init__(self, name: str, options: dict, pretrained: bool = False, weights: str = "", scale: float = 1.0):
+    def __init__(
+        self,
+        name: str,
+        options: dict,
+        pretrained: bool = False,
+        weights: str = "",
+        scale: float = 1.0,
+        prefix: str = "",
+    ):
         super().__init__()
-        self.trunk = create_trunk(name, options, pretrained, weights)
+        self.trunk = create_trunk(name, options, pretrained, weights, prefix)
         self.channels = self.trunk.feature_info.channels()[-1]
+        self.channels_last = str(getattr(self.trunk, "output_fmt", "NCHW")).endswith("NHWC")
         self.scale = scale
 
-    def forward(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
+        """(B, C, rows, columns), about a sixteenth of the sides that it reads."""
         if self.scale != 1:
             images = shrink(images, self.scale)
-        return self.trunk(images)[-1].flatten(2).mT  # (B, P, C)
+        found = self.trunk(images)[-1]
+        return found.permute(0, 3, 1, 2) if self.channels_last else found
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.features(images).flatten(2).mT  # (B, P, C)
 
 
 def shrink(images: Tensor, scale: float) -> Tensor:
@@ -37,21 +51,21 @@ def shrink(images: Tensor, scale: float) -> Tensor:
     return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
 
 
-def create_trunk(name: str, given: dict, pretrained: bool, weights: str) -> nn.Module:
+def create_trunk(name: str, given: dict, pretrained: bool, weights: str, prefix: str = "") -> nn.Module:
     """timm's feature extractor; raises InputError for a name, an option, or weights that it can't use.
 
     weights: a timm weight file, or a model that this repository trained (data/models/*.safetensors).
     """
     import timm  # imported here: it takes seconds, and evaluation does without
 
-    nearest(name.split(".")[0], timm.list_models(), "backbone (model.backbone, any timm model)")
+    nearest(name.split(".")[0], timm.list_models(), f"backbone (model.{prefix}backbone, any timm model)")
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     try:
         reductions = timm.create_model(name, features_only=True, **options).feature_info.reduction()
     except Exception as error:  # timm raises whatever its parts do
-        raise InputError(f"model.backbone_options {given} don't fit {name!r}: {error}") from None
+        raise InputError(f"model.{prefix}backbone_options {given} don't fit {name!r}: {error}") from None
     if STRIDE not in reductions:
-        raise InputError(f"model.backbone {name!r} gives features of stride {reductions}, none of {STRIDE}")
+        raise InputError(f"model.{prefix}backbone {name!r} gives features of stride {reductions}, none of {STRIDE}")
     file = str(data_path(weights)) if weights else ""
     level, own = reductions.index(STRIDE), own_weights(file)
     if file and not own:
@@ -63,7 +77,8 @@ def create_trunk(name: str, given: dict, pretrained: bool, weights: str) -> nn.M
             trunk.load_state_dict(own)
     except Exception as error:  # hub and file errors come in many types
         where = weights or f"timm's hub for {name!r}"
-        advice = "check model.weights" if weights else "fetch the weight file by hand and set model.weights"
+        setting = f"model.{prefix}weights"
+        advice = f"check {setting}" if weights else f"fetch the weight file by hand and set {setting}"
         reason = " ".join((str(error) or type(error).__name__).split())[:300]
         raise InputError(f"no weights from {where} ({reason}); {advice}") from None
     return trunk

@@ -45,7 +45,11 @@ class Range:
     high: float = float("inf")
 
 
-FIXED_IN_STAGES = ("epochs", "batch", "sampler", "triplets", "optimizer", "held_out", "precision")
+FIXED_IN_STAGES = [
+    *(("train", key) for key in ("epochs", "batch", "sampler", "triplets", "optimizer", "weight_decay")),
+    *(("train", key) for key in ("held_out", "precision")),
+    *(("loss", key) for key in ("center_momentum", "positive_power")),
+]
 Fraction = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0)]
 Count = Annotated[int, Range(1)]
@@ -165,11 +169,11 @@ class Umap:
 class Stage:
     """A part of one training, with its own losses and augmentation.
 
-    share: its length in units of train.epochs. restart: whether the learning rate's schedule starts anew.
+    share: its length in units of train.epochs, at least one epoch. restart: whether the learning rate's schedule starts anew.
     global_lr: factor on the learning rate of all parameters but a local branch's.
     """
 
-    share: Annotated[float, Range(0, 100)]
+    share: Annotated[float, Range(0.001, 100)]
     restart: bool
     global_lr: Fraction
     loss: Loss
@@ -215,14 +219,16 @@ class Settings:
         own = self.systems[nearest(name, list(self.systems), "system in params.yaml, variants:")]
         if not isinstance(own, dict):
             raise InputError(f"params.yaml, {where}: expected a mapping of settings, got {own!r}")
-        if "name" in own:
-            raise InputError(f"params.yaml, {where}.name: a row's name is its key in systems; remove this setting")
+        for key in ("name", "changes"):
+            if key in own:
+                raise InputError(f"params.yaml, {where}.{key}: this follows from the row itself; remove the setting")
         own = dict(own)
-        stages = own.pop("stages", [])
+        given = own.pop("stages", [])
         sections = {key: own.pop(key, {}) for key in ("model", "loss", "train")}
         merged = {key: merge(getattr(self, key), changes, f"{where}.{key}") for key, changes in sections.items()}
-        values = {"name": name, **own, **merged, "changes": tuple(leaves({**sections, "stages": stages}))}
-        return build(Variant, values | {"stages": read_stages(stages, merged, f"{where}.stages")}, where)
+        stages = read_stages(given, merged, f"{where}.stages")
+        changes = tuple(leaves({**sections, "stages": given}))
+        return build(Variant, {"name": name, **own, **merged, "stages": stages, "changes": changes}, where)
 
 
 def read_stages(stages: Any, merged: dict[str, Any], where: str) -> tuple[Stage, ...]:
@@ -235,9 +241,9 @@ def read_stages(stages: Any, merged: dict[str, Any], where: str) -> tuple[Stage,
         if not isinstance(stage, dict):
             raise InputError(f"params.yaml, {at}: expected a mapping of settings, got {stage!r}")
         sections = {key: merge(merged[key], stage.get(key, {}), f"{at}.{key}") for key in ("loss", "train")}
-        for key in FIXED_IN_STAGES:
-            if isinstance(stage.get("train"), dict) and key in stage["train"]:
-                raise InputError(f"params.yaml, {at}.train.{key}: a stage can't change this; set it for the whole row")
+        for section, key in FIXED_IN_STAGES:
+            if key in stage.get(section, {}):
+                raise InputError(f"params.yaml, {at}.{section}.{key}: a stage can't change this; set it for the row")
         found.append(build(Stage, {"restart": False, "global_lr": 1.0, **stage, **sections}, at))
     return tuple(found)
 
@@ -245,7 +251,7 @@ def read_stages(stages: Any, merged: dict[str, Any], where: str) -> tuple[Stage,
 def leaves(values: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
     """The dotted names of every setting in nested mappings and lists of mappings."""
     items = values.items() if isinstance(values, dict) else enumerate(values) if path == ("stages",) else None
-    if items is None or path[-1:] == ("backbone_options",):
+    if items is None or path[-1:] in [("backbone_options",), ("local_backbone_options",)]:
         yield ".".join(path)
         return
     for key, value in items:

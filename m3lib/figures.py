@@ -71,6 +71,58 @@ def score_heatmap(percent: pd.DataFrame, chosen: Mapping[str, str], label: str) 
     return figure
 
 
+def difference_chart(pairs: pd.DataFrame, xlabel: str) -> Figure:
+    """A line a pair of systems: the difference of the second to the first, and its interval.
+
+    pairs: columns lower, higher, difference, low, high.
+    """
+    figure, axis = plt.subplots(figsize=(6, 0.6 + 0.3 * len(pairs)))
+    place = np.arange(len(pairs))
+    reach = np.stack([pairs["difference"] - pairs["low"], pairs["high"] - pairs["difference"]])
+    axis.errorbar(pairs["difference"], place, xerr=reach, fmt="o", color="black", markersize=4, capsize=3)
+    axis.axvline(0, color=OTHER, linewidth=1.2, zorder=0)
+    axis.set(yticks=place, yticklabels=pairs["higher"] + " - " + pairs["lower"], xlabel=xlabel)
+    axis.invert_yaxis()
+    return figure
+
+
+def attention_panel(pictures: np.ndarray, maps: np.ndarray, names: Sequence[str]) -> Figure:
+    """A row a picture, a column an attribute: the picture, dark where the attention is weak.
+
+    pictures: (B, H, W, 3) uint8; maps: (B, N, H, W), brought to [0, 1] each; all 0 shows a dark picture.
+    """
+    rows, columns = maps.shape[:2]
+    figure, axes = plt.subplots(rows, columns + 1, figsize=(1.25 * (columns + 1), 1.35 * rows), squeeze=False)
+    for row in range(rows):
+        axes[row, 0].imshow(pictures[row])
+        for column in range(columns):
+            level = maps[row, column]
+            reach = level.max() - level.min()
+            light = (level - level.min()) / reach if reach > 0 else np.zeros_like(level)
+            axes[row, column + 1].imshow(pictures[row] / 255 * (0.15 + 0.85 * light[..., None]))
+            if row == 0:
+                axes[row, column + 1].set_title(names[column], fontsize=8)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        sns.despine(ax=axis, left=True, bottom=True)
+    figure.subplots_adjust(wspace=0.05, hspace=0.05)
+    return figure
+
+
+def seed_dots(rows: pd.DataFrame, xlabel: str) -> Figure:
+    """A line a variant: a dot a seed, and a bar at their mean; rows: columns variant, percent."""
+    order = list(dict.fromkeys(rows["variant"]))
+    figure, axis = plt.subplots(figsize=(6, 0.7 + 0.28 * len(order)))
+    place = {name: number for number, name in enumerate(order)}
+    axis.scatter(rows["percent"], rows["variant"].map(place), color="black", s=14, alpha=0.6, linewidth=0)
+    for name, mean in rows.groupby("variant")["percent"].mean().items():
+        axis.plot([mean, mean], [place[name] - 0.3, place[name] + 0.3], color=RIGHT, linewidth=2)
+    axis.set(yticks=range(len(order)), yticklabels=order, xlabel=xlabel)
+    axis.grid(axis="x", color=OTHER, linewidth=0.5)
+    axis.invert_yaxis()
+    return figure
+
+
 def retrieval_panel(
     queries: Sequence[np.ndarray], results: Sequence[Sequence[np.ndarray]], right: np.ndarray, captions: Sequence[str]
 ) -> Figure:

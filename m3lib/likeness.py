@@ -4,6 +4,8 @@ The drawn benchmark keeps hidden factors of every picture, such as the pitch of 
 carry the query's class, a score is worth more than the class alone if it puts those first whose factor is close.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 
@@ -11,8 +13,22 @@ from m3lib import retrieval
 from m3lib.manifest import Prepared
 from m3lib.retrieval import Embeddings
 
+FINER = {  # attribute of the drawn benchmark to the hidden factors that are finer than its classes
+    "texture": ("hue", "ink", "pitch", "angle"),
+    "pattern": ("ink", "pitch", "angle"),
+    "color": ("hue", "saturation", "lightness"),
+    "shape": ("hem",),
+    "length": ("hem",),
+    "part": ("depth", "sleeve_length"),
+    "collar": ("depth",),
+    "neckline design": ("depth",),
+    "sleeve length": ("sleeve_length",),
+    "coat length": ("hem",),
+    "skirt length": ("lower_hem",),
+    "pant length": ("lower_hem",),
+}
 FEWEST = 10  # relevant candidates, below which a rank correlation says nothing
-CYCLIC = "factor_hue"  # in [0, 1), where 0 and 1 are one colour
+CYCLIC = "hue"  # in [0, 1), where 0 and 1 are one colour
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -23,32 +39,38 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide((a * b).sum(axis=1), scale, out=np.zeros(len(a)), where=scale > 0)
 
 
-def closeness(query: np.ndarray, candidate: np.ndarray, cyclic: bool) -> np.ndarray:
-    """(Q, C) minus the distance between factors (Q,) and (C,)."""
+def closeness(query: np.ndarray, candidate: np.ndarray, factor: str) -> np.ndarray:
+    """(Q, C) minus the distance between a factor's values (Q,) and (C,)."""
     distance = np.abs(query[:, None] - candidate[None])
-    return -np.minimum(distance, 1 - distance) if cyclic else -distance
+    return -np.minimum(distance, 1 - distance) if factor == CYCLIC else -distance
 
 
-def inside_classes(prepared: Prepared, split: str, score: str, embeddings: Embeddings) -> dict[str, dict[str, float]]:
-    """Attribute to hidden factor to the mean over (query, class) pairs of the rank correlation, in [-1, 1].
+def inside_classes(prepared: Prepared, split: str, score: str, embeddings: Embeddings) -> dict[str, float]:
+    """ "attribute: factor" to the mean rank correlation over (query, class) pairs, in [-1, 1]; empty without factors.
 
-    Of similarity with closeness in the factor, over the candidates that carry the class. Empty without factors.
+    Of similarity with closeness in the factor, over the candidates that carry the class.
     """
-    factors = [column for column in prepared.manifest if column.startswith("factor_")]
-    values, taxonomy, found = prepared.manifest[factors].to_numpy(), prepared.taxonomy, {}
-    for n, name in enumerate(taxonomy.names if factors else []):
-        own = taxonomy.classes_of(n)
-        sums, pairs = np.zeros(len(factors)), 0
-        for m in range(own.start, own.stop):
-            rows = prepared.rows(split, "query"), prepared.rows(split, "candidate")
-            asking, answering = (part[prepared.labels[part, m]] for part in rows)
-            if not len(asking) or len(answering) < FEWEST:
-                continue
+    taxonomy, found = prepared.taxonomy, {}
+    for n, name in enumerate(taxonomy.names):
+        values = {f: prepared.manifest[f"factor_{f}"].to_numpy() for f in FINER.get(name, ()) if known(prepared, f)}
+        parts: dict[str, list[np.ndarray]] = {factor: [] for factor in values}
+        for asking, answering in class_pairs(prepared, split, taxonomy.classes_of(n)) if values else ():
             alike = retrieval.similarity(score, embeddings.take(asking), embeddings.take(answering), n, taxonomy)
-            pairs += len(asking)
-            for k, factor in enumerate(factors):
-                close = closeness(values[asking, k], values[answering, k], factor == CYCLIC)
-                sums[k] += rank_correlation(alike.numpy(), close).sum()
-        means = (sums / max(pairs, 1)).tolist()
-        found[name] = {factor.removeprefix("factor_"): mean for factor, mean in zip(factors, means, strict=True)}
+            for factor, x in values.items():
+                close = closeness(x[asking], x[answering], factor)
+                parts[factor].append(rank_correlation(alike.numpy(), close))
+        found |= {f"{name}: {factor}": float(np.concatenate(part).mean()) for factor, part in parts.items() if part}
     return found
+
+
+def known(prepared: Prepared, factor: str) -> bool:
+    return f"factor_{factor}" in prepared.manifest
+
+
+def class_pairs(prepared: Prepared, split: str, classes: slice) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Manifest rows of the queries and of the candidates that carry a class, for every class with enough of them."""
+    rows = prepared.rows(split, "query"), prepared.rows(split, "candidate")
+    for m in range(classes.start, classes.stop):
+        asking, answering = (part[prepared.labels[part, m]] for part in rows)
+        if len(asking) and len(answering) >= FEWEST:
+            yield asking, answering

@@ -1,13 +1,16 @@
 """Collect finished experiments into a small table in git, and write README's result tables from those.
 
-`make record NAME=catalogue` gathers every experiment of `dvc exp run` whose name starts so, one row per experiment,
-variant and metric, into data/results/catalogue.csv. It also writes the tables between README's markers.
+`make record NAME=catalogue` gathers every experiment of `dvc exp run` whose name starts with `catalogue-`, one row per
+experiment, variant, split, score and metric, into data/results/catalogue.csv, and what their reports compared into
+data/results/catalogue-pairs.csv. It also writes the tables between the markers of README.md and data/results/README.md.
 """
 
+import io
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +20,7 @@ from m3lib.config import find_root
 from m3lib.errors import InputError
 from m3lib.report import COLUMNS
 
-MARKER = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKER = re.compile(r"(<!-- (results|summary): ([\w\- ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -25,82 +28,194 @@ def git(root: Path, *arguments: str) -> str:
 
 
 def experiments(root: Path, prefix: str) -> dict[str, str]:
-    """Name to commit of the finished experiments whose name starts with the prefix."""
+    """Name to commit of the finished experiments that are named <prefix>-..."""
     lines = git(root, "for-each-ref", "refs/exps", "--format=%(refname) %(objectname)").splitlines()
     found = {ref.rsplit("/", 1)[-1]: commit for ref, commit in (line.split() for line in lines)}
-    return {name: found[name] for name in sorted(found) if name.startswith(prefix)}
+    return {name: found[name] for name in sorted(found) if name.startswith(f"{prefix}-")}
 
 
-def rows_of(root: Path, name: str, commit: str) -> list[dict]:
-    """One experiment's test metrics, each variant by its own score, and the random ranking's."""
-    params = yaml.safe_load(git(root, "show", f"{commit}:params.yaml"))
-    rows = []
+def show(root: Path, commit: str, path: str) -> str | None:
+    """A file as the commit has it, or None."""
+    try:
+        return git(root, "show", f"{commit}:{path}")
+    except subprocess.CalledProcessError:
+        return None
+
+
+def settings_of(params: dict) -> dict[str, str]:
+    """Dotted name to value of every setting, but those that tell experiments of one question apart anyway."""
+    flat = {}
+
+    def walk(values: dict, path: str) -> None:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                walk(value, f"{path}{key}.")
+            else:
+                flat[f"{path}{key}"] = str(value)
+
+    walk({key: value for key, value in params.items() if key not in ("seed", "threads", "variants")}, "")
+    return flat
+
+
+def differing(params: dict[str, dict]) -> dict[str, str]:
+    """Experiment to the settings that are not the same in all of them, as `train.lr=0.004 train.epochs=8`."""
+    flat = {name: settings_of(values) for name, values in params.items()}
+    keys = sorted({key for values in flat.values() for key in values})
+    varied = [key for key in keys if len({values.get(key, "-") for values in flat.values()}) > 1]
+    return {name: " ".join(f"{key}={values.get(key, '-')}" for key in varied) for name, values in flat.items()}
+
+
+def rows_of(root: Path, commit: str, params: dict) -> list[dict]:
+    """One experiment's metrics: of each variant every score on valid and test, by its own score all of them."""
+    rows, systems = [], [params["systems"][variant] for variant in params["variants"]]
+    unseen = {class_ for system in systems for class_ in system.get("train", {}).get("held_out", [])}
     for variant in params["variants"]:
         result = json.loads(git(root, "show", f"{commit}:data/metrics/{variant}.json"))
-        summaries = {"random": result["random"], variant: result["test"][result["score"]]}
-        for row, summary in summaries.items():
-            key = {"experiment": name, "seed": params["seed"], "variant": row}
-            for column, (metric, mean) in COLUMNS.items():
-                rows.append(key | {"metric": column, "attribute": "", "percent": 100 * summary[metric][mean]})
-            for attribute, value in summary["map_all"]["attributes"].items():
-                rows.append(key | {"metric": "MAP@all", "attribute": attribute, "percent": 100 * value})
+        found = [("test", "random", result["random"])]
+        found += [(split, score, s) for split in ("valid", "test") for score, s in result[split].items()]
+        for split, score, summary in found:
+            own = score in ("random", result["score"])
+            key = {"seed": params["seed"], "variant": "random" if score == "random" else variant}
+            key |= {"split": split, "score": score, "own": own}
+            for metric, attribute, value in numbers(summary, whole=own and split == "test"):
+                rows.append(key | {"metric": metric, "attribute": attribute, "percent": 100 * value})
+        for metric, score, attribute, value in beyond(result, unseen):
+            key = {"seed": params["seed"], "variant": variant, "split": "test", "score": score, "own": False}
+            rows.append(key | {"metric": metric, "attribute": attribute, "percent": 100 * value})
     return rows
 
 
+def numbers(summary: dict, whole: bool) -> Iterator[tuple[str, str, float]]:
+    """(metric, attribute or "", fraction): overall MAP@all, or all metrics and attributes."""
+    for column, (metric, mean) in COLUMNS.items():
+        if whole or column == "MAP@all":
+            yield column, "", summary[metric][mean]
+    if whole:
+        for attribute, value in summary["map_all"]["attributes"].items():
+            yield "MAP@all", attribute, value
+
+
+def beyond(result: dict, unseen: set[str]) -> Iterator[tuple[str, str, str, float]]:
+    """(metric, score, attribute, fraction): likeness inside a class, and the classes that some variant never saw."""
+    for score, found in result["likeness"].items():
+        for factor, value in found.items():
+            yield "likeness", score, factor, value
+    for score, classes in result["classes"].items():
+        for class_ in sorted(unseen & set(classes)):
+            yield "MAP@all of a class", score, class_, classes[class_]
+
+
+def pair_rows(root: Path, commit: str, seed: int) -> pd.DataFrame:
+    """The paired comparisons of one experiment's report; empty where it stopped before the report."""
+    text = show(root, commit, "data/pairs.csv")
+    return pd.read_csv(io.StringIO(text)).assign(seed=seed) if text else pd.DataFrame()
+
+
 def collect(root: Path, name: str) -> Path:
-    """Write data/results/<name>.csv; raises InputError when no such experiment has finished."""
+    """Write data/results/<name>.csv and, from the reports, <name>-pairs.csv.
+
+    Raises InputError when no such experiment has finished.
+    """
     found = experiments(root, name)
-    rows = [row for experiment, commit in found.items() for row in rows_of(root, experiment, commit)]
-    if not rows:
+    if not found:
         raise InputError(f"no finished experiment is named {name}...; `dvc exp run -n {name}-1 ...` makes one")
-    table = pd.DataFrame(rows).drop_duplicates(["seed", "variant", "metric", "attribute"])
-    path = root / "data" / "results" / f"{name}.csv"
-    table.round(3).to_csv(path, index=False)
-    return path
+    params = {e: yaml.safe_load(git(root, "show", f"{commit}:params.yaml")) for e, commit in found.items()}
+    settings = differing(params)
+    tables, pairs = [], []
+    for experiment, commit in found.items():
+        key = {"experiment": experiment, "settings": settings[experiment]}
+        tables.append(pd.DataFrame(rows_of(root, commit, params[experiment])).assign(**key))
+        pairs.append(pair_rows(root, commit, params[experiment]["seed"]).assign(**key))
+    folder = root / "data" / "results"
+    table = pd.concat(tables).drop_duplicates(["seed", "variant", "settings", "split", "score", "metric", "attribute"])
+    table.round(2).to_csv(folder / f"{name}.csv", index=False)
+    compared = pd.concat(pairs)
+    if len(compared):
+        compared.round(3).to_csv(folder / f"{name}-pairs.csv", index=False)
+    return folder / f"{name}.csv"
 
 
-def mean_and_spread(table: pd.DataFrame) -> pd.DataFrame:
-    """Text cells `mean ± standard deviation over seeds`; a row per variant, a column per metric and per attribute."""
+def own_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The test rows of every variant by the score it is reported with."""
+    return table[table["own"] & (table["split"] == "test")]
+
+
+def mean_and_spread(table: pd.DataFrame, rows: str = "variant") -> pd.DataFrame:
+    """Text cells `mean ± standard deviation over seeds`; a column per metric and per attribute."""
     keys = table["metric"].where(table["attribute"].isna(), table["attribute"])
     order = list(dict.fromkeys(keys))
-    grouped = table.assign(key=keys).groupby(["variant", "key"], sort=False)["percent"]
-    mean, spread = grouped.mean().unstack()[order], grouped.std().unstack()[order]
-    one_seed = table["seed"].nunique() == 1
-    cells = {
-        key: [
-            f"{m:.1f}" if one_seed or s < 0.05 else f"{m:.1f} ± {s:.1f}"
-            for m, s in zip(mean[key], spread[key], strict=True)
-        ]
-        for key in order
-    }
-    return pd.DataFrame(cells, index=mean.index)
+    grouped = table.assign(key=keys).groupby([rows, "key"], sort=False)["percent"]
+    cells = grouped.agg(lambda values: cell(values.mean(), values.std())).unstack()
+    return cells.reindex(columns=order).fillna("-")
+
+
+def cell(mean: float, spread: float) -> str:
+    return f"{mean:.1f}" if not spread >= 0.05 else f"{mean:.1f} ± {spread:.1f}"  # no spread: one seed
 
 
 def markdown(path: Path) -> str:
-    """The two tables of one recorded result: overall metrics, and MAP@all by attribute."""
-    table = pd.read_csv(path)
+    """The tables of one recorded result: overall metrics, MAP@all by attribute, neighbours in the published order."""
+    table = own_rows(pd.read_csv(path))
     cells = mean_and_spread(table)
     seeds = ", ".join(str(seed) for seed in sorted(table["seed"].unique()))
+    used = table.groupby("variant", sort=False)["score"].first()
     overall, attributes = cells[list(COLUMNS)], cells.drop(columns=list(COLUMNS))
+    overall.insert(0, "score", used[overall.index])
     parts = [f"Percent, mean ± standard deviation over seeds {seeds}.", pipes(overall), "MAP@all by attribute:"]
-    return "\n\n".join([*parts, pipes(attributes)]) + "\n"
+    parts.append(pipes(attributes))
+    pairs = path.with_name(f"{path.stem}-pairs.csv")
+    if pairs.exists():
+        parts += ["Differences in overall MAP@all (points):", pipes(pair_table(pd.read_csv(pairs)))]
+    return "\n\n".join(parts) + "\n"
+
+
+def pair_table(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Mean and spread over seeds, and in how many runs the paired bootstrap over queries tells the two apart."""
+    keys = [pairs["higher"] + " - " + pairs["lower"]]
+    grouped = pairs.assign(ahead=pairs["low"] > 0, behind=pairs["high"] < 0).groupby(keys, sort=False)
+    runs = grouped.size()
+    return pd.DataFrame(
+        {
+            "difference": grouped["difference"].agg(lambda values: cell(values.mean(), values.std())),
+            "ahead in": [f"{n} of {k}" for n, k in zip(grouped["ahead"].sum(), runs, strict=True)],
+            "behind in": [f"{n} of {k}" for n, k in zip(grouped["behind"].sum(), runs, strict=True)],
+        }
+    ).rename_axis("pair")
 
 
 def pipes(cells: pd.DataFrame) -> str:
-    lines = [["variant", *cells.columns], ["---"] * (cells.shape[1] + 1)]
+    lines = [[cells.index.name, *cells.columns], ["---"] * (cells.shape[1] + 1)]
     lines += [[str(name), *row] for name, row in zip(cells.index, cells.to_numpy(), strict=True)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def summary(folder: Path, names: list[str]) -> str:
+    """Overall MAP@all of every variant by its own score; a row per variant, a column per recorded result."""
+    columns = {}
+    for name in names:
+        path = folder / f"{name}.csv"
+        if path.exists():
+            table = own_rows(pd.read_csv(path))
+            cells = mean_and_spread(table[(table["metric"] == "MAP@all") & table["attribute"].isna()])
+            columns[name] = cells["MAP@all"]
+    return pipes(pd.DataFrame(columns).fillna("-").rename_axis("variant")) + "\n" if columns else "Not recorded yet.\n"
+
+
 def write_tables(root: Path) -> None:
-    """Replace what stands between README's result markers."""
-    readme = root / "README.md"
+    """Replace what stands between the markers of README.md (`summary: NAME ...`) and of data/results/README.md."""
+    folder = root / "data" / "results"
 
     def filled(match: re.Match) -> str:
-        path = root / "data" / "results" / f"{match[2]}.csv"
-        return match[1] + "\n" + (markdown(path) if path.exists() else "Not recorded yet.\n") + "\n" + match[3]
+        kind, names = match[2], match[3].split()
+        if kind == "summary":
+            text = summary(folder, names)
+        else:
+            path = folder / f"{names[0]}.csv"
+            text = markdown(path) if path.exists() else "Not recorded yet.\n"
+        return f"{match[1]}\n{text}\n{match[4]}"
 
-    readme.write_text(MARKER.sub(filled, readme.read_text()))
+    for page in (root / "README.md", folder / "README.md"):
+        page.write_text(MARKER.sub(filled, page.read_text()))
 
 
 def main(arguments: list[str]) -> int:

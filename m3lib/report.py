@@ -1,12 +1,14 @@
 """Tables and sentences of the report, from the metrics files alone."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from m3lib import metrics
 from m3lib.errors import InputError
 from m3lib.manifest import Prepared
 from m3lib.retrieval import Ranking
@@ -23,7 +25,14 @@ PUBLISHED_NAMES = {"asen": "ASEN", "asen_v2": "ASEN_v2", "asen_pp": "ASEN++", "m
     "m3_c": "M3-Net_c",
     "m3": "M3-Net",
 }
-SCORES = ("attribute", "concat", "top_class", "weighted", "posterior")
+SCORES = ("attribute", "segment", "soft_segment", "concat", "top_class", "weighted", "posterior")
+FURTHER_PAIRS = (
+    ("modc", "m3"),
+    ("classifier", "m3"),
+    ("asen_v2_l1", "m3"),
+    ("modc_l1", "m3"),
+    ("asen_pp", "asen_pp_long"),
+)
 
 
 def read_metrics(folder: Path, variants: list[str]) -> dict[str, dict]:
@@ -140,13 +149,67 @@ def panel_content(
     return [images[row] for row in ranking.query_rows[asked]], results, right, captions
 
 
-def reading(table: pd.DataFrame, per_attribute: pd.DataFrame, heat: pd.DataFrame) -> str:
+def neighbours(variants: Collection[str]) -> list[tuple[str, str]]:
+    """(lower, higher) pairs of variants: neighbours in the published order, then further ones worth a look."""
+    order = [name for name in PUBLISHED_NAMES if name in variants]
+    further = [pair for pair in FURTHER_PAIRS if set(pair) <= set(variants)]
+    return list(dict.fromkeys([*pairwise(order), *further]))
+
+
+def compare(precisions: Mapping[str, np.ndarray], images: np.ndarray, seed: int) -> pd.DataFrame:
+    """Paired bootstrap over query images: a row per pair, differences of overall MAP@all in points.
+
+    precisions: variant to its (P,) AP@all of the same (query, class) pairs; images: (P,) the query image of each.
+    Columns lower, higher, difference (higher - lower), low and high (95 % interval), p. The interval speaks of the
+    choice of queries; what another training seed would give is told by recorded results alone.
+    """
+    rows = []
+    for lower, higher in neighbours(precisions):
+        found = metrics.paired_bootstrap(precisions[higher], precisions[lower], images, seed=seed)
+        rows.append((lower, higher, *(100 * value for value in found[:3]), found[3]))
+    return pd.DataFrame(rows, columns=["lower", "higher", "difference", "low", "high", "p"])
+
+
+def published_differences(published: pd.DataFrame) -> pd.DataFrame:
+    """Overall MAP@all, higher - lower in points, of neighbours in the published order; a column per data set."""
+    overall = published[(published["metric"] == "MAP@all") & (published["attribute"] == "overall")]
+    levels = overall.pivot(index="system", columns="dataset", values="percent")
+    rows = {
+        pair: levels.loc[PUBLISHED_NAMES[pair[1]]] - levels.loc[PUBLISHED_NAMES[pair[0]]]
+        for pair in pairwise(PUBLISHED_NAMES)
+    }
+    return pd.DataFrame(rows).T.rename_axis(["lower", "higher"])
+
+
+def order_lines(pairs: pd.DataFrame, published: pd.DataFrame) -> list[str]:
+    """Where the published order holds, in words: a line per pair of neighbours."""
+    printed, lines = published_differences(published), []
+    for pair in pairs.itertuples():
+        if (pair.lower, pair.higher) not in printed.index:
+            continue
+        signs = np.sign(printed.loc[(pair.lower, pair.higher)])
+        agreed = {1: "ahead", -1: "behind"}.get(int(signs.iloc[0])) if signs.nunique() == 1 else None
+        there = f"{agreed} on all three" if agreed else "ahead on some and behind on others"
+        here = "ahead" if pair.low > 0 else "behind" if pair.high < 0 else "not told apart"
+        verdict = "the order is open there" if not agreed else "holds" if here == agreed else "does not hold"
+        lines.append(
+            f"{PUBLISHED_NAMES[pair.higher]} to {PUBLISHED_NAMES[pair.lower]}: published {there}; here {here} "
+            f"({pair.difference:+.1f} points, 95 % interval {pair.low:+.1f} to {pair.high:+.1f}): {verdict}."
+        )
+    return lines
+
+
+def reading(
+    table: pd.DataFrame, per_attribute: pd.DataFrame, heat: pd.DataFrame, pairs: pd.DataFrame, published: pd.DataFrame
+) -> str:
     """The report in a few sentences, each from this run's numbers."""
     overall = table["MAP@all"].drop("random", errors="ignore").sort_values(ascending=False)
     lines = ["Order by overall MAP@all: " + ", ".join(f"{name} {value:.1f}" for name, value in overall.items()) + "."]
-    if {"asen", "m3"} <= set(overall.index):
-        difference = overall["m3"] - overall["asen"]
-        lines.append(f"M3-Net {'leads' if difference > 0 else 'trails'} ASEN by {abs(difference):.1f} points.")
+    for rival in ("asen", "modc"):
+        if {rival, "m3"} <= set(overall.index):
+            gain = 100 * (overall["m3"] / overall[rival] - 1)
+            lines.append(f"M3-Net to {PUBLISHED_NAMES[rival]}: {gain:+.0f} % relative in overall MAP@all.")
+    lines += order_lines(pairs, published)
     if "random" in per_attribute.index:
         lines += chance_lines(per_attribute)
     if {"weighted", "posterior"} <= set(heat.columns):

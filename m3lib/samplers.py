@@ -67,8 +67,13 @@ class Triplets:
                 self.classes.append((asked, present))
         if not self.classes:
             raise InputError(
-                f"train.sampler {kind}: no attribute has two classes with images, one of them with two images or more"
+                f"train.sampler {kind}: no attribute has a class with two images and another to tell it from"
             )
+
+    def has_negative(self, m: int, present: list[int]) -> bool:
+        """Whether an image of another class may stand against class m."""
+        others = [self.images[other] for other in present if other != m]
+        return bool(others) and (self.kind != "checked" or not bool(self.labels[torch.cat(others), m].all()))
 
     def epoch(self, train: Train, generator: torch.Generator) -> Iterator[Batch]:
         for _ in range(steps_per_epoch(len(self.labels), train)):
@@ -82,7 +87,7 @@ class Triplets:
 
     def draw(self, generator: torch.Generator) -> tuple[int, int, int, int]:
         """Anchor, positive, negative, and the class that the first two share."""
-        while True:  # a class that every rival image carries too has no checked negative
+        while True:  # a rival class may lie inside the anchor's, and has no checked negative then
             asked, present = pick(self.classes, generator)
             m = pick(asked, generator)
             images = self.images[m]

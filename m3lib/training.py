@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from m3lib import batches, losses, metrics, models, retrieval, samplers
+from m3lib.abilities import stage_ends
 from m3lib.config import Loss, Stage, Train, Variant
 from m3lib.errors import InputError
 from m3lib.manifest import Prepared, hold_out
@@ -57,8 +59,7 @@ class Plan:
 
     def __init__(self, variant: Variant):
         self.stages = variant.stages
-        shares = np.cumsum([stage.share for stage in variant.stages])
-        self.ends = [round(float(share) * variant.train.epochs) for share in shares]
+        self.ends = stage_ends(variant)
         self.epochs = self.ends[-1]
         begins = [0, *self.ends[:-1]]
         anew = [begin for begin, stage in zip(begins, self.stages, strict=True) if stage.restart and begin]
@@ -104,12 +105,11 @@ class Trainer:
         drawn = samplers.epoch(self.labels, self.system.attribute_of_class, self.variant.train, generator)
         for number, batch in enumerate(drawn):
             self.set_learning_rate(epoch, number)
-            parts = self.step(batch, stage, generator, None if pseudo is None else pseudo[batch.index])
-            if not all(np.isfinite(list(parts.values()))):
-                raise InputError(
-                    f"{self.variant.name}, epoch {epoch + 1}, step {number + 1}: the loss became not a number "
-                    f"({', '.join(f'{name} {value:g}' for name, value in parts.items())}); lower train.lr"
-                )
+            try:
+                parts = self.step(batch, stage, generator, None if pseudo is None else pseudo[batch.index])
+            except FloatingPointError as error:
+                place = f"{self.variant.name}, epoch {epoch + 1}, step {number + 1}"
+                raise InputError(f"{place}: {error}; lower train.lr") from None
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + value
             bar.update(1)
@@ -126,27 +126,33 @@ class Trainer:
             self.best = {name: value.clone() for name, value in self.system.state_dict().items()}
 
     def set_learning_rate(self, epoch: int, number: int) -> None:
-        train, each = self.variant.train, self.steps_per_epoch
+        stage, each = self.plan.stage(epoch), self.steps_per_epoch
         first, last = self.plan.schedule(epoch)
-        value = learning_rate((epoch - first) * each + number, (last - first) * each, train, each)
+        value = learning_rate((epoch - first) * each + number, (last - first) * each, stage.train, each)
         for group in self.optimizer.param_groups:
-            group["lr"] = value * (self.plan.stage(epoch).global_lr if group["global"] else 1.0)
+            group["lr"] = value * (stage.global_lr if group["global"] else 1.0)
 
     def step(self, batch: Batch, stage: Stage, generator: torch.Generator, pseudo: Tensor | None) -> dict[str, float]:
-        """Forward, loss, backward, step; returns the losses. No weight moves where their sum is not finite."""
+        """Forward, loss, backward, step; returns the losses.
+
+        Raises FloatingPointError, before any weight moves, where the loss or its gradient is not finite.
+        """
         pixels = self.prepared.images[self.rows[batch.index.numpy()]]
         images = batches.views(batches.to_tensor(pixels), generator, stage.train)
         with autocast(stage.train.precision):
             outputs = self.system(images)
         parts = total_loss(outputs, batch, self.system, stage.loss, generator, pseudo)
         total = sum(parts.values())
-        if torch.isfinite(total):
-            self.optimizer.zero_grad(set_to_none=True)
-            total.backward()
-            if stage.train.clip:
-                torch.nn.utils.clip_grad_norm_(self.system.parameters(), stage.train.clip)
-            self.optimizer.step()
-            update_centers(outputs, batch.labels, self.system, stage.loss)
+        if not torch.isfinite(total):
+            told = ", ".join(f"{name} {value.item():g}" for name, value in parts.items())
+            raise FloatingPointError(f"the loss became not a finite number ({told})")
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.system.parameters(), stage.train.clip or torch.inf)
+        if not torch.isfinite(norm):
+            raise FloatingPointError("the gradient became not a finite number")
+        self.optimizer.step()
+        update_centers(outputs, batch.labels, self.system, stage.loss)
         return {name: float(value.detach()) for name, value in parts.items()}
 
     @torch.no_grad()
@@ -162,7 +168,8 @@ class Trainer:
         if not loss.pseudo:
             return None
         cosines = [losses.center_cosines(f, centers.value, own) for _, f in self.training_embeddings()]
-        return losses.pseudo_labels(torch.cat(cosines), labels, own, self.system.multi, loss.pseudo_margin)
+        cosines = torch.cat(cosines).masked_fill(~centers.seen, -1.0)  # (I, M); a class never seen is never nearest
+        return losses.pseudo_labels(cosines, labels, own, self.system.multi, loss.pseudo_margin)
 
     def training_embeddings(self) -> Iterator[tuple[slice, Tensor]]:
         """(part of the training images, their attribute embeddings (b, N, D) in float32), in evaluation mode."""
@@ -263,6 +270,28 @@ def forward(system: models.System, prepared: Prepared, rows: np.ndarray, precisi
     system.eval()
     with autocast(precision):
         return system(batches.to_tensor(prepared.images[rows]))
+
+
+def look(system: models.System, prepared: Prepared, rows: np.ndarray, precision: str) -> dict[str, Tensor]:
+    """Where a network looks in some pictures: (B, N, H, W) float32 attention at pixel size, by whose it is.
+
+    "attribute": of every attribute; "class": of the first class that the picture carries under each attribute, 0 where
+    it is unknown. Sums over pixels are about 1. Empty for a network without attention.
+    """
+    outputs, found = forward(system, prepared, rows, precision), {}
+    if outputs.attribute_maps is not None:
+        found["attribute"] = outputs.attribute_maps
+    if outputs.class_maps is not None:
+        labels = torch.from_numpy(prepared.labels[rows])  # (B, M)
+        groups = zip(labels.split(system.sizes, 1), outputs.class_maps.split(system.sizes, 1), strict=True)
+        first = [(own.int().argmax(dim=1), own.any(dim=1), maps) for own, maps in groups]
+        found["class"] = torch.stack([maps[range(len(rows)), m] * known[:, None] for m, known, maps in first], dim=1)
+    sides = prepared.images.shape[1:3]
+    with torch.no_grad():
+        grid = system.backbone.features(batches.to_tensor(prepared.images[rows[:1]])).shape[2:]
+    share = grid[0] * grid[1] / (sides[0] * sides[1])  # of a position's weight that each of its pixels gets
+    large = {name: F.interpolate(maps.unflatten(2, grid), sides, mode="bilinear") for name, maps in found.items()}
+    return {name: share * maps for name, maps in large.items()}
 
 
 @torch.no_grad()

@@ -17,8 +17,9 @@ Parts = dict[str, np.ndarray]
 
 
 def in_float64() -> mock._patch:
-    """A context in which .float() keeps float64, for comparisons that float32's rounding would blur."""
-    return mock.patch.object(torch.Tensor, "float", torch.Tensor.double)
+    """A context in which .float() leaves float64 as it is, for comparisons that float32's rounding would blur."""
+    rounded = torch.Tensor.float
+    return mock.patch.object(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else rounded(x))
 
 
 def state_of(module: nn.Module) -> State:

@@ -8,7 +8,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from m3lib import backbone, models
-from m3lib.asen import grid_shape
 from m3lib.backbone import Backbone
 from m3lib.errors import InputError
 from m3lib.system import System
@@ -33,6 +32,14 @@ def test_features_are_the_trunks_stride_16_map_by_position(sides):
     assert X.shape == (2, rows * columns, own.channels)
     for j in range(rows * columns):
         assert torch.equal(X[:, j], map_[:, :, j // columns, j % columns])
+
+
+SWIN = {"img_size": 64, "embed_dim": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}
+
+
+def test_features_of_a_trunk_with_channels_last():
+    own = Backbone("swin_tiny_patch4_window7_224", SWIN)
+    assert own(make_images(64, 64)).shape == (2, 16, own.channels)
 
 
 def naive_shrink(image: np.ndarray, size: int) -> np.ndarray:
@@ -60,12 +67,15 @@ def test_the_backbone_reads_images_at_its_scale_and_no_smaller_than_one_position
     assert backbone.shrink(make_images(20, 64), 0.5).shape[2:] == (16, 32)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.6])
-@pytest.mark.parametrize("sides", [(16, 33), (47, 48), (49, 100), (20, 90)])
-def test_the_grid_of_positions_is_known_beforehand(sides, scale):
-    own = build(input=scale).eval().backbone
-    read = make_images(*sides) if scale == 1 else backbone.shrink(make_images(*sides), scale)
-    assert grid_shape(sides, scale) == tuple(own.trunk(read)[-1].shape[2:])
+CONVNEXT = {"dims": [4, 4, 8, 8], "depths": [1, 1, 1, 1]}
+
+
+@pytest.mark.parametrize("sides", [(100, 60), (47, 48)])
+def test_positions_are_the_trunks_own_grid_however_it_rounds(sides):
+    own, images = Backbone("convnext_atto", CONVNEXT), make_images(*sides)
+    rows, columns = own.features(images).shape[2:]
+    assert (rows, columns) == (sides[0] // 16, sides[1] // 16)  # a patch stem drops what fills no patch
+    assert own(images).shape == (2, rows * columns, 8)
 
 
 def test_a_copied_trunk_is_equal_and_apart():
@@ -106,6 +116,20 @@ def test_a_backbone_that_cannot_be_made_is_told_plainly(model, message):
     with pytest.raises(InputError, match=message) as error:
         build(**model)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "setting"),
+    [
+        ({"local_backbone": "resnet10"}, r"model\.local_backbone"),
+        ({"local_backbone_options": {"colour": "red"}}, r"model\.local_backbone_options"),
+        ({"local_weights": "/nowhere/trunk.safetensors"}, r"model\.local_weights"),
+    ],
+    ids=lambda part: str(part)[:40],
+)
+def test_a_local_backbone_that_cannot_be_made_names_its_own_setting(model, setting):
+    with pytest.raises(InputError, match=setting):
+        models.build(make_variant("asen_pp", **model), TAXONOMY)
 
 
 def test_pretrained_without_a_net_tells_what_to_do(monkeypatch):

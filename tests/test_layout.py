@@ -148,7 +148,14 @@ def test_every_dep_is_there_or_made():
 
 def test_git_ignores_what_the_pipeline_makes_except_what_it_keeps():
     kept = {path for path, options in all_outs().items() if options.get("cache") is False}
-    assert kept == {"data/inputs.json", "data/weights.json", "data/metrics/m3.json", "data/curves/m3.csv", "data/metrics.json"}
+    assert kept == {
+        "data/inputs.json",
+        "data/weights.json",
+        "data/pairs.csv",
+        "data/metrics/m3.json",
+        "data/curves/m3.csv",
+        "data/metrics.json",
+    }
     for path in all_outs():
         assert is_ignored(path) == (path not in kept), path
     for path in ("data/work/timings.csv", "data/work/m3.safetensors", "data/x.bak", ".venv/x", "dvc_plots/x"):

@@ -35,7 +35,7 @@ P = (SIDE // backbone.STRIDE) ** 2
 EMBEDDINGS = {"attribute", "local", "logits", "classes"}
 MAPS = {
     "classifier": set(),
-    **dict.fromkeys(["asen", "asen_v2", "asen_pp", "modc", "m3_a"], {"attribute_maps"}),
+    **{network: {"attribute_maps"} for network in ("asen", "asen_v2", "asen_pp", "modc", "m3_a")},
     "m3_c": {"class_maps"},
     "m3": {"attribute_maps", "class_maps"},
 }

@@ -241,6 +241,6 @@ def covers(declared, name):
 @each
 def test_stage_declares_the_settings_that_the_notebook_reads(path):
     """A setting read but not declared gives stale results; one declared but not read reruns for nothing."""
-    declared, used = set(stage_of(path)[0]["params"]), settings_used(path)
+    declared, used = set(stage_of(path)[0].get("params", [])), settings_used(path)
     assert {name for name in used if not any(covers(d, name) for d in declared)} == set(), "not declared"
     assert {d for d in declared if not any(covers(d, name) for name in used)} == set(), "declared, not read"

@@ -11,6 +11,8 @@ from m3lib import record
 from m3lib.errors import InputError
 from m3lib.report import COLUMNS
 
+PAIR = ["lower", "higher", "difference", "low", "high", "p"]
+
 
 def summary(value: float) -> dict:
     metrics = {metric: {mean: value for _, mean in COLUMNS.values()} for metric, _ in COLUMNS.values()}
@@ -24,16 +26,28 @@ def git(folder, *arguments):
 
 @pytest.fixture
 def repository(tmp_path):
-    """A repository with three experiments' commits: sweep-1, sweep-2 (seeds 0 and 1) and other-1."""
+    """A repository with four experiments' commits: sweep-1, sweep-2 (seeds 0 and 1), other-1 and sweeps-1."""
     git(tmp_path, "init", "-q")
     git(tmp_path, "config", "user.name", "a")
     git(tmp_path, "config", "user.email", "a@example.org")
     (tmp_path / "data" / "metrics").mkdir(parents=True)
     (tmp_path / "data" / "results").mkdir()
-    for name, seed, value in [("sweep-1", 0, 0.25), ("sweep-2", 1, 0.5), ("other-1", 0, 0.75)]:
-        (tmp_path / "params.yaml").write_text(f"seed: {seed}\nvariants: [m3]\n")
-        test = {"weighted": summary(value), "posterior": summary(0.9)}
-        result = {"score": "weighted", "test": test, "random": summary(0.1)}
+    for name, seed, value in [
+        ("sweep-1", 0, 0.25),
+        ("sweep-2", 1, 0.5),
+        ("other-1", 0, 0.75),
+        ("sweeps-1", 0, 0.8),
+    ]:
+        (tmp_path / "params.yaml").write_text(
+            f"seed: {seed}\nvariants: [m3]\ntrain: {{lr: 0.2, epochs: 4}}\n"
+            "systems: {m3: {train: {held_out: ['colour: red']}}}\n"
+        )
+        scores = {"weighted": summary(value), "posterior": summary(0.9)}
+        result = {"score": "weighted", "valid": scores, "test": scores, "random": summary(0.1)}
+        result["likeness"] = {"weighted": {"colour: hue": 0.3}}
+        result["classes"] = {"weighted": {"colour: red": 0.5, "colour: blue": 0.6}}
+        pairs = pd.DataFrame([["asen", "m3", 100 * value, 10 * seed - 5, 90, 0.01]], columns=PAIR)
+        pairs.to_csv(tmp_path / "data" / "pairs.csv", index=False)
         (tmp_path / "data" / "metrics" / "m3.json").write_text(json.dumps(result))
         git(tmp_path, "add", "-A")
         git(tmp_path, "commit", "-qm", name)
@@ -43,7 +57,8 @@ def repository(tmp_path):
 
 def test_collects_the_named_experiments_alone_with_their_own_score(repository):
     table = pd.read_csv(record.collect(repository, "sweep"))
-    overall = table[(table["metric"] == "MAP@all") & table["attribute"].isna() & (table["variant"] == "m3")]
+    own = table[table["own"] & (table["split"] == "test")]
+    overall = own[(own["metric"] == "MAP@all") & own["attribute"].isna() & (own["variant"] == "m3")]
     assert overall[["seed", "percent"]].to_numpy().tolist() == [[0, 25.0], [1, 50.0]]
     assert set(table["experiment"]) == {"sweep-1", "sweep-2"}
     assert set(table["variant"]) == {"m3", "random"}
@@ -55,14 +70,16 @@ def test_says_when_no_experiment_has_that_name(repository):
 
 
 def test_cells_are_mean_and_sample_deviation(repository):
-    cells = record.mean_and_spread(pd.read_csv(record.collect(repository, "sweep")))
+    table = pd.read_csv(record.collect(repository, "sweep"))
+    cells = record.mean_and_spread(table[table["own"] & (table["split"] == "test")])
     assert cells.loc["m3", "MAP@all"] == f"37.5 ± {np.std([25, 50], ddof=1):.1f}"
     assert cells.loc["m3", "shape"] == f"18.8 ± {np.std([12.5, 25], ddof=1):.1f}"
     assert cells.loc["random", "MAP@all"] == "10.0"
 
 
 def test_tables_go_between_the_markers_and_nowhere_else(repository):
-    readme = repository / "README.md"
+    (repository / "README.md").write_text("<!-- summary: sweep none -->\nold\n<!-- end -->\n")
+    readme = repository / "data/results/README.md"
     readme.write_text(
         "before\n<!-- results: sweep -->\nold\n<!-- end -->\nafter\n<!-- results: none -->\n<!-- end -->\n"
     )
@@ -76,3 +93,33 @@ def test_tables_go_between_the_markers_and_nowhere_else(repository):
     assert "Not recorded yet." in text
     record.write_tables(repository)
     assert readme.read_text() == text
+    short = (repository / "README.md").read_text()
+    assert "| variant | sweep |" in short
+    assert f"| m3 | 37.5 ± {np.std([25, 50], ddof=1):.1f} |" in short
+
+
+def test_records_every_score_on_both_splits_and_what_lies_beyond_them(repository):
+    table = pd.read_csv(record.collect(repository, "sweep"))
+    others = table[(table["score"] == "posterior") & (table["seed"] == 0)]
+    assert others[["split", "metric", "percent"]].to_numpy().tolist() == [
+        ["valid", "MAP@all", 90.0],
+        ["test", "MAP@all", 90.0],
+    ]
+    inside = table[(table["metric"] == "likeness") & (table["seed"] == 1)]
+    assert inside[["score", "attribute", "percent"]].to_numpy().tolist() == [["weighted", "colour: hue", 30.0]]
+    unseen = table[(table["metric"] == "MAP@all of a class") & (table["seed"] == 1)]
+    assert unseen[["attribute", "percent"]].to_numpy().tolist() == [["colour: red", 50.0]]
+
+
+def test_pairs_are_counted_over_runs(repository):
+    record.collect(repository, "sweep")
+    pairs = record.pair_table(pd.read_csv(repository / "data/results/sweep-pairs.csv"))
+    assert pairs.loc["m3 - asen"].tolist() == [f"37.5 ± {np.std([25, 50], ddof=1):.1f}", "1 of 2", "0 of 2"]
+
+
+def test_settings_that_differ_are_told_and_others_are_not():
+    base = {"seed": 0, "threads": 1, "variants": ["m3"], "train": {"lr": 0.1, "epochs": 4}}
+    other = {"seed": 1, "threads": 2, "variants": ["asen"], "train": {"lr": 0.2, "epochs": 4}}
+    found = record.differing({"a": base, "b": other})
+    assert found == {"a": "train.lr=0.1", "b": "train.lr=0.2"}
+    assert record.differing({"a": base, "c": base | {"seed": 5}}) == {"a": "", "c": ""}

@@ -184,13 +184,63 @@ def test_typical_class_is_of_middling_frequency():
     assert report.typical_class(queries, "test", "details") == "collar"
 
 
+def test_neighbours_follow_the_published_order_whatever_the_variants_order():
+    assert report.neighbours(["m3", "random", "modc", "asen"]) == [("asen", "modc"), ("modc", "m3")]
+    assert report.neighbours(["m3", "classifier", "asen_v2_l1"]) == [("classifier", "m3"), ("asen_v2_l1", "m3")]
+    assert report.neighbours(["m3"]) == []
+
+
+def test_compare_is_higher_minus_lower_in_points_with_an_interval_over_images():
+    rng = np.random.default_rng()
+    low, images = rng.random(400) / 2, np.arange(400) // 4
+    pairs = report.compare({"asen": low, "asen_v2": low + 0.1, "modc": low + rng.normal(0, 1, 400)}, images, 0)
+    assert pairs[["lower", "higher"]].to_numpy().tolist() == [["asen", "asen_v2"], ["asen_v2", "modc"]]
+    sure, open_ = pairs.to_dict("records")
+    assert [sure[key] for key in ("difference", "low", "high")] == pytest.approx([10, 10, 10])
+    assert sure["p"] < 0.01
+    assert open_["low"] < open_["difference"] < open_["high"]
+    assert open_["high"] - open_["low"] > 5
+
+
+def test_published_differences_are_those_of_the_table():
+    table = report.published_differences(PUBLISHED)
+    assert table.loc[("m3_c", "m3"), "darn"] == pytest.approx(72.42 - 72.79)
+    assert table.loc[("modc", "m3_a"), "deepfashion"] == pytest.approx(19.03 - 12.78)
+    assert len(table) == 6
+
+
+PAIRS = pd.DataFrame(
+    [
+        ["asen", "asen_v2", 1.0, 0.5, 1.5, 0.01],
+        ["asen_v2", "asen_pp", -1.0, -1.5, -0.5, 0.01],
+        ["asen_pp", "modc", 0.1, -0.5, 0.7, 0.8],
+        ["m3_c", "m3", 1.0, 0.5, 1.5, 0.01],
+        ["classifier", "m3", 1.0, 0.5, 1.5, 0.01],
+    ],
+    columns=["lower", "higher", "difference", "low", "high", "p"],
+)
+
+
+def test_order_is_told_in_words_for_published_neighbours_alone():
+    lines = report.order_lines(PAIRS, PUBLISHED)
+    assert [line.rsplit(": ", 1)[1] for line in lines] == [
+        "holds.",
+        "does not hold.",
+        "does not hold.",
+        "the order is open there.",
+    ]
+    assert lines[0].startswith("ASEN_v2 to ASEN: published ahead on all three; here ahead (+1.0 points")
+    assert "here behind" in lines[1]
+    assert "here not told apart" in lines[2]
+
+
 def test_the_reading_tells_order_difference_and_chance():
     table, per_attribute = (f(RESULTS, "test") for f in (report.main_table, report.attribute_table))
     heat, _ = report.score_table(RESULTS, "test")
-    text = report.reading(table, per_attribute, heat)
+    text = report.reading(table, per_attribute, heat, PAIRS[:0], PUBLISHED)
     assert text.splitlines() == [
         "Order by overall MAP@all: m3 60.0, asen 40.0.",
-        "M3-Net leads ASEN by 20.0 points.",
+        "M3-Net to ASEN: +50 % relative in overall MAP@all.",
         "asen stays within a fifth of the random ranking on sleeve.",
         "m3: class-specific embeddings change MAP by +2.0 over class probabilities alone.",
     ]

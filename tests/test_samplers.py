@@ -204,7 +204,6 @@ def test_a_class_whose_rivals_all_carry_it_too_is_drawn_again(monkeypatch):
     assert {sampler.draw(draws)[2:] for _ in range(60)} == {(3, 4)}
 
 
-@pytest.mark.xfail(strict=True, reason="m3lib.samplers: the search for a checked negative goes on for ever")
 def test_checked_refuses_labels_without_any_negative(monkeypatch):
     counted(monkeypatch, 10_000)
     labels = torch.zeros(4, M, dtype=torch.bool)

@@ -1,0 +1,62 @@
+"""The ablation's tables from a hand-made record."""
+
+import pandas as pd
+import pytest
+
+from m3lib import ablation
+from m3lib.errors import InputError
+
+COLUMNS = ["seed", "variant", "split", "score", "own", "metric", "attribute", "percent"]
+ROWS = [
+    [seed, variant, "test", score, score == "weighted", "MAP@all", "", level + 2 * seed + (score == "weighted")]
+    for seed in (0, 1)
+    for variant, level in [("m3", 20.0), ("m3_loss1", 19.0), ("m3_no_refine", 22.0 - 4)]
+    for score in ("weighted", "posterior")
+]
+ROWS += [
+    [0, "m3", "valid", "weighted", True, "MAP@all", "", 90.0],
+    [0, "m3", "test", "weighted", True, "MAP@all", "fabric", 90.0],
+]
+ROWS += [[s, "m3", "test", "posterior", False, "likeness", "texture: pitch", 4.0 + s] for s in (0, 1)]
+ROWS += [[s, "m3", "test", "concat", False, "likeness", "texture: pitch", 14.0 + s] for s in (0, 1)]
+ROWS += [
+    [0, variant, "test", "concat", False, "MAP@all of a class", class_, value]
+    for variant, values in [("m3_unseen", (3.0, 5.0)), ("m3", (10.0, 20.0))]
+    for class_, value in zip(("style: glam", "part: bow"), values, strict=True)
+]
+
+
+@pytest.fixture
+def table(tmp_path):
+    pd.DataFrame(ROWS, columns=COLUMNS).to_csv(tmp_path / "a.csv", index=False)
+    return ablation.read(tmp_path / "a.csv")
+
+
+def test_a_row_per_variant_and_a_column_per_score(table):
+    found = ablation.by_score(table, ablation.LOSSES)
+    assert found.to_dict("index") == {
+        "Losses 1, 2, 3": {"weighted": 22.0, "posterior": 21.0},
+        "1": {"weighted": 21.0, "posterior": 20.0},
+    }
+
+
+def test_differences_are_within_each_seed(table):
+    found = ablation.differences(table, ablation.CONDITIONING)
+    assert found.to_numpy().tolist() == [[-2.0, -2.0, -2.0]]
+
+
+def test_likeness_and_unseen_classes(table):
+    assert ablation.likeness(table, ("m3",)).loc[("m3", "concat"), "texture: pitch"] == pytest.approx(0.145)
+    assert ablation.unseen(table).loc["concat"].to_dict() == {"m3": 15.0, "m3_unseen": 4.0}
+
+
+def test_the_reading_has_a_sentence_for_each_question(table):
+    lines = ablation.reading(table)
+    assert lines[0] == "1: -1.0 points to M3-Net (in every seed: -1.0 to -1.0)."
+    assert "texture: pitch +0.10" in lines[-2]
+    assert lines[-1] == "Classes left out of training, by score: concat 4.0."
+
+
+def test_without_a_record_it_says_how_to_make_one(tmp_path):
+    with pytest.raises(InputError, match="make record NAME=ablation"):
+        ablation.read(tmp_path / "none.csv")

@@ -1,0 +1,296 @@
+"""ASEN++'s local branch: where it looks, what it cuts out, when it joins, and what it gives."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from m3lib import asen
+from m3lib.asen import ASENpp, crop, extent, find_regions
+from m3lib.errors import InputError
+from reference import as_float64, asen_pp_local, cut_out, in_float64, levels, region, state_of
+from tiny import BACKBONE, OWN, TAXONOMY, generator, make_system, make_variant, make_whole_system, unit_rows
+
+N = TAXONOMY.num_attributes
+B, SIDE = 3, 48  # a 3 x 3 map
+THRESHOLD = 0.1
+
+
+def random_maps(count: int, shape: tuple[int, int], seed: int = 0) -> Tensor:
+    """Softmax maps, from almost even ones to almost one-hot ones."""
+    sharpness = torch.linspace(0.1, 30, count)[:, None]
+    return (sharpness * torch.rand(count, shape[0] * shape[1], generator=generator(seed))).softmax(1).view(-1, *shape)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.4, 0.9])
+@pytest.mark.parametrize(
+    ("shape", "sides"),
+    [((3, 3), (48, 48)), ((2, 5), (32, 80)), ((4, 3), (57, 40)), ((1, 4), (16, 64)), ((2, 3), (40, 60))],
+    ids=str,
+)
+def test_regions_against_a_naive_loop(shape, sides, threshold):
+    maps = random_maps(8, shape, seed=round(10 * threshold))
+    got = find_regions(maps, sides, threshold)
+    cut = np.floor(255 * threshold) + 1
+    checked = set()
+    for alpha, found in zip(as_float64(maps), got.tolist(), strict=True):
+        if np.abs(levels(alpha, sides) - cut).min() > 1e-3:  # otherwise float32 may round a pixel to the other side
+            assert found == pytest.approx(region(alpha, sides, threshold))
+            checked.add(tuple(found))
+    assert len(checked) > 3 or threshold == 0.1
+    assert checked
+
+
+def test_regions_lie_inside_the_image_and_are_squares_or_cut_to_it():
+    for sides in [(48, 48), (40, 96), (90, 32)]:
+        top, left, tall, wide = find_regions(random_maps(60, (3, 4)), sides, 0.5).T
+        for start, length, whole in [(top, tall, sides[0]), (left, wide, sides[1])]:
+            assert (start >= 0).all()
+            assert (start + length <= whole).all()
+        assert ((tall == wide) | (tall == min(sides)) | (wide == min(sides))).all()
+
+
+def bright(*cells: tuple[int, int], shape: tuple[int, int] = (3, 3)) -> Tensor:
+    map_ = torch.zeros(1, *shape)
+    for cell in cells:
+        map_[0][cell] = 1.0
+    return map_
+
+
+# One cell of a 3 x 3 map at 48 px falls off by 1/16 a pixel from its centre at 23.5, and peaks at (31/32)^2: a row
+# stays above 26/255 of that up to 14.4 pixels away. In a corner it is flat up to 7.5, and stays so up to 14.4 further.
+ROW = [(1, j) for j in range(6)]
+REGIONS = [
+    (bright((1, 1)), (48, 48), (10, 10, 28, 28)),
+    (bright((0, 0)), (48, 48), (0, 0, 22, 22)),
+    (bright((2, 2)), (48, 48), (26, 26, 22, 22)),
+    (bright((0, 0), (2, 2)), (48, 48), (0, 0, 48, 48)),  # the box of both, not one of them
+    (bright((0, 0), (0, 1), (0, 2)), (48, 48), (0, 0, 48, 48)),  # a bar at the border: its square is moved inside
+    (bright((3, 0), (3, 1), shape=(4, 4)), (64, 64), (26, 0, 38, 38)),  # and this one only as far as needed
+    (bright(*ROW, shape=(3, 6)), (48, 96), (0, 0, 48, 96)),  # wider than the short side: cut to the image
+    (bright((1, 1), (1, 2), (1, 3), (1, 4), shape=(3, 6)), (48, 96), (0, 10, 48, 76)),
+    (bright((1, 0), (2, 0), (3, 0), (4, 0), shape=(6, 3)), (96, 48), (10, 0, 76, 48)),
+    (torch.full((1, 3, 3), 1 / 9), (48, 64), (0, 0, 48, 64)),  # constant
+    (torch.full((1, 1, 1), 1.0), (16, 16), (0, 0, 16, 16)),
+]
+
+
+@pytest.mark.parametrize(("maps", "sides", "expected"), REGIONS, ids=[str(r[2]) for r in REGIONS])
+def test_regions_by_hand(maps, sides, expected):
+    assert find_regions(maps, sides, THRESHOLD).tolist() == [list(expected)]
+    assert region(as_float64(maps[0]), sides, THRESHOLD) == pytest.approx(expected)  # the reference agrees
+
+
+def test_a_threshold_that_nothing_exceeds_keeps_the_whole_image():
+    assert find_regions(bright((1, 1)), (48, 64), 1.0).tolist() == [[0, 0, 48, 64]]
+
+
+@pytest.mark.parametrize("row", ["0100110", "1000000", "0000001", "1111111", "0010000"])
+def test_extent_spans_from_the_first_to_the_last(row):
+    first, length = extent(torch.tensor([[c == "1" for c in row]]))
+    assert (int(first), int(length)) == (row.index("1"), row.rindex("1") + 1 - row.index("1"))
+
+
+CUTS = torch.tensor([[0, 0, 20, 26], [3, 4, 7, 7], [0, 19, 7, 7], [5.5, 2.5, 9, 9], [13, 0, 7, 3], [2, 3, 18, 18.0]])
+
+
+@pytest.mark.parametrize("sides", [(7, 5), (16, 16), (1, 3)])
+def test_crops_against_bilinear_sampling_point_by_point(sides):
+    images = torch.randn(len(CUTS), 3, 20, 26, generator=generator())
+    got = crop(images, CUTS, sides)
+    for k, cut in enumerate(CUTS.tolist()):
+        np.testing.assert_allclose(got[k], cut_out(as_float64(images[k]), cut, sides), atol=2e-5)
+
+
+def test_crops_by_hand():
+    images = torch.randn(2, 3, 20, 26, generator=generator())
+    whole = torch.tensor([[0, 0, 20, 26.0]]).expand(2, 4)
+    torch.testing.assert_close(crop(images, whole, (20, 26)), images)
+    part = torch.tensor([[3, 5, 8, 8.0], [12, 18, 8, 8.0]])
+    cut = torch.stack([images[0, :, 3:11, 5:13], images[1, :, 12:20, 18:26]])
+    torch.testing.assert_close(crop(images, part, (8, 8)), cut)
+    halved = nn.functional.avg_pool2d(cut, 2)  # half the size: each pixel lies in the middle of four
+    torch.testing.assert_close(crop(images, part, (4, 4)), halved)
+    ramp = torch.arange(26.0).expand(1, 3, 20, 26)
+    enlarged = crop(ramp, torch.tensor([[4, 6, 8, 8.0]]), (16, 16))
+    torch.testing.assert_close(enlarged, (6 + torch.arange(16) / 2 - 0.25).expand_as(enlarged))
+
+
+def make_images(size: int = B, sides: tuple[int, int] = (SIDE, SIDE)) -> Tensor:
+    return torch.randn(size, 3, *sides, generator=generator())
+
+
+CASES = [{}, {"queries": "one_hot"}, {"norm": True}, {"input": 0.7, "local_size": 0.6, "box_threshold": 0.5}]
+
+
+@pytest.mark.parametrize("sides", [(48, 48), (48, 80)], ids=str)
+@pytest.mark.parametrize("model", CASES, ids=str)
+def test_the_local_branch_against_its_formula(model, sides):
+    """From the global map to the embedding, one image and one attribute at a time (the crop's grid is float32)."""
+    system, images = make_whole_system("asen_pp", **model).double().eval(), make_images(2, sides).double()
+    settings, w = make_variant("asen_pp", **model).model, state_of(system)
+    read = [max(16, round(settings.input * side)) for side in sides]
+    shape = [-(-side // 16) for side in read]
+    local = [max(16, round(settings.input * settings.local_size * side)) for side in sides]
+    with in_float64():
+        outputs = system(images)
+        for b, image in enumerate(as_float64(images)):
+            for n in range(N):
+                alpha = as_float64(outputs.attribute_maps[b, n]).reshape(shape)
+                cut = cut_out(image, region(alpha, sides, settings.box_threshold), local)
+                x = as_float64(system.local_backbone(torch.from_numpy(cut)[None]))[0]
+                expected = asen_pp_local(w, x, n, OWN.numpy())
+                np.testing.assert_allclose(as_float64(outputs.local[b, n]), expected, rtol=1e-4, atol=1e-5)
+
+
+def stage_loss(**weights: float):
+    none = dict.fromkeys(("attribute", "local", "align"), 0.0)
+    return make_variant("asen_pp", loss=none | weights).stages[0].loss
+
+
+def trunks_equal(system: ASENpp) -> bool:
+    local = system.local_backbone.state_dict()
+    return all(torch.equal(value, local[name]) for name, value in system.backbone.state_dict().items())
+
+
+def test_before_it_joins_there_is_no_local_branch():
+    system, images = make_system("asen_pp").eval(), make_images()
+    system.enter_stage(stage_loss(attribute=1))
+    outputs = system(images)
+    assert outputs.local is None
+    assert system.stored_attribute(outputs) is outputs.attribute
+    assert not trunks_equal(system)
+    system.enter_stage(stage_loss(local=1))
+    torch.testing.assert_close(system(images).attribute, outputs.attribute)
+
+
+@pytest.mark.parametrize(
+    "loss", [{"local": 0.1}, {"align": 0.1}, {"attribute": 1, "local": 0.1, "align": 0.1}], ids=str
+)
+def test_it_joins_as_a_copy_of_the_global_trunk(loss):
+    system = make_system("asen_pp").eval()
+    system.enter_stage(stage_loss(**loss))
+    assert trunks_equal(system)
+    assert system(make_images()).local is not None
+
+
+def test_it_joins_once_also_after_a_resume():
+    """A later epoch of the stage must not overwrite what the local trunk has learned."""
+    system = make_system("asen_pp")
+    system.enter_stage(stage_loss(local=1))
+    with torch.no_grad():
+        for value in system.local_backbone.parameters():
+            value.add_(1)
+    resumed = make_system("asen_pp", seed=1)
+    resumed.load_state_dict(system.state_dict())
+    for each in (system, resumed):
+        each.enter_stage(stage_loss(local=1))
+        assert not trunks_equal(each)
+        assert each.eval()(make_images(1)).local is not None
+    system.enter_stage(stage_loss(attribute=1))  # and does not leave again
+    assert system(make_images(1)).local is not None
+
+
+def test_it_can_keep_a_trunk_of_its_own():
+    system = make_system("asen_pp", local_from_global=False)
+    before = {name: value.clone() for name, value in system.local_backbone.state_dict().items()}
+    system.enter_stage(stage_loss(local=1))
+    assert all(torch.equal(value, before[name]) for name, value in system.local_backbone.state_dict().items())
+
+
+def test_a_trunk_that_cannot_be_copied_is_refused_on_joining():
+    system = make_system("asen_pp", local_backbone_options=BACKBONE | {"channels": [8, 8, 24, 16]})
+    with pytest.raises(InputError, match=r"model\.local_from_global"):
+        system.enter_stage(stage_loss(local=1))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.6, 1.0])
+def test_stored_rows_multiply_to_the_weighted_cosines(beta):
+    system = make_system("asen_pp", beta=beta)
+    g, l = unit_rows(4, N, 10), unit_rows(4, N, 10, seed=1)  # noqa: E741
+    stored = system.stored_attribute(asen.Outputs(g, l))
+    assert stored.shape == (4, N, 20)
+    for i in range(4):
+        for j in range(4):
+            for n in range(N):
+                expected = beta * float(g[i, n] @ g[j, n]) + (1 - beta) * float(l[i, n] @ l[j, n])
+                assert float(stored[i, n] @ stored[j, n]) == pytest.approx(expected, abs=1e-5)
+
+
+class Brightness(nn.Module):
+    """A backbone whose 16 features are the mean brightness of each 16 x 16 patch."""
+
+    channels, scale = 16, 1.0
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(images.mean(dim=1, keepdim=True), 16).flatten(2).mT.expand(-1, -1, 16)
+
+
+def looking_at_what_is_bright() -> ASENpp:
+    system = make_whole_system("asen_pp").eval()
+    system.backbone, spatial = Brightness(), system.attributes.spatial
+    for value, layer in [(0.1, spatial.key), (0.0, spatial.query)]:
+        nn.init.constant_(layer.weight, value)
+    nn.init.zeros_(spatial.key.bias)
+    nn.init.ones_(spatial.query.bias)
+    return system
+
+
+@pytest.mark.parametrize("cell", [(0, 0), (2, 1), (3, 4), (1, 5)], ids=str)
+def test_the_local_branch_reads_where_the_patch_is(cell):
+    """A picture that is bright in one 16 x 16 patch: what is cut out is the patch with a margin around it."""
+    system, read = looking_at_what_is_bright(), []
+    system.local_backbone.register_forward_hook(lambda _, x, y: read.append(x[0]))
+    images = torch.zeros(1, 3, 64, 96)
+    patch = images[:, :, 16 * cell[0] : 16 * cell[0] + 16, 16 * cell[1] : 16 * cell[1] + 16]
+    patch.copy_(1 + torch.rand(patch.shape, generator=generator()))
+    system(images)
+    assert read[0].shape == (N, 3, 32, 48)
+    maps = bright(cell, shape=(4, 6)).expand(N, 4, 6)
+    regions = find_regions(maps, (64, 96), THRESHOLD)
+    torch.testing.assert_close(read[0], crop(images.expand(N, -1, -1, -1), regions, (32, 48)))
+    share = 16 * 16 / float(regions[0, 2] * regions[0, 3])
+    assert float((read[0] >= 1).float().mean()) == pytest.approx(share, rel=0.2)
+    assert share > 0.3
+
+
+def test_moving_the_patch_moves_the_embedding():
+    """Nothing else changes: outside of the patch the picture is textured, and the global branch reads only means."""
+    system = looking_at_what_is_bright()
+    ground = make_images(1, (64, 96)) * 0.01
+    found = []
+    for column in (0, 4):
+        images = ground.clone()
+        images[:, :, 16:32, 16 * column : 16 * column + 16] += 2
+        found.append(system(images).local)
+    assert (found[0] - found[1]).abs().max() > 1e-3
+
+
+def test_each_attribute_has_its_own_region_of_its_own_image(monkeypatch):
+    """Regions and crops are flattened over (image, attribute): no image reads another's."""
+    system, images, cells = make_whole_system("asen_pp").eval(), make_images(2), [(0, 0), (1, 1), (2, 2), (0, 2)]
+    maps = torch.stack([bright(cells[k]).flatten() for k in (0, 1, 2, 3, 0, 1)]).view(2, N, 9)
+    together = system.look(images, maps)
+    for b in range(2):
+        torch.testing.assert_close(
+            system.look(images[b : b + 1], maps[b : b + 1])[0], together[b], rtol=1e-4, atol=1e-5
+        )
+        for n in range(N):
+            elsewhere = maps[b : b + 1].clone()
+            elsewhere[0, n] = bright((2, 0)).flatten()
+            moved = (system.look(images[b : b + 1], elsewhere)[0] - together[b]).abs().amax(dim=1) > 1e-4
+            assert moved.tolist() == [k == n for k in range(N)]
+
+
+def test_no_gradient_runs_through_the_region():
+    """The local embedding trains the local branch and the shared table, and nothing of what chose the region."""
+    system, images = make_whole_system("asen_pp").train(), make_images().requires_grad_()
+    local = system(images).local
+    (local * torch.randn(local.shape, generator=generator())).sum().backward()
+    reached = {n for n, p in system.named_parameters() if p.grad is not None and bool((p.grad != 0).any())}
+    local_parts = {n for n, _ in system.named_parameters() if n.startswith("local_")}
+    assert reached == local_parts | {"attributes.table.rows"}
+    assert {id(p) for p in system.local_parameters()} == {
+        id(p) for n, p in system.named_parameters() if n in local_parts
+    }
+    assert bool((images.grad != 0).any())  # what the region shows does count
