@@ -96,7 +96,7 @@ def problems(variant: Variant) -> Iterator[str]:
 
 
 def stage_ends(variant: Variant) -> list[int]:
-    """The epoch before which each stage ends: shares add up before they are rounded, and each lasts one epoch or more."""
+    """The epoch before which each stage ends: shares add up before they are rounded; each lasts one epoch at least."""
     ends = [0]
     for share in accumulate(stage.share for stage in variant.stages):
         ends.append(max(round(share * variant.train.epochs), ends[-1] + 1))

@@ -128,7 +128,7 @@ class ASENpp(System):
     def look(self, images: Tensor, maps: Tensor) -> Tensor:
         """(B, N, D) of the local branch: every attribute's region of every image, cut out and embedded.
 
-        maps: (B, N, rows, columns). A region is a square, and so is what is read of it.
+        maps: (B, N, rows, columns). What is read of a region is a square, as the region is where the image allows.
         """
         size, num_attributes = maps.shape[:2]
         regions = find_regions(maps.flatten(0, 1), images.shape[2:], self.threshold)  # (B * N, 4)

@@ -169,7 +169,7 @@ class Umap:
 class Stage:
     """A part of one training, with its own losses and augmentation.
 
-    share: its length in units of train.epochs, at least one epoch. restart: whether the learning rate's schedule starts anew.
+    share: its length in units of train.epochs, at least one epoch. restart: whether the schedule starts anew.
     global_lr: factor on the learning rate of all parameters but a local branch's.
     """
 

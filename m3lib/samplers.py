@@ -56,14 +56,12 @@ class Triplets:
     def __init__(self, labels: Tensor, attribute_of_class: Tensor, kind: str):
         self.labels, self.own, self.kind = labels, attribute_of_class, kind
         self.images = [column.nonzero().flatten() for column in labels.T]  # M of (images of the class,)
-        groups = [
-            (attribute_of_class == n).nonzero().flatten().tolist() for n in range(int(attribute_of_class[-1]) + 1)
-        ]
         self.classes = []  # of each usable attribute: (classes to ask for, classes with any image)
-        for group in groups:
-            present = [m for m in group if len(self.images[m])]
-            asked = [m for m in present if len(self.images[m]) >= 2]
-            if asked and len(present) >= 2:
+        for n in range(int(attribute_of_class[-1]) + 1):
+            own = (attribute_of_class == n).nonzero().flatten().tolist()
+            present = [m for m in own if len(self.images[m])]
+            asked = [m for m in present if len(self.images[m]) >= 2 and self.has_negative(m, present)]
+            if asked:
                 self.classes.append((asked, present))
         if not self.classes:
             raise InputError(

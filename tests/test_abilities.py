@@ -192,8 +192,6 @@ ONE = {"share": 1}
         ({"name": "modc", "stages": [ONE, ONE | {"global_lr": 0.1}]}, "stage 1: global_lr"),
         ({"name": "asen", "loss": {"attribute": 0}}, "stage 0: every loss has weight 0"),
         ({"name": "modc", "stages": [ONE, ONE | {"loss": {"attribute": 0}}]}, "stage 1: every loss has weight 0"),
-        ({"name": "m3", "stages": [{"share": 0}]}, "shares of train.epochs add up to less than one epoch"),
-        ({"name": "m3", "train": {"epochs": 4}, "stages": [{"share": 0.06}] * 2}, "less than one epoch"),
     ],
 )
 def test_what_contradicts_itself_is_refused(given, told):

@@ -131,7 +131,7 @@ def test_the_local_branch_against_its_formula(model, sides):
     settings, w = make_variant("asen_pp", **model).model, state_of(system)
     read = [max(16, round(settings.input * side)) for side in sides]
     shape = [-(-side // 16) for side in read]
-    local = [max(16, round(settings.input * settings.local_size * side)) for side in sides]
+    local = [max(16, round(settings.input * settings.local_size * min(sides)))] * 2
     with in_float64():
         outputs = system(images)
         for b, image in enumerate(as_float64(images)):
@@ -222,8 +222,8 @@ class Brightness(nn.Module):
 
     channels, scale = 16, 1.0
 
-    def forward(self, images: Tensor) -> Tensor:
-        return nn.functional.avg_pool2d(images.mean(dim=1, keepdim=True), 16).flatten(2).mT.expand(-1, -1, 16)
+    def features(self, images: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(images.mean(dim=1, keepdim=True), 16).expand(-1, 16, -1, -1)
 
 
 def looking_at_what_is_bright() -> ASENpp:
@@ -245,10 +245,10 @@ def test_the_local_branch_reads_where_the_patch_is(cell):
     patch = images[:, :, 16 * cell[0] : 16 * cell[0] + 16, 16 * cell[1] : 16 * cell[1] + 16]
     patch.copy_(1 + torch.rand(patch.shape, generator=generator()))
     system(images)
-    assert read[0].shape == (N, 3, 32, 48)
+    assert read[0].shape == (N, 3, 32, 32)
     maps = bright(cell, shape=(4, 6)).expand(N, 4, 6)
     regions = find_regions(maps, (64, 96), THRESHOLD)
-    torch.testing.assert_close(read[0], crop(images.expand(N, -1, -1, -1), regions, (32, 48)))
+    torch.testing.assert_close(read[0], crop(images.expand(N, -1, -1, -1), regions, (32, 32)))
     share = 16 * 16 / float(regions[0, 2] * regions[0, 3])
     assert float((read[0] >= 1).float().mean()) == pytest.approx(share, rel=0.2)
     assert share > 0.3
@@ -269,7 +269,7 @@ def test_moving_the_patch_moves_the_embedding():
 def test_each_attribute_has_its_own_region_of_its_own_image(monkeypatch):
     """Regions and crops are flattened over (image, attribute): no image reads another's."""
     system, images, cells = make_whole_system("asen_pp").eval(), make_images(2), [(0, 0), (1, 1), (2, 2), (0, 2)]
-    maps = torch.stack([bright(cells[k]).flatten() for k in (0, 1, 2, 3, 0, 1)]).view(2, N, 9)
+    maps = torch.cat([bright(cells[k]) for k in (0, 1, 2, 3, 0, 1)]).view(2, N, 3, 3)
     together = system.look(images, maps)
     for b in range(2):
         torch.testing.assert_close(
@@ -277,7 +277,7 @@ def test_each_attribute_has_its_own_region_of_its_own_image(monkeypatch):
         )
         for n in range(N):
             elsewhere = maps[b : b + 1].clone()
-            elsewhere[0, n] = bright((2, 0)).flatten()
+            elsewhere[0, n] = bright((2, 0))
             moved = (system.look(images[b : b + 1], elsewhere)[0] - together[b]).abs().amax(dim=1) > 1e-4
             assert moved.tolist() == [k == n for k in range(N)]
 

@@ -108,15 +108,15 @@ BAD = [
     (("systems", "modc", "stages", 1), {}, "systems.modc.stages.1.share", "missing"),
     (("systems", "modc", "stages", 1, "shar"), 1, "systems.modc.stages.1.shar", "'share'"),
     (("systems", "modc", "stages", 1, "model"), {}, "systems.modc.stages.1.model", "no such setting"),
-    (("systems", "modc", "stages", 1, "share"), -1, "systems.modc.stages.1.share", "between 0 and 100"),
+    (("systems", "modc", "stages", 1, "share"), -1, "systems.modc.stages.1.share", "between 0.001 and 100"),
     (("systems", "modc", "stages", 1, "restart"), 1, "systems.modc.stages.1.restart", "expected bool"),
     (("systems", "modc", "stages", 1, "global_lr"), 2, "systems.modc.stages.1.global_lr", "between 0 and 1"),
     (("systems", "modc", "stages", 1, "loss"), 3, "systems.modc.stages.1.loss", "expected a mapping"),
     (("systems", "modc", "stages", 1, "loss"), {"centre": 1}, "systems.modc.stages.1.loss.centre", "'center'"),
     (("systems", "modc", "stages", 1, "train"), {"crop": 2}, "systems.modc.stages.1.train.crop", "between 0.05 and 1"),
     *[
-        (("systems", "modc", "stages", 1, "train"), {key: VALUES["train"][key]}, f"stages.1.train.{key}", "whole row")
-        for key in config.FIXED_IN_STAGES
+        (("systems", "modc", "stages", 1, part), {key: VALUES[part][key]}, f"stages.1.{part}.{key}", "for the row")
+        for part, key in config.FIXED_IN_STAGES
     ],
 ]
 

@@ -286,11 +286,6 @@ def test_a_factor_for_all_but_a_local_branch_needs_one():
         change("modc", global_lr=0.1)
 
 
-def test_stages_shorter_than_one_epoch_are_refused():
-    with pytest.raises(InputError, match="add up to less than one epoch"):
-        change("asen", share=0.01)
-
-
 def test_pseudo_labels_without_a_loss_to_use_them_are_refused():
     with pytest.raises(InputError, match=r"stage 0: loss\.pseudo weighs the losses attribute and center"):
         abilities.check_variant(make_variant("modc", loss=NO_LOSS | {"pseudo": 1.0}))

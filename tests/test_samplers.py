@@ -173,7 +173,7 @@ def test_too_few_images_are_refused(kind, pairs):
     labels = torch.zeros(5, M, dtype=torch.bool)
     for image, m in pairs:
         labels[image, m] = True
-    with pytest.raises(InputError, match=rf"train\.sampler {kind}: no attribute has two classes"):
+    with pytest.raises(InputError, match=rf"train\.sampler {kind}: no attribute has a class"):
         samplers.epoch(labels, OWN, make_train(kind), generator())
 
 

@@ -114,8 +114,8 @@ PLANS = [  # (share, restart) of the stages, epochs; the stage of every epoch, a
     ([(1.0, False), (0.4, True)], 50, [0] * 50 + [1] * 20, [(0, 50), (50, 70)]),
     ([(0.5, False), (0.5, True), (0.5, False)], 4, [0, 0, 1, 1, 2, 2], [(0, 2), (2, 6)]),
     ([(0.5, False), (0.25, True), (0.25, True)], 4, [0, 0, 1, 2], [(0, 2), (2, 3), (3, 4)]),
-    ([(0.0, False), (1.0, True)], 3, [1] * 3, [(0, 3)]),  # a stage too short for an epoch is passed over
-    ([(1.0, False), (0.1, True)], 3, [0] * 3, [(0, 3)]),
+    ([(0.01, False), (1.0, True)], 3, [0, 1, 1], [(0, 1), (1, 3)]),  # no stage is shorter than an epoch
+    ([(1.0, False), (0.1, True)], 3, [0] * 3 + [1], [(0, 3), (3, 4)]),
 ]
 
 
