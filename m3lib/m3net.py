@@ -96,7 +96,7 @@ class M3Net(System):
         self.table = QueryTable(M, model.hidden, "learned", 0.02 if model.parent else 1.0)
         self.parent = nn.Linear(self.attributes.table.width, model.hidden, bias=False) if model.parent else None  # W
         self.classes = ClassBranch(C, model, model.hidden, context=C)
-        self.head = nn.Parameter(torch.randn(M, C) / C**0.5)
+        self.head = nn.Parameter(torch.zeros(M, C))  # the class evidence starts from nothing, and refines
         self.centers = Centers(M, model.class_embedding, variant.loss.center_momentum)
         self.refine = model.refine
 

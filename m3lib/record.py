@@ -131,6 +131,7 @@ def collect(root: Path, name: str) -> Path:
     table.round(2).to_csv(folder / f"{name}.csv", index=False)
     compared = pd.concat(pairs)
     if len(compared):
+        compared = compared.drop_duplicates(["seed", "settings", "lower", "higher"])
         compared.round(3).to_csv(folder / f"{name}-pairs.csv", index=False)
     return folder / f"{name}.csv"
 
