@@ -58,11 +58,11 @@ def settings_of(params: dict) -> dict[str, str]:
 
 
 def differing(params: dict[str, dict]) -> dict[str, str]:
-    """Experiment to the settings that are not the same in all of them, as `train.lr=0.004 train.epochs=8`."""
+    """Experiment to the settings that all have and that differ, as `train.lr=0.004 train.epochs=8`."""
     flat = {name: settings_of(values) for name, values in params.items()}
-    keys = sorted({key for values in flat.values() for key in values})
-    varied = [key for key in keys if len({values.get(key, "-") for values in flat.values()}) > 1]
-    return {name: " ".join(f"{key}={values.get(key, '-')}" for key in varied) for name, values in flat.items()}
+    shared = sorted(set.intersection(*(set(values) for values in flat.values())))
+    varied = [key for key in shared if len({values[key] for values in flat.values()}) > 1]
+    return {name: " ".join(f"{key}={values[key]}" for key in varied) for name, values in flat.items()}
 
 
 def rows_of(root: Path, commit: str, params: dict) -> list[dict]:

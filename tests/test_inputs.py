@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 
-from m3lib import config, inputs, sources
+from m3lib import config, inputs
 from test_sources import edit_cell
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +22,7 @@ def workspace(tiny_catalogue, monkeypatch):
     (folder / "dvc.yaml").touch()
     text = (ROOT / "params.yaml").read_text().replace("source: wardrobe", "source: csv")
     (folder / "params.yaml").write_text(text.replace("data/catalogue/catalogue.csv", "table.csv"))
-    for module in (inputs, sources):
+    for module in (inputs, config):
         monkeypatch.setattr(module, "find_root", lambda: folder)
     (folder / "data/work").mkdir(parents=True)  # timm's names as an earlier run left them: its import takes seconds
     (folder / "data/work/backbones.txt").write_text("resnet10t\nresnet50\n")
@@ -48,7 +48,7 @@ def test_the_fingerprint_tells_a_change_of_the_source_alone(workspace, tiny_cata
     assert inputs.main() == 0
     assert json.loads(written.read_bytes())["table"] != second["table"]
     assert capsys.readouterr().out.count("\n") == 4
-    assert sorted(path.name for path in written.parent.iterdir()) == ["inputs.json", "work"]
+    assert sorted(path.name for path in written.parent.iterdir()) == ["inputs.json", "weights.json", "work"]
 
 
 def test_a_wrong_setting_stops_the_first_stage_and_keeps_what_was(workspace, capsys):
@@ -89,3 +89,35 @@ def test_an_unknown_backbone_stops_it_with_the_nearest_names(workspace, capsys):
     assert shown.err.count("\n") == 1
     # a name that the kept list lacks is looked up in timm itself, and the list renewed
     assert (workspace / "data/work/backbones.txt").read_text().split() == timm.list_models()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("score: attribute, loss: {attribute: 1}}", "score: weighted, loss: {attribute: 1}}", "score weighted needs"),
+        ("loss: *m3}", "loss: *m3, model: {beta: 0.5}}", "model.beta: m3 has no such setting"),
+        ("loss: {attribute: 1}}", "loss: {attribute: 1, cluster: 1}}", "loss.cluster needs classes outputs"),
+    ],
+)
+def test_settings_that_do_not_fit_a_rows_network_stop_it(workspace, capsys, old, new, told):
+    params = (workspace / "params.yaml").read_text()
+    (workspace / "params.yaml").write_text(params.replace(old, new, 1))
+    assert inputs.main() == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: params.yaml, systems.")
+    assert told in shown
+    assert shown.count("\n") == 1
+
+
+def test_weight_files_are_told_by_their_content(workspace, capsys):
+    params = (workspace / "params.yaml").read_text()
+    (workspace / "params.yaml").write_text(params.replace("  weights: ''", "  weights: start.safetensors", 1))
+    assert inputs.main() == 1
+    assert "start.safetensors can't be read (No such file or directory)" in capsys.readouterr().err
+    told = []
+    for content in (b"one", b"two"):
+        (workspace / "start.safetensors").write_bytes(content)
+        assert inputs.main() == 0
+        told.append(json.loads((workspace / "data/weights.json").read_text()))
+    assert [list(each) for each in told] == [["start.safetensors"]] * 2
+    assert told[0] != told[1]

@@ -43,7 +43,14 @@ TINY = {
 }
 
 
-MADE = ("dvc.lock", "data/curves/", "data/metrics", "data/inputs.json")  # by the pipeline, for other settings
+MADE = (
+    "dvc.lock",
+    "data/curves/",
+    "data/metrics",
+    "data/inputs.json",
+    "data/weights.json",
+    "data/pairs.csv",
+)  # by the pipeline, for other settings
 
 
 class Copy:
@@ -201,14 +208,19 @@ def test_own_photos_through_the_command_line(spare, tiny_catalogue):
 
 
 def test_every_output_has_its_documented_name(whole):
-    names = ["01_prepare", "05_report", *(f"{n}-{v}" for n in ("02_train", "03_evaluate", "04_umap") for v in VARIANTS)]
+    names = [
+        "01_prepare",
+        "05_report",
+        "06_ablation",
+        *(f"{n}-{v}" for n in ("02_train", "03_evaluate", "04_umap") for v in VARIANTS),
+    ]
     executed = whole.folder / "notebooks" / "executed"
     assert sorted(path.name for path in executed.iterdir()) == sorted(f"{name}.ipynb" for name in names)
     for path in executed.iterdir():
         assert str(whole.folder) not in path.read_text(), f"{path.name} holds a path of this machine"
         assert '"output_type": "error"' not in path.read_text()
     data = whole.folder / "data"
-    for folder, ending in (("models", "safetensors"), ("embeddings", "safetensors"), ("curves", "csv")):
+    for folder, ending in [*((f, "safetensors") for f in ("models", "attention", "embeddings")), ("curves", "csv")]:
         assert sorted(path.name for path in (data / folder).iterdir()) == [f"{v}.{ending}" for v in VARIANTS]
     figures = ["attributes.png", "curves.png", "retrieved.png", *(f"umap-{v}.png" for v in VARIANTS)]
     assert sorted(path.name for path in (data / "figures").iterdir()) == figures
@@ -218,7 +230,7 @@ def test_every_output_has_its_documented_name(whole):
 
 def test_git_sees_only_what_is_kept(whole):
     kept = {name for name in whole.git("ls-files", "data").split() if not name.startswith("data/results/")}
-    expected = {"data/inputs.json", "data/metrics.json"}
+    expected = {f"data/{name}" for name in ("inputs.json", "weights.json", "metrics.json", "pairs.csv")}
     expected |= {f"data/{kind}/{v}.{end}" for kind, end in (("metrics", "json"), ("curves", "csv")) for v in VARIANTS}
     assert kept - {"data/README.md"} == expected
     assert whole.git("ls-files", "notebooks/executed") == ""
@@ -237,7 +249,7 @@ def test_metrics_and_plots(whole):
 
 
 def test_the_second_run_runs_nothing(whole):
-    assert set(stages_run(whole.said)) == {"inputs", "notebooks", "prepare", *every(*PER_VARIANT), "report"}
+    assert set(stages_run(whole.said)) == {"inputs", "notebooks", "prepare", *every(*PER_VARIANT), "report", "ablation"}
     said = whole.dvc("repro")
     assert stages_run(said) == ["inputs"], said
     assert whole.git("status", "--porcelain") == ""
@@ -256,7 +268,7 @@ def test_an_edit_makes_stale_what_it_touches(whole):
     assert whole.stale() == set()
 
     def row():
-        whole.edit("params.yaml", r"(?m)^(  m3: .*cluster: )\S+?(}})", r"\g<1>2\2")
+        whole.edit("params.yaml", r"(?m)^(  m3: .*loss: )\*m3}", r"\g<1>{classification: 4}}")
 
     def append(name):
         def change():
@@ -272,7 +284,7 @@ def test_an_edit_makes_stale_what_it_touches(whole):
     assert after(whole, lambda: whole.put("wardrobe.seed", "1")) == {"prepare"}
     assert after(whole, lambda: whole.edit("params.yaml", "^# Every", "# All")) == set()
     drawing = after(whole, append("figures"))
-    assert drawing == every("evaluate", "umap") | {"report"}
+    assert drawing == every("evaluate", "umap") | {"report", "ablation"}
     assert after(whole, append("training")) == every("train")
     assert after(whole, append("run")) == set()
 

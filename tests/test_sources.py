@@ -308,12 +308,12 @@ def test_any_label_that_csv_can_hold_comes_back(tiny_catalogue, cells):
 
 
 def test_paths_follow_the_repository_that_a_person_works_in(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "find_root", lambda: tmp_path)
+    monkeypatch.setattr(config, "find_root", lambda: tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    assert sources.data_path("a/b.csv") == tmp_path / "a/b.csv"
+    assert config.data_path("a/b.csv") == tmp_path / "a/b.csv"
     monkeypatch.setenv("DVC_ROOT", "/home/me/repo")
-    assert sources.data_path("a/b.csv") == Path("/home/me/repo/a/b.csv")
-    assert sources.data_path("/photos/b.csv") == Path("/photos/b.csv")
+    assert config.data_path("a/b.csv") == Path("/home/me/repo/a/b.csv")
+    assert config.data_path("/photos/b.csv") == Path("/photos/b.csv")
 
 
 def test_read_checks_the_source(tiny_catalogue):
