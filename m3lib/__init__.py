@@ -6,7 +6,8 @@ Data flows one way, and a module imports only from the floors below its own:
 2. `manifest`, `images`, `tables`, `prints`, `people`, `garments`, `styles`, `wardrobe`, `sources`: any data set
    becomes one manifest and one image store.
 3. `metrics`, `losses`, `attention`, `backbone`, `batches`, `samplers`: the mathematics, on arrays and tensors alone.
-4. `system`, `asen`, `modc`, `m3net`, `models`, `objective`: each system a small class, and what a step minimises.
+4. `system`, `asen`, `modc`, `m3net`, `models`, `objective`, `schedule`: each system a small class, what a step
+   minimises, and when.
 5. `retrieval`, `likeness`, `report`, `ablation`, `maps`, `figures`: embeddings to rankings, tables and pictures.
 6. `training`: fits a variant and embeds images with it.
 7. `inputs`, `run`, `record`, `bench`: the first look, a notebook as a stage, results collected, what it cost.

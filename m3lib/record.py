@@ -20,7 +20,7 @@ from m3lib.config import find_root
 from m3lib.errors import InputError
 from m3lib.report import COLUMNS
 
-MARKER = re.compile(r"(<!-- (results|summary): ([\w\- ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKER = re.compile(r"(<!-- (results|summary|sweep): ([\w\- ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -202,17 +202,30 @@ def summary(folder: Path, names: list[str]) -> str:
     return pipes(pd.DataFrame(columns).fillna("-").rename_axis("variant")) + "\n" if columns else "Not recorded yet.\n"
 
 
+def sweep(path: Path, split: str) -> str:
+    """Overall MAP@all of every variant by its own score on a split; a column per setting that was tried."""
+    table = pd.read_csv(path, keep_default_na=False)
+    chosen = table["own"] & (table["split"] == split) & (table["metric"] == "MAP@all") & (table["attribute"] == "")
+    grouped = table[chosen].groupby(["variant", "settings"], sort=False)["percent"]
+    cells = grouped.agg(lambda values: cell(values.mean(), values.std())).unstack()
+    return pipes(cells.fillna("-").rename_axis(columns=None)) + "\n"
+
+
 def write_tables(root: Path) -> None:
-    """Replace what stands between the markers of README.md (`summary: NAME ...`) and of data/results/README.md."""
+    """Replace what stands between the markers of README.md and data/results/README.md.
+
+    `summary: NAME ...` a column a result; `results: NAME` all of one; `sweep: NAME SPLIT` a column a setting.
+    """
     folder = root / "data" / "results"
 
     def filled(match: re.Match) -> str:
-        kind, names = match[2], match[3].split()
+        kind, (name, *more) = match[2], match[3].split()
         if kind == "summary":
-            text = summary(folder, names)
+            text = summary(folder, [name, *more])
+        elif not (folder / f"{name}.csv").exists():
+            text = "Not recorded yet.\n"
         else:
-            path = folder / f"{names[0]}.csv"
-            text = markdown(path) if path.exists() else "Not recorded yet.\n"
+            text = markdown(folder / f"{name}.csv") if kind == "results" else sweep(folder / f"{name}.csv", *more)
         return f"{match[1]}\n{text}\n{match[4]}"
 
     for page in (root / "README.md", folder / "README.md"):

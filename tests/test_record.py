@@ -123,3 +123,20 @@ def test_settings_that_differ_are_told_and_others_are_not():
     found = record.differing({"a": base, "b": other})
     assert found == {"a": "train.lr=0.1", "b": "train.lr=0.2"}
     assert record.differing({"a": base, "c": base | {"seed": 5}}) == {"a": "", "c": ""}
+
+
+def test_a_sweep_has_a_column_per_setting(tmp_path):
+    rows = [
+        [0, "m3", "valid", "weighted", True, "MAP@all", "", 20.0 + 2 * seed + lr, f"train.lr={lr}"]
+        for seed in (0, 1)
+        for lr in (1, 2)
+    ]
+    rows.append([0, "m3", "test", "weighted", True, "MAP@all", "", 90.0, "train.lr=1"])
+    rows.append([0, "m3", "valid", "concat", False, "MAP@all", "", 90.0, "train.lr=1"])
+    columns = ["seed", "variant", "split", "score", "own", "metric", "attribute", "percent", "settings"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "lr.csv", index=False)
+    assert record.sweep(tmp_path / "lr.csv", "valid").splitlines() == [
+        "| variant | train.lr=1 | train.lr=2 |",
+        "| --- | --- | --- |",
+        "| m3 | 22.0 ± 1.4 | 23.0 ± 1.4 |",
+    ]

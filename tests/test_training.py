@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from m3lib import batches, losses, metrics, models, retrieval, training
+from m3lib import batches, losses, metrics, models, retrieval, schedule, training
 from m3lib.config import Stage, Variant
 from m3lib.errors import InputError
 from m3lib.manifest import Prepared
 from m3lib.samplers import Batch
+from m3lib.schedule import Plan
 from m3lib.taxonomy import Attribute, Taxonomy
-from m3lib.training import Plan, Trainer, run_fingerprint
+from m3lib.training import Trainer, run_fingerprint
 from tiny import OWN, SETTINGS, TAXONOMY, make_prepared, make_variant, random_labels
 
 NETWORKS = list(models.NETWORKS)
@@ -80,20 +81,20 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 @pytest.mark.parametrize(("warmup", "steps"), [(0.1, 100), (0, 10), (0.5, 7), (1, 10), (0.3, 1)])
 def test_the_cosine_rises_to_its_peak_and_falls_to_zero(warmup, steps):
     train = replace(short("m3").train, schedule="cosine", warmup=warmup, lr=0.5)
-    rates = [training.learning_rate(step, steps, train, 3) for step in range(steps + 1)]
+    rates = [schedule.learning_rate(step, steps, train, 3) for step in range(steps + 1)]
     peak = max(1, round(warmup * steps)) - 1
     assert rates[: peak + 1] == pytest.approx([0.5 * (k + 1) / (peak + 1) for k in range(peak + 1)])
     assert max(rates) == rates[peak] == 0.5
     assert all(a >= b for a, b in zip(rates[peak:], rates[peak + 1 :], strict=False))
     if peak + 1 < steps:
         assert rates[steps] == pytest.approx(0)
-        assert training.learning_rate((peak + 1 + steps) / 2, steps, train, 3) == pytest.approx(0.25)
+        assert schedule.learning_rate((peak + 1 + steps) / 2, steps, train, 3) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(("step_epochs", "factor"), [(1, 0.985), (3, 0.9), (2, 1.0)])
 def test_the_step_schedule_falls_after_every_few_epochs(step_epochs, factor):
     train = replace(short("m3").train, schedule="step", step_epochs=step_epochs, step_factor=factor, lr=0.5, warmup=1)
-    rates = [training.learning_rate(step, 7 * 4, train, 4) for step in range(7 * 4)]
+    rates = [schedule.learning_rate(step, 7 * 4, train, 4) for step in range(7 * 4)]
     expected = []
     rate = 0.5
     for epoch in range(7):
