@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 RIGHT, WRONG, QUERY = "#2a9d3f", "#d1383d", "#222222"  # frames of the retrieval panels, as on the poster
 OTHER = "#c9ccd1"
+PLAIN = {"random": (0.8, 0.8, 0.8), "classifier": (0.55, 0.55, 0.55)}
 SHOWN_CLASSES = 10  # more colours than this can't be told apart
 
 
@@ -40,8 +41,9 @@ def attribute_bars(percent: pd.DataFrame, floor: pd.Series, ylabel: str) -> Figu
 
 def palette(variants: Sequence[str]) -> dict[str, tuple]:
     """Greys for the plain rows, then one colour a system, the same in every figure."""
-    colours = dict(zip(variants, sns.color_palette("colorblind", len(variants)), strict=True))
-    return colours | {"random": (0.8, 0.8, 0.8), "classifier": (0.55, 0.55, 0.55)}
+    systems = [variant for variant in variants if variant not in PLAIN]
+    colours = dict(zip(systems, sns.color_palette("colorblind", len(systems)), strict=True))
+    return colours | {variant: PLAIN[variant] for variant in variants if variant in PLAIN}
 
 
 def learning_curves(curves: pd.DataFrame) -> Figure:
