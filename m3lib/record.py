@@ -199,7 +199,10 @@ def summary(folder: Path, names: list[str]) -> str:
             table = own_rows(pd.read_csv(path))
             cells = mean_and_spread(table[(table["metric"] == "MAP@all") & table["attribute"].isna()])
             columns[name] = cells["MAP@all"]
-    return pipes(pd.DataFrame(columns).fillna("-").rename_axis("variant")) + "\n" if columns else "Not recorded yet.\n"
+    if not columns:
+        return "Not recorded yet.\n"
+    order = list(dict.fromkeys(variant for column in columns.values() for variant in column.index))
+    return pipes(pd.DataFrame(columns, index=order).fillna("-").rename_axis("variant")) + "\n"
 
 
 def sweep(path: Path, split: str) -> str:
