@@ -81,17 +81,13 @@ def reading(table: pd.DataFrame) -> list[str]:
     lines = []
     gaps = differences(table, LOSSES | CONDITIONING)
     for name, row in gaps.iterrows():
-        told = "in every seed" if row["min"] * row["max"] > 0 else "not in every seed the same way"
-        lines.append(f"{name}: {row['mean']:+.1f} points to M3-Net ({told}: {row['min']:+.1f} to {row['max']:+.1f}).")
+        spread = f"{row['min']:+.1f} to {row['max']:+.1f} over the seeds" if len(seeds(table)) > 1 else "one seed"
+        lines.append(f"{name}: {row['mean']:+.1f} points to M3-Net ({spread}).")
     alike = likeness(table, ("m3",)).loc["m3"]
     if {"posterior", "concat"} <= set(alike.index):
-        gain = (alike.drop("posterior") - alike.loc["posterior"]).max()
-        best = gain.sort_values(ascending=False)
-        lines.append(
-            "Inside a class, scores that use embeddings order by "
-            + ", ".join(f"{factor} {value:+.2f}" for factor, value in best.items())
-            + " (best rank correlation minus that of the class probabilities alone)."
-        )
+        gain = (alike.drop("posterior") - alike.loc["posterior"]).max().sort_values(ascending=False)
+        told = ", ".join(f"{factor} {value:+.2f}" for factor, value in gain.items())
+        lines.append(f"Likeness inside a class, best score with embeddings minus class probabilities alone: {told}.")
     apart = unseen(table)
     if "m3_unseen" in apart:
         column = apart["m3_unseen"].dropna().sort_values(ascending=False)

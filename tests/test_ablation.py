@@ -52,7 +52,7 @@ def test_likeness_and_unseen_classes(table):
 
 def test_the_reading_has_a_sentence_for_each_question(table):
     lines = ablation.reading(table)
-    assert lines[0] == "1: -1.0 points to M3-Net (in every seed: -1.0 to -1.0)."
+    assert lines[0] == "1: -1.0 points to M3-Net (-1.0 to -1.0 over the seeds)."
     assert "texture: pitch +0.10" in lines[-2]
     assert lines[-1] == "Classes left out of training, by score: concat 4.0."
 

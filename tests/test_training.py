@@ -633,3 +633,14 @@ def test_the_best_epoch_is_what_fit_returns(tmp_path, monkeypatch):
     system, curves = run(short("m3"), tmp_path / "c.safetensors")
     assert [record["valid_map_all"] for record in curves] == [0.2, 0.9, 0.1]
     assert all(torch.equal(value, kept[1][name]) for name, value in system.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS.systems if name.startswith("published_")])
+def test_the_published_settings_train_with_their_own_sampler_optimiser_and_schedule(name, tmp_path):
+    tiny = {"epochs": 3, "triplets": 8, "batch": 4}
+    variant = make_variant(name, **tiny)
+    system, curves = run(variant, tmp_path / "c.safetensors")
+    assert variant.train.sampler in ("asen", "asen_pp", "checked")
+    assert (variant.train.optimizer, variant.train.schedule, variant.train.lr) == ("adam", "step", 1e-4)
+    assert len(curves) == Plan(variant).epochs == (4 if name == "published_asen_pp" else 3)
+    assert all(parameter.isfinite().all() for parameter in system.parameters())
