@@ -2,7 +2,7 @@
 
 The stage hands a notebook one value at most, the variant's name; everything else the notebook reads from params.yaml.
 What is written to notebooks/executed/ holds no time, duration or random id, so that equal runs give equal bytes; how
-long a stage took goes to data/work/timings.csv instead.
+long a stage took goes to timings.csv in data/work instead.
 """
 
 import fcntl

@@ -25,7 +25,7 @@ def workspace(tiny_catalogue, monkeypatch):
     for module in (inputs, config):
         monkeypatch.setattr(module, "find_root", lambda: folder)
     (folder / "data/work").mkdir(parents=True)  # timm's names as an earlier run left them: its import takes seconds
-    (folder / "data/work/backbones.txt").write_text("resnet10t\nresnet50\n")
+    (folder / "data" / "work" / "backbones.txt").write_text("resnet10t\nresnet50\n")
     monkeypatch.delenv("DVC_ROOT", raising=False)
     return folder
 
@@ -88,7 +88,7 @@ def test_an_unknown_backbone_stops_it_with_the_nearest_names(workspace, capsys):
     assert "'resnet50'" in shown.err
     assert shown.err.count("\n") == 1
     # a name that the kept list lacks is looked up in timm itself, and the list renewed
-    assert (workspace / "data/work/backbones.txt").read_text().split() == timm.list_models()
+    assert (workspace / "data" / "work" / "backbones.txt").read_text().split() == timm.list_models()
 
 
 @pytest.mark.parametrize(
