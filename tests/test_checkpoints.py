@@ -1,0 +1,232 @@
+"""Checkpoints: a run repeats bit by bit, takes up where it was cut off, stops at a loss that is no number."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from m3lib import models, training
+from m3lib.config import Variant
+from m3lib.errors import InputError
+from m3lib.schedule import Plan
+from m3lib.training import Trainer, run_fingerprint
+from stripes import PARTIAL, PREPARED, STRIPES, moved, run, same, short, weights
+from tiny import make_prepared
+
+NETWORKS = list(models.NETWORKS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> tuple[models.System, list[dict]]:
+    return run(short("m3"), tmp_path_factory.mktemp("run") / "c.safetensors")
+
+
+def test_the_same_seed_gives_the_same_weights(undisturbed, tmp_path):
+    torch.rand(7)  # a global generator elsewhere must not matter
+    system, curves = run(short("m3"), tmp_path / "c.safetensors")
+    assert same(system, undisturbed[0])
+    assert curves == undisturbed[1]
+
+
+def test_another_seed_gives_other_weights(undisturbed, tmp_path):
+    assert not same(run(short("m3"), tmp_path / "c.safetensors", seed=4)[0], undisturbed[0])
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7])
+def test_an_interrupted_run_ends_as_the_undisturbed_one(undisturbed, steps, tmp_path, monkeypatch):
+    """3 steps an epoch: cut in the first (nothing saved), just at the end of the first, and in the third."""
+    path, update = tmp_path / "c.safetensors", tqdm.update
+    done = []
+
+    def cut(bar: tqdm, n: int = 1) -> None:
+        if len(done) == steps:
+            raise KeyboardInterrupt
+        done.append(n)
+        update(bar, n)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tqdm, "update", cut)
+        with pytest.raises(KeyboardInterrupt):
+            run(short("m3"), path)
+    assert path.exists() == (steps >= 3)
+    system, curves = run(short("m3"), path)
+    assert same(system, undisturbed[0])
+    assert curves == undisturbed[1]
+
+
+# Of several stages, so that a run is cut before, at and inside each border. Pseudo-labels join in MODC's third stage.
+STAGED = {
+    "modc": short("modc", 5, (0.4, 0.2, 0.4), loss={"pseudo_margin": 0.0}),
+    "asen_pp": short("asen_pp", 4, (0.5, 0.5)),
+    "asen_pp with triplets": short(
+        "asen_pp", 4, (0.5, 0.5), sampler="asen_pp", triplets=24, loss={"classification": 1.0}
+    ),
+    "modc with triplets": short(
+        "modc", 5, (0.4, 0.2, 0.4), sampler="checked", triplets=24, loss={"pseudo_margin": 0.0}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(STAGED))
+def test_a_run_killed_after_any_epoch_ends_as_the_undisturbed_one(name, tmp_path, monkeypatch):
+    variant, path, kept = STAGED[name], tmp_path / "c.safetensors", []
+    save, refresh, guessed = Trainer.save, Trainer.refresh_centers, []
+
+    def keep(trainer: Trainer, given: Path, fingerprint: str) -> None:
+        save(trainer, given, fingerprint)
+        kept.append(shutil.copy(given, tmp_path / f"{len(kept)}.safetensors"))
+
+    def spy(trainer: Trainer, loss) -> torch.Tensor | None:
+        pseudo = refresh(trainer, loss)
+        guessed.append(pseudo is not None and bool(pseudo.any()))
+        return pseudo
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", keep)
+        patch.setattr(Trainer, "refresh_centers", spy)
+        whole, curves = run(variant, path, prepared=PARTIAL)
+    assert len(kept) == len(curves) == Plan(variant).epochs
+    assert guessed == [variant.network == "modc" and epoch >= 3 for epoch in range(len(kept))]
+    final = load_file(kept[-1])
+    for copy in kept[:-1]:
+        shutil.copy(copy, path)
+        system, found = run(variant, path, prepared=PARTIAL)
+        assert same(system, whole)
+        pd.testing.assert_frame_equal(pd.DataFrame(found), pd.DataFrame(curves), check_exact=True)
+        again = load_file(path)
+        assert again.keys() == final.keys()
+        assert all(torch.equal(value, again[key]) for key, value in final.items())
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_checkpoint_holds_all_that_a_trainer_holds(network, tmp_path):
+    variant, path = short(network), tmp_path / "c.safetensors"
+    first = Trainer(PREPARED, variant, 0, 1)
+    first.run_epoch(tqdm(disable=True))
+    first.save(path, "print")
+    second = Trainer(PREPARED, variant, 5, 1)  # other first weights
+    assert second.resume(path, "print")
+    assert same(first.system, second.system)
+    assert first.history == second.history
+    assert all(torch.equal(value, second.best[name]) for name, value in first.best.items())
+    states = first.optimizer.state_dict()["state"], second.optimizer.state_dict()["state"]
+    assert states[0].keys() == states[1].keys()
+    for number, state in states[0].items():
+        assert all(torch.equal(value, states[1][number][name]) for name, value in state.items())
+
+
+def checkpoint(path: Path, variant: Variant, seed: int = 0) -> str:
+    trainer = Trainer(PREPARED, variant, seed, 1)
+    trainer.run_epoch(tqdm(disable=True))
+    fingerprint = run_fingerprint(PREPARED, variant, seed, 1)
+    trainer.save(path, fingerprint)
+    return fingerprint
+
+
+def left_aside(path: Path, fingerprint: str, network: str = "m3") -> bool:
+    """Whether a trainer does not take it up, and is as new."""
+    trainer = Trainer(PREPARED, short(network), 0, 1)
+    taken = trainer.resume(path, fingerprint)
+    return not taken and not trainer.history and same(trainer.system, Trainer(PREPARED, short(network), 0, 1).system)
+
+
+def test_a_checkpoint_of_other_settings_or_of_another_system_is_left_aside(tmp_path):
+    own = run_fingerprint(PREPARED, short("m3"), 0, 1)
+    for number, other in enumerate([short("m3", lr=0.02), short("m3_c"), short("classifier")]):
+        checkpoint(tmp_path / f"{number}.safetensors", other)
+        assert left_aside(tmp_path / f"{number}.safetensors", own)
+
+
+@pytest.mark.parametrize("spoil", ["missing", "empty", "cut", "text", "turned"])
+def test_a_spoilt_checkpoint_is_left_aside(tmp_path, spoil):
+    path = tmp_path / "c.safetensors"
+    fingerprint = checkpoint(path, short("m3"))
+    content = path.read_bytes()
+    path.unlink()
+    spoilt = {"empty": b"", "cut": content[:-100], "text": b"no checkpoint", "turned": content[::-1]}
+    if spoil != "missing":
+        path.write_bytes(spoilt[spoil])
+    assert left_aside(path, fingerprint)
+
+
+def test_the_fingerprint_tells_runs_apart():
+    labels = PREPARED.labels.copy()
+    labels[0, :3] = np.roll(labels[0, :3], 1)
+    relabelled = make_prepared(labels, list(zip(PREPARED.manifest["split"], PREPARED.manifest["role"], strict=True)))
+    relabelled = replace(relabelled, images=PREPARED.images, taxonomy=STRIPES)
+    renamed = replace(PREPARED, manifest=PREPARED.manifest.assign(image=PREPARED.manifest["image"] + "x"))
+    runs = [(PREPARED, short("m3"), 0, 1), (PREPARED, short("m3"), 1, 1), (PREPARED, short("m3"), 0, 2)]
+    runs += [(PREPARED, short("m3", lr=0.1), 0, 1), (PREPARED, short("m3_c"), 0, 1)]
+    runs += [(relabelled, short("m3"), 0, 1), (renamed, short("m3"), 0, 1)]
+    runs += [(PREPARED, short("modc"), 0, 1), (PREPARED, short("modc", shares=(0.4, 0.4, 0.2)), 0, 1)]
+    runs += [(PREPARED, short("m3", held_out=["colour: red"]), 0, 1)]
+    prints = [run_fingerprint(*given) for given in runs]
+    assert len(set(prints)) == len(prints)
+    assert prints == [run_fingerprint(*given) for given in runs]
+
+
+def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "c.safetensors"
+    checkpoint(path, short("classifier"))
+    before = path.read_bytes()
+
+    def half(tensors: dict, partial: Path, metadata: dict) -> None:
+        Path(partial).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(training, "save_file", half)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint(path, short("classifier"))
+    assert path.read_bytes() == before
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, step: int, name: str, value: float) -> None:
+    """Make one loss of one step (counted from 1 over all epochs) not finite."""
+    total_loss, calls = training.total_loss, []
+
+    def spoilt(*given: object) -> dict:
+        calls.append(given)
+        parts = total_loss(*given)
+        return parts | {name: parts[name] * value} if len(calls) == step else parts
+
+    monkeypatch.setattr(training, "total_loss", spoilt)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["classification", "cluster"])
+def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(name, value, monkeypatch):
+    trainer = Trainer(PREPARED, short("m3"), 0, 1)
+    spoil(monkeypatch, 1, name, value)
+    before = weights(trainer.system)
+    with pytest.raises(InputError, match=rf"m3, epoch 1, step 1: .*{name} (nan|inf).*; lower train\.lr") as error:
+        trainer.run_epoch(tqdm(disable=True))
+    assert "\n" not in str(error.value)
+    assert not moved(before, weights(trainer.system))
+    assert not trainer.optimizer.state
+    assert not trainer.system.centers.seen.any()
+
+
+def test_after_a_loss_that_is_not_finite_the_last_good_epoch_can_be_taken_up(undisturbed, tmp_path, monkeypatch):
+    path, saved = tmp_path / "c.safetensors", []
+    save = Trainer.save
+
+    def keep(trainer: Trainer, *given: object) -> None:
+        save(trainer, *given)
+        saved.append(path.read_bytes())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", keep)
+        spoil(patch, 5, "instance", float("nan"))  # 3 steps an epoch
+        with pytest.raises(InputError, match=r"m3, epoch 2, step 2: .*instance nan"):
+            run(short("m3"), path)
+    assert saved == [path.read_bytes()]
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    system, curves = run(short("m3"), path)
+    assert same(system, undisturbed[0])
+    assert curves == undisturbed[1]

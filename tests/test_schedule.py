@@ -1,0 +1,139 @@
+"""Schedule: learning rates, the plan of stages, and which parameters an optimiser moves how fast."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from m3lib import models, schedule
+from m3lib.config import Stage, Variant
+from m3lib.schedule import Plan
+from m3lib.training import Trainer
+from stripes import PREPARED, short
+from tiny import SETTINGS
+
+NETWORKS = list(models.NETWORKS)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0.1, 100), (0, 10), (0.5, 7), (1, 10), (0.3, 1)])
+def test_the_cosine_rises_to_its_peak_and_falls_to_zero(warmup, steps):
+    train = replace(short("m3").train, schedule="cosine", warmup=warmup, lr=0.5)
+    rates = [schedule.learning_rate(step, steps, train, 3) for step in range(steps + 1)]
+    peak = max(1, round(warmup * steps)) - 1
+    assert rates[: peak + 1] == pytest.approx([0.5 * (k + 1) / (peak + 1) for k in range(peak + 1)])
+    assert max(rates) == rates[peak] == 0.5
+    assert all(a >= b for a, b in zip(rates[peak:], rates[peak + 1 :], strict=False))
+    if peak + 1 < steps:
+        assert rates[steps] == pytest.approx(0)
+        assert schedule.learning_rate((peak + 1 + steps) / 2, steps, train, 3) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("step_epochs", "factor"), [(1, 0.985), (3, 0.9), (2, 1.0)])
+def test_the_step_schedule_falls_after_every_few_epochs(step_epochs, factor):
+    train = replace(short("m3").train, schedule="step", step_epochs=step_epochs, step_factor=factor, lr=0.5, warmup=1)
+    rates = [schedule.learning_rate(step, 7 * 4, train, 4) for step in range(7 * 4)]
+    expected = []
+    rate = 0.5
+    for epoch in range(7):
+        if epoch and epoch % step_epochs == 0:
+            rate *= factor
+        expected += [rate] * 4
+    assert rates == pytest.approx(expected)
+
+
+PLANS = [  # (share, restart) of the stages, epochs; the stage of every epoch, and the schedules
+    ([(1.0, False)], 4, [0] * 4, [(0, 4)]),
+    ([(1.0, True)], 4, [0] * 4, [(0, 4)]),
+    ([(0.4, False), (0.3, False), (0.3, False)], 4, [0, 0, 1, 2], [(0, 4)]),
+    ([(0.4, False), (0.3, False), (0.3, False)], 8, [0] * 3 + [1] * 3 + [2] * 2, [(0, 8)]),
+    ([(0.4, False), (0.3, False), (0.3, False)], 50, [0] * 20 + [1] * 15 + [2] * 15, [(0, 50)]),
+    ([(0.5, False), (0.25, True)], 4, [0, 0, 1], [(0, 2), (2, 3)]),
+    ([(1.0, False), (0.5, True)], 4, [0] * 4 + [1] * 2, [(0, 4), (4, 6)]),
+    ([(1.0, False), (0.4, True)], 50, [0] * 50 + [1] * 20, [(0, 50), (50, 70)]),
+    ([(0.5, False), (0.5, True), (0.5, False)], 4, [0, 0, 1, 1, 2, 2], [(0, 2), (2, 6)]),
+    ([(0.5, False), (0.25, True), (0.25, True)], 4, [0, 0, 1, 2], [(0, 2), (2, 3), (3, 4)]),
+    ([(0.01, False), (1.0, True)], 3, [0, 1, 1], [(0, 1), (1, 3)]),  # no stage is shorter than an epoch
+    ([(1.0, False), (0.1, True)], 3, [0] * 3 + [1], [(0, 3), (3, 4)]),
+]
+
+
+def staged(*stages: tuple[float, bool], epochs: int, **changes: object) -> Variant:
+    base = short("m3", epochs, **changes)
+    made = [Stage(share, restart, 1.0, replace(base.loss), base.train) for share, restart in stages]
+    return replace(base, stages=tuple(made))
+
+
+@pytest.mark.parametrize(("stages", "epochs", "numbers", "schedules"), PLANS)
+def test_a_plan_gives_each_epoch_its_stage_and_schedule(stages, epochs, numbers, schedules):
+    variant = staged(*stages, epochs=epochs)
+    plan = Plan(variant)
+    assert plan.epochs == len(numbers)
+    found = [plan.stage(epoch) for epoch in range(plan.epochs)]
+    assert [next(k for k, stage in enumerate(variant.stages) if stage is own) for own in found] == numbers
+    expected = [(first, last) for first, last in schedules for _ in range(first, last)]
+    assert [plan.schedule(epoch) for epoch in range(plan.epochs)] == expected
+
+
+@pytest.mark.parametrize("name", SETTINGS.variants)
+def test_the_rows_of_the_comparison_share_one_budget(name):
+    """Passes through a backbone; ASEN++'s second stage makes two of them an epoch."""
+    plan = Plan(SETTINGS.variant(name))
+    stages = [plan.stage(epoch) for epoch in range(plan.epochs)]
+    assert sum(2 if stage.loss.local else 1 for stage in stages) == SETTINGS.train.epochs
+
+
+def rates(trainer: Trainer) -> dict[bool, list[float]]:
+    """The learning rates of all steps, of the global (True) and the local parameters."""
+    found: dict[bool, list[float]] = {}
+    for epoch, number in product(range(trainer.plan.epochs), range(trainer.steps_per_epoch)):
+        trainer.set_learning_rate(epoch, number)
+        for group in trainer.optimizer.param_groups:
+            found.setdefault(group["global"], []).append(group["lr"])
+    return found
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step"])
+def test_global_lr_slows_all_but_the_local_branch_and_restart_begins_the_schedule_anew(schedule):
+    variant = short("asen_pp", 4, (1.0, 0.5), schedule=schedule, step_epochs=1, step_factor=0.5, warmup=0.25)
+    found = rates(Trainer(PREPARED, variant, 0, 1))
+
+    def expected(epochs: int) -> list[float]:
+        if schedule == "step":
+            return [0.01 * 0.5**epoch for epoch in range(epochs) for _ in range(3)]
+        steps = 3 * epochs
+        warm = round(0.25 * steps)
+        fall = [0.01 * np.cos(np.pi / 2 * k / (steps - warm)) ** 2 for k in range(steps - warm)]
+        return [0.01 * (k + 1) / warm for k in range(warm)] + fall
+
+    assert found[False] == pytest.approx(expected(4) + expected(2))
+    assert found[True] == pytest.approx(expected(4) + [0.1 * rate for rate in expected(2)])
+
+
+def test_a_stage_may_have_a_schedule_of_its_own():
+    """As published for ASEN++: times 0.9 after every third epoch, then after every epoch, from the top again."""
+    variant = short("asen_pp", 5, (1.0, 0.6), schedule="step", step_epochs=3, step_factor=0.9)
+    own = replace(variant.stages[1], train=replace(variant.stages[1].train, step_epochs=1, lr=0.02))
+    found = rates(Trainer(PREPARED, replace(variant, stages=(variant.stages[0], own)), 0, 1))[False]
+    expected = [0.01, 0.01, 0.01, 0.009, 0.009, 0.02, 0.018, 0.0162]
+    assert found == pytest.approx([rate for rate in expected for _ in range(3)])
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_parameter_is_in_one_group_and_the_local_branchs_in_their_own(network):
+    trainer = Trainer(PREPARED, short(network), 0, 1)
+    groups = {group["global"]: {id(p) for p in group["params"]} for group in trainer.optimizer.param_groups}
+    assert sum(len(group["params"]) for group in trainer.optimizer.param_groups) == len(
+        list(trainer.system.parameters())
+    )
+    for name, parameter in trainer.system.named_parameters():
+        assert (id(parameter) in groups[True]) != name.startswith("local_")
+    assert (False in groups) == (network == "asen_pp")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam)])
+def test_the_optimizer_is_the_one_asked_for(name, kind):
+    optimizer = Trainer(PREPARED, short("asen_pp", optimizer=name, weight_decay=0.25), 0, 1).optimizer
+    assert type(optimizer) is kind
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.25] * 2

@@ -1,0 +1,330 @@
+"""The total loss against naive loops, and the promise that unknown labels take no part."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from m3lib import config, losses, objective
+from m3lib.samplers import Batch
+from m3lib.system import Outputs
+from naive_losses import (
+    KINDS,
+    MARGIN,
+    MULTI,
+    B,
+    D,
+    M,
+    N,
+    draw_labels,
+    make_centers,
+    naive_align,
+    naive_anchors,
+    naive_center,
+    naive_classification,
+    naive_cluster,
+)
+from reference import in_float64
+from tiny import OWN, TAXONOMY, generator, make_variant, unit_rows
+
+LOSSES = ["classification", "attribute", "local", "align", "center", "pseudo", "instance", "cluster"]
+WEIGHTS = dict(zip(LOSSES, (2.0, 0.5, 0.7, 1.3, 1.1, 0.6, 3.0, 4.0), strict=True))
+HARDEST = 1e7  # every draw is the hardest one: Gumbel's noise stays below 40
+
+
+def make_loss(**changes: float) -> config.Loss:
+    return replace(make_variant("m3").loss, **(WEIGHTS | {"margin": MARGIN, "hardness": HARDEST} | changes))
+
+
+def stub(seed: int = 3) -> SimpleNamespace:
+    """What the losses read of a system; class and attribute spaces have one size here and share their centers."""
+    weight = 1 + torch.rand(M, generator=generator(5))
+    return SimpleNamespace(attribute_of_class=OWN, centers=make_centers(seed), positive_weight=weight, multi=MULTI)
+
+
+def random_raw(size: int = B, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Attribute and local embeddings, logits and class embeddings, before rows are brought to length 1."""
+    shapes = [(size, N, D), (size, N, D), (size, M), (size, M, D)]
+    return [torch.randn(*shape, generator=generator(10 * seed + k), dtype=dtype) for k, shape in enumerate(shapes)]
+
+
+def outputs_of(f: Tensor, l: Tensor, logits: Tensor, phi: Tensor) -> Outputs:  # noqa: E741
+    unit = torch.nn.functional.normalize
+    return Outputs(unit(f, dim=-1), unit(l, dim=-1), logits, unit(phi, dim=-1))
+
+
+def batch_of(labels: Tensor) -> Batch:
+    return Batch(torch.arange(len(labels)), labels, losses.find_anchors(labels, OWN))
+
+
+def guess(labels: Tensor, seed: int = 0) -> Tensor:
+    """Pseudo-labels for half of what is unknown under the attributes with one class an image."""
+    found = torch.zeros_like(labels)
+    rng = np.random.default_rng(seed)
+    for n in (~MULTI).nonzero().flatten().tolist():
+        own = range(M)[TAXONOMY.classes_of(n)]
+        for i in range(len(labels)):
+            if not labels[i, list(own)].any() and rng.random() < 0.5:
+                found[i, rng.choice(own)] = True
+    return found
+
+
+def hardest(rows: list[tuple[int, int, set[int], set[int]]], space: Tensor) -> list[tuple[float, float]]:
+    """(anchor to farthest positive, anchor to nearest negative); space: (B, M, D), the anchors' class or attribute."""
+    cos = lambda i, j, m: float(space[i, m].double() @ space[j, m].double())  # noqa: E731
+    return [(min(cos(i, j, m) for j in p), max(cos(i, j, m) for j in n)) for i, m, p, n in rows]
+
+
+def naive_triplet(pairs: list[tuple[float, float]]) -> float:
+    return sum(max(0.0, MARGIN - p + n) for p, n in pairs) / len(pairs) if pairs else 0.0
+
+
+def naive_total(outputs: Outputs, labels: Tensor, pseudo: Tensor, system: SimpleNamespace) -> dict[str, float]:
+    rows, phi = naive_anchors(labels), outputs.classes
+    f, l = (part[:, OWN] for part in (outputs.attribute, outputs.local))  # noqa: E741
+    inside = hardest(rows, phi)
+    guessed = [row for row in naive_anchors(labels | pseudo) if pseudo[row[0], row[1]]]
+    worst = [(i, m, negative) for (i, m, *_), (_, negative) in zip(rows, inside, strict=True)]
+    parts = {
+        "classification": naive_classification(outputs.logits, labels, system.positive_weight),
+        "attribute": naive_triplet(hardest(rows, f)),
+        "local": naive_triplet(hardest(rows, l)),
+        "align": naive_align(outputs.attribute, outputs.local, labels),
+        "center": naive_center(outputs.attribute, labels, system.centers),
+        "pseudo": WEIGHTS["attribute"] * naive_triplet(hardest(guessed, f))
+        + WEIGHTS["center"] * naive_center(outputs.attribute, pseudo, system.centers),
+        "instance": naive_triplet(inside),
+        "cluster": naive_cluster(phi, worst, system.centers),
+    }
+    return {name: WEIGHTS[name] * value for name, value in parts.items()}
+
+
+def values(outputs: Outputs, labels: Tensor, guessed: Tensor | None = None, **changes: float) -> dict[str, float]:
+    parts = objective.total_loss(outputs, batch_of(labels), stub(), make_loss(**changes), generator(), guessed)
+    return {name: value.item() for name, value in parts.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_total_loss_against_naive_loops(kind, seed):
+    """Every loss with its weight, each triplet the hardest of its anchor."""
+    labels, outputs = draw_labels(kind, seed), outputs_of(*random_raw(seed=seed))
+    pseudo = guess(labels, seed)
+    assert pseudo.any() == (kind == "partial")
+    got = values(outputs, labels, pseudo)
+    assert got == pytest.approx(naive_total(outputs, labels, pseudo, stub()), rel=1e-5)
+    assert all(value > 0 for name, value in got.items() if name != "pseudo" or kind == "partial")
+
+
+def test_without_guesses_there_is_no_pseudo_loss():
+    outputs = outputs_of(*random_raw())
+    assert "pseudo" not in values(outputs, draw_labels("partial"))
+    assert values(outputs, draw_labels("partial"), torch.zeros(B, M, dtype=torch.bool))["pseudo"] == 0
+
+
+def test_guesses_count_by_the_losses_that_they_are_for():
+    labels, outputs = draw_labels("partial"), outputs_of(*random_raw())
+    pseudo = guess(labels)
+    whole, *parts = (values(outputs, labels, pseudo, **off)["pseudo"] for off in ({}, {"attribute": 0}, {"center": 0}))
+    assert sum(parts) == pytest.approx(whole)
+    assert all(part > 0 for part in parts)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_of_weight_zero_is_not_there(name):
+    labels = draw_labels("partial")
+    assert set(values(outputs_of(*random_raw()), labels, guess(labels), **{name: 0})) == set(LOSSES) - {name}
+
+
+READS = {  # the embeddings that a loss trains: attribute, local, logits, classes
+    "classification": [2],
+    "attribute": [0],
+    "local": [1],
+    "align": [0, 1],
+    "center": [0],
+    "pseudo": [0],
+    "instance": [3],
+    "cluster": [3],
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_against_finite_differences(name):
+    labels, system = draw_labels("partial", size=5), stub()
+    system.centers.double()
+    batch, pseudo, raw = batch_of(labels), guess(labels), random_raw(5)
+    loss = make_loss(**dict.fromkeys(set(LOSSES) - {name, "attribute"}, 0))  # pseudo needs another one
+
+    def value(*read: Tensor) -> Tensor:
+        whole = list(raw)
+        for k, part in zip(READS[name], read, strict=True):
+            whole[k] = part
+        return objective.total_loss(outputs_of(*whole), batch, system, loss, generator(), pseudo)[name]
+
+    with in_float64():
+        assert torch.autograd.gradcheck(value, [raw[k].clone().requires_grad_() for k in READS[name]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_order_of_a_batch_changes_no_loss(kind):
+    labels, order, raw = draw_labels(kind), torch.randperm(B, generator=generator(9)), random_raw()
+    pseudo = guess(labels)
+    permuted = values(outputs_of(*(part[order] for part in raw)), labels[order], pseudo[order])
+    assert permuted == pytest.approx(values(outputs_of(*raw), labels, pseudo), rel=1e-5)
+
+
+@pytest.mark.parametrize("hardness", [0, 4])
+def test_with_one_positive_and_one_negative_each_nothing_is_left_to_chance(hardness):
+    """Two red pictures and a green one: uniform draws too give each loss its formula, in any order."""
+    labels, raw = torch.eye(M, dtype=torch.bool)[[0, 0, 1]], random_raw(3)
+    expected = naive_total(outputs_of(*raw), labels, torch.zeros_like(labels), stub())
+    for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+        got = values(outputs_of(*(part[order] for part in raw)), labels[order], hardness=hardness)
+        assert got == pytest.approx({name: expected[name] for name in got}, rel=1e-5)
+
+
+def draws_of(similarity: Tensor, allowed: Tensor, hardness: float, times: int = 20_000) -> np.ndarray:
+    """(B,) how often each column was drawn."""
+    shape = (times, len(similarity))
+    drawn = losses.draw(similarity.expand(shape), allowed.expand(shape), hardness, generator(4))
+    return np.bincount(drawn.numpy(), minlength=len(similarity))
+
+
+@pytest.mark.parametrize("hardness", [0, 2, 8])
+def test_draws_follow_the_softmax_of_hardness_times_similarity(hardness):
+    similarity = torch.tensor([0.5, -0.9, 0.1, 0.9, -0.2, 0.3])
+    allowed = torch.tensor([True, True, False, True, True, False])
+    found = draws_of(similarity, allowed, hardness)
+    share = np.where(allowed, np.exp(hardness * similarity.double().numpy()), 0)
+    share /= share.sum()
+    assert (found[~allowed.numpy()] == 0).all()
+    kept = allowed.numpy()
+    assert stats.chisquare(found[kept], found.sum() * share[kept]).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("hardness", [0, 5])
+def test_triplets_are_allowed_and_lean_the_hard_way(hardness):
+    labels, phi = draw_labels("partial", 2, 16), unit_rows(16, M, D)
+    anchors = losses.find_anchors(labels, OWN)
+    alike = losses.class_similarity(phi, anchors)
+    drawn = [losses.draw_triplets(alike, anchors, hardness, generator(s)) for s in range(300)]
+    for positive, negative in drawn:
+        assert ((alike == positive[:, None]) & anchors.positives).any(dim=1).all()
+        assert ((alike == negative[:, None]) & anchors.negatives).any(dim=1).all()
+    for name, allowed, sign in [("positive", anchors.positives, -1), ("negative", anchors.negatives, 1)]:
+        logits = (sign * hardness * alike).masked_fill(~allowed, -torch.inf)
+        expected = float((logits.softmax(dim=1) * alike).sum(dim=1).mean())
+        assert np.mean([float(getattr(d, name).mean()) for d in drawn]) == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("seed", range(3))
+def test_an_image_unknown_under_an_attribute_gets_no_gradient_from_it(name, seed):
+    """Where there is a guess, pseudo is the loss that may use it, and none but it."""
+    labels = draw_labels("partial", seed, 14)
+    pseudo, raw = guess(labels, seed), [part.requires_grad_() for part in random_raw(14, seed)]
+    parts = objective.total_loss(outputs_of(*raw), batch_of(labels), stub(), make_loss(hardness=2), generator(), pseudo)
+    parts[name].backward()
+    known = losses.known_attributes(labels | pseudo if name == "pseudo" else labels, OWN)
+    by_class = known[:, OWN]
+    assert [k for k, part in enumerate(raw) if part.grad is not None] == READS[name]
+    for part, seen in zip(raw, (known, known, by_class, by_class), strict=True):
+        if part.grad is not None:
+            assert (part.grad[~seen] == 0).all()
+            assert (part.grad[seen] != 0).any()
+
+
+@pytest.mark.parametrize("n", range(N))
+def test_an_attribute_without_labels_gets_no_gradient(n):
+    labels, raw = draw_labels("multi"), [part.requires_grad_() for part in random_raw()]
+    labels[:, n == OWN] = False
+    pseudo = guess(labels) & (n != OWN)
+    parts = objective.total_loss(outputs_of(*raw), batch_of(labels), stub(), make_loss(), generator(), pseudo)
+    sum(parts.values()).backward()
+    for part, unused in zip(raw, [*[torch.arange(N) == n] * 2, *[n == OWN] * 2], strict=True):
+        assert (part.grad[:, unused] == 0).all()
+        assert (part.grad[:, ~unused] != 0).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_without_any_label_change_no_loss(kind):
+    labels, raw, more = draw_labels(kind, 1), random_raw(), random_raw(4, 7)
+    pseudo, empty = guess(labels), torch.zeros(4, M, dtype=torch.bool)
+    padded = outputs_of(*(torch.cat(pair) for pair in zip(raw, more, strict=True)))
+    got = values(padded, torch.cat([labels, empty]), torch.cat([pseudo, empty]))
+    assert got == pytest.approx(values(outputs_of(*raw), labels, pseudo), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_attribute_that_nobody_labelled_changes_no_loss(kind):
+    """The taxonomy grows by three classes whose embeddings, logits, centers and weights are arbitrary."""
+    labels, raw, system = draw_labels(kind, 1), random_raw(), stub()
+    pseudo = guess(labels)
+    own = torch.cat([OWN, torch.full((3,), N)])
+    more = [
+        torch.randn(B, *shape, generator=generator(k)).double()
+        for k, shape in enumerate([(1, D), (1, D), (3,), (3, D)])
+    ]
+    outputs = outputs_of(*(torch.cat(pair, dim=1) for pair in zip(raw, more, strict=True)))
+    centers = losses.Centers(M + 3, D, 0.7)
+    centers.value.copy_(torch.cat([system.centers.value, unit_rows(3, D, seed=8)]))
+    centers.seen.copy_(torch.cat([system.centers.seen, torch.ones(3, dtype=torch.bool)]))
+    weight = torch.cat([system.positive_weight, torch.full((3,), 7.0)])
+    grown = SimpleNamespace(attribute_of_class=own, centers=centers, positive_weight=weight)
+    wide, guessed = (torch.cat([part, torch.zeros(B, 3, dtype=torch.bool)], dim=1) for part in (labels, pseudo))
+    batch = Batch(torch.arange(B), wide, losses.find_anchors(wide, own))
+    parts = objective.total_loss(outputs, batch, grown, make_loss(), generator(), guessed)
+    got = {name: value.item() for name, value in parts.items()}
+    assert got == pytest.approx(values(outputs_of(*raw), labels, pseudo), rel=1e-5)
+
+
+@pytest.mark.parametrize("n", range(N))
+def test_images_unknown_under_an_attribute_leave_its_losses_alone(n):
+    """They are labelled elsewhere, and change what the other attributes' anchors have; here, nothing."""
+    labels, more, raw, extra = draw_labels("partial", 1), draw_labels("multi", 2, 6), random_raw(), random_raw(6, 7)
+    more[:, n == OWN] = False
+    both = torch.cat([labels, more])
+    outputs, joined = outputs_of(*raw), outputs_of(*(torch.cat(pair) for pair in zip(raw, extra, strict=True)))
+
+    def of_attribute(outputs: Outputs, labels: Tensor) -> dict[str, float]:
+        found = losses.find_anchors(labels, OWN)
+        anchors = losses.Anchors(*(part[OWN[found.class_id] == n] for part in found))
+        batch = Batch(torch.arange(len(labels)), labels & (n == OWN), anchors)
+        parts = objective.total_loss(outputs, batch, stub(), make_loss(pseudo=0), generator())
+        return {name: value.item() for name, value in parts.items()}
+
+    assert len(losses.find_anchors(both, OWN).image) > len(losses.find_anchors(labels, OWN).image)
+    assert of_attribute(joined, both) == pytest.approx(of_attribute(outputs, labels), rel=1e-5)
+    cosines = 2 * torch.rand(B + 6, M, generator=generator()) - 1
+    alone = losses.pseudo_labels(cosines[:B], labels, OWN, MULTI, 0.05)
+    assert torch.equal(losses.pseudo_labels(cosines, both, OWN, MULTI, 0.05)[:B, n == OWN], alone[:, n == OWN])
+    first, second = (losses.positive_weights(part, OWN, 1.0)[n == OWN] for part in (labels, both))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(4, M, dtype=torch.bool), torch.eye(M, dtype=torch.bool)[[0, 3, 7, 7]]])
+def test_a_batch_without_anchors_costs_nothing_and_trains_on(labels):
+    batch, raw = batch_of(labels), [part.requires_grad_() for part in random_raw(4)]
+    assert len(batch.anchors.image) == 0
+    parts = objective.total_loss(outputs_of(*raw), batch, stub(), make_loss(align=0, center=0), generator())
+    assert [parts[name].item() for name in ("attribute", "local", "instance", "cluster")] == [0, 0, 0, 0]
+    sum(parts.values()).backward()
+    for k in (0, 1, 3):
+        assert (raw[k].grad == 0).all()
+    assert raw[2].grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("weights", "space"), [({"cluster": 1}, 3), ({"center": 1}, 0), ({"attribute": 1}, None)])
+def test_the_loss_in_use_says_in_which_space_centers_move(weights, space):
+    labels, system, loss = draw_labels("multi"), stub(), make_loss(**dict.fromkeys(LOSSES, 0) | weights)
+    outputs = outputs_of(*random_raw(dtype=torch.float32))
+    expected = make_centers()
+    if space is not None:
+        expected.update(outputs.classes if space == 3 else outputs.attribute[:, OWN], labels)
+    objective.update_centers(outputs, labels, system, loss)
+    assert torch.equal(system.centers.value, expected.value)
+    assert torch.equal(system.centers.seen, expected.seen)
