@@ -16,11 +16,12 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from m3lib.abilities import SCORES
 from m3lib.config import find_root
 from m3lib.errors import InputError
 from m3lib.report import COLUMNS
 
-MARKER = re.compile(r"(<!-- (results|summary|sweep): ([\w\- ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKER = re.compile(r"(<!-- (results|summary|sweep|scores): ([\w\- ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -214,10 +215,23 @@ def sweep(path: Path, split: str) -> str:
     return pipes(cells.fillna("-").rename_axis(columns=None)) + "\n"
 
 
+def scores(path: Path, split: str) -> str:
+    """Overall MAP@all of every variant by every score that it can be asked with; its own is bold."""
+    table = pd.read_csv(path, keep_default_na=False)
+    chosen = (table["split"] == split) & (table["metric"] == "MAP@all") & (table["attribute"] == "")
+    grouped = table[chosen & (table["score"] != "random")].groupby(["variant", "score"], sort=False)
+    cells = grouped["percent"].agg(lambda values: cell(values.mean(), values.std()))
+    own = grouped["own"].first()
+    cells = cells.where(~own, "**" + cells + "**").unstack()
+    order = [score for score in SCORES if score in cells]
+    return pipes(cells[order].fillna("-").rename_axis(columns=None)) + "\n"
+
+
 def write_tables(root: Path) -> None:
     """Replace what stands between the markers of README.md and data/results/README.md.
 
-    `summary: NAME ...` a column a result; `results: NAME` all of one; `sweep: NAME SPLIT` a column a setting.
+    `summary: NAME ...` a column a result; `results: NAME` all of one; `sweep: NAME SPLIT` a column a setting;
+    `scores: NAME SPLIT` a column a score.
     """
     folder = root / "data" / "results"
 
@@ -227,8 +241,10 @@ def write_tables(root: Path) -> None:
             text = summary(folder, [name, *more])
         elif not (folder / f"{name}.csv").exists():
             text = "Not recorded yet.\n"
+        elif kind == "results":
+            text = markdown(folder / f"{name}.csv")
         else:
-            text = markdown(folder / f"{name}.csv") if kind == "results" else sweep(folder / f"{name}.csv", *more)
+            text = {"sweep": sweep, "scores": scores}[kind](folder / f"{name}.csv", *more)
         return f"{match[1]}\n{text}\n{match[4]}"
 
     for page in (root / "README.md", folder / "README.md"):

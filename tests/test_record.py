@@ -140,3 +140,24 @@ def test_a_sweep_has_a_column_per_setting(tmp_path):
         "| --- | --- | --- |",
         "| m3 | 22.0 ± 1.4 | 23.0 ± 1.4 |",
     ]
+
+
+def test_scores_stand_beside_each_other_with_their_own_in_bold(tmp_path):
+    found = {"valid": [("asen", "attribute", 10.0), ("m3", "posterior", 20.0), ("m3", "attribute", 7.0)]}
+    found["test"] = [("m3", "posterior", 90.0)]
+    own = {"asen": "attribute", "m3": "posterior"}
+    rows = [
+        [seed, variant, split, score, score == own[variant], "MAP@all", "", value + 2 * seed]
+        for seed in (0, 1)
+        for split, values in found.items()
+        for variant, score, value in values
+    ]
+    rows.append([0, "random", "valid", "random", True, "MAP@all", "", 3.0])
+    columns = ["seed", "variant", "split", "score", "own", "metric", "attribute", "percent"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "multi.csv", index=False)
+    assert record.scores(tmp_path / "multi.csv", "valid").splitlines() == [
+        "| variant | attribute | posterior |",
+        "| --- | --- | --- |",
+        "| asen | **11.0 ± 1.4** | - |",
+        "| m3 | 8.0 ± 1.4 | **21.0 ± 1.4** |",
+    ]
