@@ -50,6 +50,7 @@ FIXED_IN_STAGES = [
     *(("train", key) for key in ("held_out", "precision")),
     *(("loss", key) for key in ("center_momentum", "positive_power")),
 ]
+PRESET_SECTIONS = ("wardrobe", "csv", "benchmark", "images", "split", "model", "loss", "train", "umap", "systems")
 Fraction = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0)]
 Count = Annotated[int, Range(1)]
@@ -76,7 +77,15 @@ class Csv:
     split_column: str
     min_images: Count
     rare: Literal["drop", "fold"]
-    max_bad: Fraction
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    folder: str
+    protocol: Literal["published", "pair", "row", "any"]
+    maybe: Literal["keep", "drop"]
+    box: bool
+    share: Annotated[float, Range(0.0001, 1)]
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,8 @@ class Images:
     height: Annotated[int, Range(16, 1024)]
     width: Annotated[int, Range(16, 1024)]
     fit: Literal["crop", "pad"]
+    store: Literal["raw", "jpeg"]
+    max_bad: Fraction
 
 
 @dataclass(frozen=True)
@@ -199,11 +210,13 @@ class Variant:
 
 @dataclass(frozen=True)
 class Settings:
-    source: Literal["wardrobe", "csv"]
+    source: Literal["wardrobe", "csv", "deepfashion", "fashionai", "darn"]
+    preset: str
     seed: Annotated[int, Range(0)]
     threads: Count
     wardrobe: Wardrobe
     csv: Csv
+    benchmark: Benchmark
     images: Images
     split: Split
     model: Model
@@ -212,13 +225,13 @@ class Settings:
     umap: Umap
     variants: list
     systems: dict
+    presets: dict
 
     def variant(self, name: str) -> Variant:
         """The settings of one row; `systems.<name>` lists only what that row changes."""
         where = f"systems.{name}"
         own = self.systems[nearest(name, list(self.systems), "system in params.yaml, variants:")]
-        if not isinstance(own, dict):
-            raise InputError(f"params.yaml, {where}: expected a mapping of settings, got {own!r}")
+        mapping(own, where)
         for key in ("name", "changes"):
             if key in own:
                 raise InputError(f"params.yaml, {where}.{key}: this follows from the row itself; remove the setting")
@@ -238,8 +251,7 @@ def read_stages(stages: Any, merged: dict[str, Any], where: str) -> tuple[Stage,
     found = []
     for number, stage in enumerate(stages or [{"share": 1.0}]):
         at = f"{where}.{number}"
-        if not isinstance(stage, dict):
-            raise InputError(f"params.yaml, {at}: expected a mapping of settings, got {stage!r}")
+        mapping(stage, at)
         sections = {key: merge(merged[key], stage.get(key, {}), f"{at}.{key}") for key in ("loss", "train")}
         for section, key in FIXED_IN_STAGES:
             if key in stage.get(section, {}):
@@ -270,7 +282,7 @@ def load(path: Path) -> Settings:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
-    settings = build(Settings, values, "")
+    settings = build(Settings, with_preset(values), "")
     if not settings.variants:
         raise InputError("params.yaml, variants: the list is empty; name at least one key of systems")
     for name in settings.systems:
@@ -282,17 +294,39 @@ def load(path: Path) -> Settings:
     return settings
 
 
+def with_preset(values: Any) -> Any:
+    """The settings with the chosen preset's laid over them; a row of `systems` is replaced whole.
+
+    `variants`, `seed` and `threads` stay out of presets: the pipeline's stages are named and cached by them.
+    """
+    if not isinstance(values, dict) or not isinstance(values.get("presets"), dict) or "preset" not in values:
+        return values  # `build` says what is wrong
+    presets = values["presets"]
+    name = nearest(values["preset"], list(presets), "preset in params.yaml, preset:")
+    where = f"presets.{name}"
+    changed = dict(values)
+    for section, changes in mapping(presets[name], where).items():
+        if section not in PRESET_SECTIONS:
+            allowed = ", ".join(PRESET_SECTIONS)
+            raise InputError(f"params.yaml, {where}.{section}: a preset may set {allowed}, not this")
+        changed[section] = mapping(values.get(section), section) | mapping(changes, f"{where}.{section}")
+    return changed
+
+
+def mapping(value: Any, where: str) -> dict:
+    if not isinstance(value, dict):
+        raise InputError(f"params.yaml, {where}: expected a mapping of settings, got {value!r}")
+    return value
+
+
 def merge(section: Any, changes: Any, where: str) -> Any:
-    if not isinstance(changes, dict):
-        raise InputError(f"params.yaml, {where}: expected a mapping of settings, got {changes!r}")
-    checked = {field.name: getattr(section, field.name) for field in fields(section)} | changes
+    checked = {field.name: getattr(section, field.name) for field in fields(section)} | mapping(changes, where)
     return build(type(section), checked, where)
 
 
 def build(cls: type, values: Any, where: str) -> Any:
     """A dataclass from a mapping, every key known, present, and of the annotated type."""
-    if not isinstance(values, dict):
-        raise InputError(f"params.yaml, {where or 'top level'}: expected a mapping of settings, got {values!r}")
+    mapping(values, where or "top level")
     hints = get_type_hints(cls, include_extras=True)
     prefix = f"{where}." if where else ""
     for key in values:

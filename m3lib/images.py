@@ -119,11 +119,11 @@ class Rows:
         return self.load(self.rows[i])
 
 
-def pack(source: Source, folder: Path, settings: config.Images, max_bad: float, workers: int | None = None) -> Source:
+def pack(source: Source, folder: Path, settings: config.Images, workers: int | None = None) -> Source:
     """Write folder/images.npy, (I, H, W, 3) uint8, whole or not at all; returns the source with the rows in it.
 
     An image whose load raises InputError is left out of both and noted. Raises InputError when their share exceeds
-    max_bad, or when a worker process dies. The file is the same for any number of workers.
+    settings.max_bad, or when a worker process dies. The file is the same for any number of workers.
     """
     total = len(source.manifest)
     bad: dict[int, str] = {}
@@ -132,7 +132,7 @@ def pack(source: Source, folder: Path, settings: config.Images, max_bad: float, 
         for pictures, problems in progress(draw_all(source.load, total, settings, workers or count_cpus()), total):
             file.write(pictures.data)
             bad |= problems
-        check_bad(bad, total, max_bad)
+        check_bad(bad, total, settings.max_bad)
         file.seek(0)
         write_header(file, total - len(bad), settings)  # as long as before: numpy leaves room for the count
     return without(source, bad) if bad else source
@@ -146,7 +146,7 @@ def write_header(file: BinaryIO, count: int, settings: config.Images) -> None:
 def check_bad(bad: dict[int, str], total: int, max_bad: float) -> None:
     if too_many(len(bad), total, max_bad):
         raise InputError(
-            f"{len(bad)} of {total} images can't be read, more than the share csv.max_bad = {max_bad:g} in "
+            f"{len(bad)} of {total} images can't be read, more than the share images.max_bad = {max_bad:g} in "
             f"params.yaml allows; the first is {next(iter(bad.values()))}"
         )
 

@@ -43,7 +43,7 @@ def read(settings: Settings) -> Source:
     return source
 
 
-def read_csv(settings: Csv, split: Split) -> Source:
+def read_csv(settings: Csv, split: Split, max_bad: float) -> Source:
     """A person's own catalogue: a CSV table and its photos.
 
     Splits and roles hang on a hash of the photo's bytes, or of its group, so neither a new name nor a new order of
@@ -53,7 +53,7 @@ def read_csv(settings: Csv, split: Split) -> Source:
     tables.choose_attributes(table, settings)  # so that a wrong name is told before the photos are read
     contents = [content_hash(table.path.parent / name) for name in names]
     missing = [row for row, content in enumerate(contents) if not content]
-    notes = check_missing(table, names, missing, settings.max_bad)
+    notes = check_missing(table, names, missing, max_bad)
     there = [row for row, content in enumerate(contents) if content]
     table, names, contents = table.keep(there), [names[i] for i in there], [contents[i] for i in there]
 
@@ -112,7 +112,7 @@ def check_missing(table: Table, names: list[str], missing: list[int], max_bad: f
     counted = f"{len(missing)} of {len(names)} photos are missing"
     if images.too_many(len(missing), len(names), max_bad):
         raise InputError(
-            f"{counted}, more than the share csv.max_bad = {max_bad:g} in params.yaml allows; the first is {first}"
+            f"{counted}, more than the share images.max_bad = {max_bad:g} in params.yaml allows; the first is {first}"
         )
     return (f"{counted} and left out, the first is {first}",)
 
@@ -150,5 +150,5 @@ def read_wardrobe(settings: Settings) -> Source:
 
 READERS: dict[str, Callable[[Settings], Source]] = {
     "wardrobe": read_wardrobe,
-    "csv": lambda settings: read_csv(settings.csv, settings.split),
+    "csv": lambda settings: read_csv(settings.csv, settings.split, settings.images.max_bad),
 }

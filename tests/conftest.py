@@ -70,7 +70,6 @@ def tiny_catalogue(tmp_path: Path) -> Catalogue:
         split_column="",
         min_images=2,
         rare="drop",
-        max_bad=0.0,
     )
     catalogue = Catalogue(tmp_path / "table.csv", settings, config.Split(valid=0.25, test=0.25, query=0.4))
     catalogue.write(rows)

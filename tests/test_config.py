@@ -50,11 +50,35 @@ def load(folder: Path, values: object) -> config.Settings:
 def test_the_repositorys_params_load_with_every_value():
     found = config.load(ROOT / "params.yaml")
     assert asdict(found) == VALUES
+    assert VALUES["preset"] == "none"
+    for name in found.systems:
+        abilities.check_variant(found.variant(name))
+
+
+@pytest.mark.parametrize("preset", list(VALUES["presets"]))
+def test_a_preset_changes_what_it_lists_and_nothing_else(preset):
+    found = asdict(config.build(config.Settings, config.with_preset(VALUES | {"preset": preset}), ""))
+    expected = copy.deepcopy(VALUES) | {"preset": preset}
+    for section, changes in VALUES["presets"][preset].items():
+        for key, value in changes.items():
+            expected[section][key] = value
+    assert found == expected
+
+
+@pytest.mark.parametrize("preset", list(VALUES["presets"]))
+def test_every_row_of_every_preset_is_a_row_that_can_be_trained(preset):
+    found = config.build(config.Settings, config.with_preset(VALUES | {"preset": preset}), "")
     for name in found.systems:
         abilities.check_variant(found.variant(name))
 
 
 BAD = [
+    (("preset",), "publishd", "preset", "'published'"),
+    (("presets", "none"), {"seed": 3}, "presets.none.seed", "a preset may set wardrobe"),
+    (("presets", "none"), [], "presets.none", "expected a mapping"),
+    (("presets", "none"), {"train": 3}, "presets.none.train", "expected a mapping"),
+    (("presets", "none"), {"train": {"learning": 3}}, "train.learning", "'lr'"),
+    (("presets",), 1, "presets", "expected dict"),
     (("sed",), 1, "sed", "'seed'"),
     (("train", "learning"), 1, "train.learning", "'lr'"),
     (("train", "epoch"), 1, "train.epoch", "'epochs'"),
@@ -87,7 +111,7 @@ BAD = [
     (("train",), 3, "train", "expected a mapping of settings, got 3"),
     (("train",), None, "train", "expected a mapping of settings, got None"),
     (("wardrobe", "size"), 16, "wardrobe.size", "between 32 and 512, got 16"),
-    (("source",), "jpg", "source", "expected one of wardrobe, csv, got 'jpg'"),
+    (("source",), "jpg", "source", "expected one of wardrobe, csv, deepfashion, fashionai, darn, got 'jpg'"),
     (("csv", "multi"), "colour", "csv.multi", "expected list, got 'colour'"),
     (("variants",), [], "variants", "empty"),
     (("variants",), ["m3", "asn"], "variants", "'asn'; did you mean 'asen'"),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from m3lib.errors import InputError
 from m3lib.manifest import Source
 from m3lib.taxonomy import Attribute, Taxonomy
 
-SMALL = Images(height=16, width=20, fit="crop")
+SMALL = Images(height=16, width=20, fit="crop", store="raw", max_bad=0.0)
 
 
 def sentence(problem: pytest.ExceptionInfo) -> str:
@@ -176,7 +177,7 @@ def source(count: int, load: Drawn) -> Source:
 
 def test_the_store_holds_every_row_in_order(tmp_path):
     given_ = source(37, Drawn())
-    assert images.pack(given_, tmp_path, SMALL, max_bad=0.0) is given_
+    assert images.pack(given_, tmp_path, SMALL) is given_
     store = np.load(tmp_path / "images.npy", mmap_mode="r", allow_pickle=False)
     assert (store.shape, store.dtype) == ((37, 16, 20, 3), np.uint8)
     for i in range(37):
@@ -187,14 +188,14 @@ def test_the_store_holds_every_row_in_order(tmp_path):
 def test_the_store_is_the_same_for_any_number_of_workers(tmp_path):
     stores = []
     for workers in (1, 2):
-        kept = images.pack(source(1050, Drawn(bad=(0, 16, 1049))), tmp_path, SMALL, 0.5, workers=workers)
+        kept = images.pack(source(1050, Drawn(bad=(0, 16, 1049))), tmp_path, replace(SMALL, max_bad=0.5), workers)
         stores.append(((tmp_path / "images.npy").read_bytes(), kept.notes, tuple(kept.manifest["image"])))
     assert stores[0] == stores[1]
 
 
 def test_bad_images_leave_the_store_and_the_manifest(tmp_path):
     bad = (1, 4, 5, 6, 7, 8, 9, 39)
-    kept = images.pack(source(40, Drawn(bad=bad)), tmp_path, SMALL, max_bad=0.2)
+    kept = images.pack(source(40, Drawn(bad=bad)), tmp_path, replace(SMALL, max_bad=0.2))
     store = np.load(tmp_path / "images.npy")
     assert len(store) == len(kept.manifest) == 32
     assert list(kept.manifest["image"][:4]) == ["0.png", "2.png", "3.png", "10.png"]
@@ -214,14 +215,14 @@ def test_a_share_of_bad_images_may_reach_the_limit(bad, total, max_bad, expected
 
 
 def test_whole_chunks_of_bad_images_are_no_trouble(tmp_path):
-    kept = images.pack(source(48, Drawn(bad=tuple(range(16, 48)))), tmp_path, SMALL, max_bad=0.9)
+    kept = images.pack(source(48, Drawn(bad=tuple(range(16, 48)))), tmp_path, replace(SMALL, max_bad=0.9))
     assert len(np.load(tmp_path / "images.npy")) == len(kept.manifest) == 16
 
 
 @pytest.mark.parametrize(
     ("load", "max_bad", "words"),
     [
-        (Drawn(bad=(3, 9)), 0.04, ["2 of 40", "csv.max_bad = 0.04", "photo 3 is spoilt"]),
+        (Drawn(bad=(3, 9)), 0.04, ["2 of 40", "images.max_bad = 0.04", "photo 3 is spoilt"]),
         (Drawn(bad=tuple(range(40))), 1.0, ["40 of 40", "photo 0 is spoilt"]),
         (Drawn(kill=20), 1.0, ["killed", "run again"]),
     ],
@@ -229,7 +230,7 @@ def test_whole_chunks_of_bad_images_are_no_trouble(tmp_path):
 def test_a_failed_pack_is_one_sentence_and_keeps_the_old_store(tmp_path, load, max_bad, words):
     (tmp_path / "images.npy").write_bytes(b"old")
     with pytest.raises(InputError) as raised:
-        images.pack(source(40, load), tmp_path, SMALL, max_bad)
+        images.pack(source(40, load), tmp_path, replace(SMALL, max_bad=max_bad))
     assert all(word in sentence(raised) for word in words)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 

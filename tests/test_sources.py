@@ -37,8 +37,8 @@ def class_names(source: sources.Source) -> list[dict[str, list[str]]]:
     return rows
 
 
-def read(catalogue, **changes):
-    return sources.read_csv(catalogue.set(**changes), catalogue.split)
+def read(catalogue, max_bad=0.0, **changes):
+    return sources.read_csv(catalogue.set(**changes), catalogue.split, max_bad)
 
 
 def split_words(rows):
@@ -213,7 +213,11 @@ BAD_ROWS = {
     "escape": (edit_cell(2, 0, "photos/../../x.jpg"), {}, ["line 3", "outside"]),
     "no photo named": (edit_cell(2, 0, "  "), {}, ["line 3", "'image'", "empty"]),
     "twice": (edit_cell(9, 0, "./photos//03.jpg"), {}, ["line 10", "line 5", "photos/03.jpg"]),
-    "missing photo": (edit_cell(9, 0, "photos/none\n.jpg"), {}, ["line 10", r"none\n.jpg", "1 of 60", "csv.max_bad"]),
+    "missing photo": (
+        edit_cell(9, 0, "photos/none\n.jpg"),
+        {},
+        ["line 10", r"none\n.jpg", "1 of 60", "images.max_bad"],
+    ),
     "ragged": (lambda rows: rows[6].append("x"), {}, ["line 7", "6 values", "5 columns"]),
     "short": (lambda rows: rows[6].pop(), {}, ["line 7", "4 values"]),
     "after a quoted newline": (

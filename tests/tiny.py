@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from torch import nn
 
 from m3lib import config, models
@@ -15,7 +16,9 @@ from m3lib.system import System
 from m3lib.taxonomy import Attribute, Taxonomy
 
 ROOT = Path(__file__).parent.parent
+VALUES = yaml.safe_load((ROOT / "params.yaml").read_text())
 SETTINGS = config.load(ROOT / "params.yaml")
+PUBLISHED = config.build(config.Settings, config.with_preset(VALUES | {"preset": "published"}), "")
 TAXONOMY = Taxonomy(
     (
         Attribute("colour", ("red", "green", "blue")),
@@ -41,12 +44,18 @@ MODEL = {
 MODEL_SETTINGS = {field.name for field in fields(config.Model)}
 
 
-def make_variant(network: str, score: str | None = None, loss: dict | None = None, **changes: object) -> config.Variant:
+def make_variant(
+    network: str,
+    score: str | None = None,
+    loss: dict | None = None,
+    settings: config.Settings = SETTINGS,
+    **changes: object,
+) -> config.Variant:
     """A row of params.yaml on a tiny backbone, in float32; changes: of its train and model settings.
 
     Each stage of the row gets the changes of loss and train too, over what the stage itself sets.
     """
-    row = SETTINGS.variant(network)
+    row = settings.variant(network)
     model = {key: changes.pop(key) for key in list(changes) if key in MODEL_SETTINGS}
     loss, train = loss or {}, {"precision": "fp32"} | changes
     return replace(
