@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 
-.PHONY: repro test lint lab bench record clean lock
+.PHONY: repro test lint lab data bench record clean lock
 
 repro: $(READY)  ## run the pipeline: what has not changed is taken from the cache
 	dvc repro
@@ -20,6 +20,9 @@ lint: $(READY)  ## code and notebooks: style, and no outputs in the source noteb
 
 lab: $(READY)  ## JupyterLab on this machine alone, with the kernel of .venv
 	jupyter lab --ip=127.0.0.1 notebooks
+
+data: $(READY)  ## what of SOURCE=deepfashion (fashionai, darn) is there, what is missing, and where it is had
+	python -m m3lib.inputs $(SOURCE)
 
 bench: $(READY)  ## measure: seconds and memory of every stage of the last run
 	python -m m3lib.bench

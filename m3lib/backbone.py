@@ -77,11 +77,22 @@ def create_trunk(name: str, given: dict, pretrained: bool, weights: str, prefix:
             trunk.load_state_dict(own)
     except Exception as error:  # hub and file errors come in many types
         where = weights or f"timm's hub for {name!r}"
-        setting = f"model.{prefix}weights"
-        advice = f"check {setting}" if weights else f"fetch the weight file by hand and set {setting}"
+        advice = f"check model.{prefix}weights" if weights else by_hand(name, prefix)
         reason = " ".join((str(error) or type(error).__name__).split())[:300]
         raise InputError(f"no weights from {where} ({reason}); {advice}") from None
     return trunk
+
+
+def by_hand(name: str, prefix: str) -> str:
+    """What to do where the hub can't be reached: which file to fetch, where to put it, what to set."""
+    from timm.models import get_pretrained_cfg
+
+    known = get_pretrained_cfg(name)
+    if known is None or not known.hf_hub_id:
+        return f"timm has none for this backbone: set model.{prefix}weights to a file of your own"
+    path = f"data/weights/{name}.safetensors"
+    file = f"model.safetensors of huggingface.co/{known.hf_hub_id}"
+    return f"fetch {file} by hand, save it as {path}, and set model.{prefix}weights: {path}"
 
 
 def own_weights(path: str) -> dict[str, Tensor]:

@@ -1,9 +1,13 @@
-"""Photos: decoded, fitted to one size, and packed into one array file. Imports no torch: workers start faster."""
+"""Photos: decoded, fitted to one size, and packed into one image store. Imports no torch: workers start faster."""
 
+import hashlib
+import io
 import os
+import pickle
 import signal
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -14,16 +18,18 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from m3lib import config
+from m3lib import config, store
 from m3lib.errors import InputError
 from m3lib.manifest import Source
 
 MAX_PIXELS = 64_000_000  # by the header, before anything is decoded
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")  # not EPS: Pillow would run Ghostscript on it
 CHUNK = 16  # images that a worker draws before it reports
+AHEAD = 4  # chunks a worker may be ahead of the file
 SHOWN = 5  # bad images named one by one
 
 Load = Callable[[int], np.ndarray]
@@ -120,35 +126,46 @@ class Rows:
 
 
 def pack(source: Source, folder: Path, settings: config.Images, workers: int | None = None) -> Source:
-    """Write folder/images.npy, (I, H, W, 3) uint8, whole or not at all; returns the source with the rows in it.
+    """Write the image store into a folder, whole or not at all; returns the source with the rows in it.
 
     An image whose load raises InputError is left out of both and noted. Raises InputError when their share exceeds
-    settings.max_bad, or when a worker process dies. The file is the same for any number of workers.
+    settings.max_bad, when the disk is too small, or when a worker process dies.
+
+    The unfinished store lies in `work` beside the folder, which may be emptied before a run; a run that was cut off
+    goes on from there. The files are the same for any number of workers and of cuts, unless photos of the same names
+    changed in between: that is not noticed, so remove `work/images.journal` after changing some.
     """
     total = len(source.manifest)
-    bad: dict[int, str] = {}
-    with whole_file(folder / "images.npy") as file:
-        write_header(file, total, settings)
-        for pictures, problems in progress(draw_all(source.load, total, settings, workers or count_cpus()), total):
-            file.write(pictures.data)
-            bad |= problems
-        check_bad(bad, total, settings.max_bad)
-        file.seek(0)
-        write_header(file, total - len(bad), settings)  # as long as before: numpy leaves room for the count
-    return without(source, bad) if bad else source
+    with store.Work(folder.parent / "work", fingerprint(source, settings), settings, total) as work:
+        work.check_space()
+        chunks = draw_all(source.load, range(work.stop, total), settings, workers or count_cpus())
+        for chunk in progress(chunks, work.stop, total):
+            work.add(chunk)
+            if too_many(len(work.bad), total, settings.max_bad):
+                work.discard()  # the photos or the table will change, and the pictures with them
+                raise InputError(too_many_bad(work, settings.max_bad))
+        work.finish(folder)
+    return without(source, work.bad) if work.bad else source
 
 
-def write_header(file: BinaryIO, count: int, settings: config.Images) -> None:
-    shape = (count, settings.height, settings.width, 3)
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+def fingerprint(source: Source, settings: config.Images) -> str:
+    """Of what the store follows from, but for the photos' contents: loader, names, settings, and the code of m3lib."""
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer)
+    pickler.fast = True  # equal values give equal bytes, whether or not they are one object
+    kind = (settings.height, settings.width, settings.fit, settings.store)
+    pickler.dump((source.load, tuple(source.manifest["image"]), kind, PIL.__version__))
+    digest = hashlib.sha256(buffer.getvalue())
+    for module in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(module.read_bytes())
+    return digest.hexdigest()
 
 
-def check_bad(bad: dict[int, str], total: int, max_bad: float) -> None:
-    if too_many(len(bad), total, max_bad):
-        raise InputError(
-            f"{len(bad)} of {total} images can't be read, more than the share images.max_bad = {max_bad:g} in "
-            f"params.yaml allows; the first is {next(iter(bad.values()))}"
-        )
+def too_many_bad(work: store.Work, max_bad: float) -> str:
+    return (
+        f"{len(work.bad)} of the first {work.stop} images can't be read, more than the share images.max_bad = "
+        f"{max_bad:g} in params.yaml allows of {work.total}; the first is {next(iter(work.bad.values()))}"
+    )
 
 
 def too_many(bad: int, total: int, max_bad: float) -> bool:
@@ -181,11 +198,11 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
-def progress(chunks: Iterator[tuple[np.ndarray, dict[int, str]]], total: int) -> Iterator:
-    with tqdm(total=total, unit="image", desc="images") as bar:
-        for pictures, problems in chunks:
-            yield pictures, problems
-            bar.update(len(pictures) + len(problems))
+def progress(chunks: Iterator[store.Chunk], done: int, total: int) -> Iterator[store.Chunk]:
+    with tqdm(total=total, initial=done, unit="image", desc="images") as bar:
+        for chunk in chunks:
+            yield chunk
+            bar.update(chunk.stop - bar.n)
 
 
 def count_cpus() -> int:
@@ -193,17 +210,22 @@ def count_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def draw_all(load: Load, total: int, settings: config.Images, workers: int) -> Iterator:
-    """Chunks of fitted images in order, each with the sentences on its bad ones by row."""
+def draw_all(load: Load, rows: range, settings: config.Images, workers: int) -> Iterator[store.Chunk]:
+    """The rows' fitted and encoded images in order."""
     context = get_context("forkserver")  # forking a notebook's kernel would copy its threads' locks
     context.set_forkserver_preload([__name__])
-    chunks = [range(start, min(start + CHUNK, total)) for start in range(0, total, CHUNK)]
     pool = ProcessPoolExecutor(workers, context, start_worker, (load, settings))
+    waiting = deque()
     try:
-        yield from pool.map(draw, chunks)
+        for start in range(rows.start, rows.stop, CHUNK):
+            waiting.append(pool.submit(draw, range(start, min(start + CHUNK, rows.stop))))
+            if len(waiting) > AHEAD * workers:  # a disk slower than the workers must not fill the memory
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     except BrokenProcessPool:
         raise InputError(
-            "a process that reads the images was killed, most likely for want of memory; nothing was written: "
+            "a process that reads the images was killed, most likely for want of memory; what is done so far is kept: "
             "free some memory or make the images smaller (params.yaml, images), then run again"
         ) from None
     finally:
@@ -224,16 +246,17 @@ def die_with_parent() -> None:
     os._exit(1)
 
 
-def draw(rows: range) -> tuple[np.ndarray, dict[int, str]]:
-    """In a worker: (at most CHUNK, H, W, 3) uint8 of the good rows, and a sentence for each bad one."""
+def draw(rows: range) -> store.Chunk:
+    """In a worker: the good rows' images, and a sentence for each bad one."""
     load, settings = job
-    pictures, problems = [], {}
+    pictures, bad = [], {}
     for row in rows:
         try:
-            pictures.append(fit(load(row), settings.height, settings.width, settings.fit))
+            picture = fit(load(row), settings.height, settings.width, settings.fit)
+            pictures.append(store.encode(picture, settings.store))
         except InputError as error:
-            problems[row] = str(error)
-    return np.array(pictures, np.uint8), problems
+            bad[row] = str(error)
+    return store.Chunk(rows.stop, [len(picture) for picture in pictures], b"".join(pictures), bad)
 
 
 def row_of(pictures: np.ndarray) -> np.ndarray:

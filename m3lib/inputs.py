@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from m3lib import images, sources, tables
+from m3lib import benchmarks, images, sources, tables
 from m3lib.abilities import check_variant
 from m3lib.config import Settings, data_path, find_root, load
 from m3lib.errors import InputError
 from m3lib.taxonomy import nearest
+
+LABEL_FILES = (".txt", ".csv")
 
 
 def fingerprint(settings: Settings) -> dict[str, str | int]:
@@ -17,6 +21,8 @@ def fingerprint(settings: Settings) -> dict[str, str | int]:
 
     Reading every photo on each run would take too long, and a time stamp differs in every copy.
     """
+    if settings.source in sources.DATASETS:
+        return of_download(settings)
     if settings.source != "csv":
         return {"source": settings.source}
     table, names = sources.open_catalogue(settings.csv)
@@ -26,6 +32,34 @@ def fingerprint(settings: Settings) -> dict[str, str | int]:
         sizes.update(json.dumps([name, file_size(table.path.parent / name)]).encode())
     digest = hashlib.sha256(table.path.read_bytes()).hexdigest()
     return {"source": "csv", "table": digest, "photos": sizes.hexdigest(), "rows": len(names)}
+
+
+def of_download(settings: Settings) -> dict[str, str | int]:
+    """Of a public benchmark: the bytes of its label files, and the names and sizes of all else in its folder."""
+    dataset = sources.DATASETS[settings.source]
+    folder = benchmarks.folder_of(dataset.name, settings.benchmark)
+    report, complete = benchmarks.survey(dataset, folder)
+    print(report)
+    if not complete:
+        raise InputError(f"{dataset.name} is not complete in {folder}")
+    told, photos, count = hashlib.sha256(), hashlib.sha256(), 0
+    for path, size in walk(folder):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix in LABEL_FILES:
+            told.update(json.dumps([name, hashlib.sha256(path.read_bytes()).hexdigest()]).encode())
+        else:
+            photos.update(json.dumps([name, size]).encode())
+            count += 1
+    return {"source": dataset.name, "labels": told.hexdigest(), "photos": photos.hexdigest(), "rows": count}
+
+
+def walk(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Every file under a folder and its size in bytes, in one order on every machine; links to folders are followed."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir():
+            yield from walk(Path(entry.path))
+        elif entry.is_file():
+            yield Path(entry.path), entry.stat().st_size
 
 
 def file_size(path: Path) -> int | None:
@@ -75,12 +109,24 @@ def write_if_changed(path: Path, values: dict) -> bool:
     return True
 
 
-def main() -> int:
-    """Write data/inputs.json, on which the pipeline's first notebook depends, unless it says the same already.
+def look(name: str) -> int:
+    """Say what of a public benchmark is there, what is missing, and where it is had; 1 where it can't be read yet."""
+    settings = load(find_root() / "params.yaml")
+    dataset = sources.DATASETS[nearest(name, list(sources.DATASETS), "public benchmark")]
+    report, complete = benchmarks.survey(dataset, benchmarks.folder_of(dataset.name, settings.benchmark))
+    print(report)
+    return 0 if complete else 1
 
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Look at the public benchmark that is named; without a name, check everything for the pipeline.
+
+    Write data/inputs.json, on which the pipeline's first notebook depends, unless it says the same already.
     data/weights.json does the same for the trainings.
     """
     try:
+        if arguments:
+            return look(arguments[0])
         root = find_root()
         settings = load(root / "params.yaml")
         for name in settings.variants:
@@ -98,4 +144,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,18 +1,28 @@
 """The one manifest: what every source becomes, and all that the later stages know of it.
 
-A prepared folder holds `manifest.parquet` (a row per image), `taxonomy.json`, and `images.npy`, whose row i is the
-image of manifest row i. The manifest's columns:
+A prepared folder holds `manifest.parquet` (a row per image), `taxonomy.json`, and an image store, whose picture i is
+the image of manifest row i, in one of two kinds (images.store in params.yaml):
+
+    raw     images.npy: (I, H, W, 3) uint8
+    jpeg    images.bin: the pictures one after the other, each a JPEG of quality 95 without chroma subsampling;
+            images.idx.npy: (I + 1,) int64, picture i is the bytes from index[i] up to index[i + 1]
+
+The manifest's columns:
 
     image   text, unique: the path within the source, or a drawn image's name
     split   train | valid | test
     role    query | candidate in valid and test, empty in train
     labels  list of class ids, rising; an attribute of which no class is listed is unknown for this image
     factor_*  finer hidden factors where a source knows them (never trained on)
+    row     public benchmarks: class id of the row that stands for a valid or test photo in the released split; else -1
+
+`protocol.json` says what makes a candidate right: {"relevance": "pair" | "any"}, see `retrieval.evaluate`.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +31,7 @@ import pandas as pd
 
 from m3lib.config import Split
 from m3lib.errors import InputError
+from m3lib.store import JpegStore, open_store
 from m3lib.taxonomy import Taxonomy
 
 COLUMNS = ("image", "split", "role", "labels")
@@ -32,12 +43,14 @@ class Source:
     """What a reader returns: `load(i)` gives the picture of manifest row i, (height, width, 3) uint8 RGB.
 
     load is called from worker processes, so it must be picklable. notes: sentences on what was dropped or folded.
+    relevance: what makes a candidate right, see `metrics`: pair | any.
     """
 
     taxonomy: Taxonomy
     manifest: pd.DataFrame
     load: Callable[[int], np.ndarray]
     notes: tuple[str, ...] = ()
+    relevance: str = "pair"
 
 
 def unit_hash(keys: Sequence[str], salt: str) -> np.ndarray:
@@ -77,7 +90,8 @@ class Prepared:
 
     taxonomy: Taxonomy
     manifest: pd.DataFrame
-    images: np.ndarray  # (I, H, W, 3) uint8, read-only memory map
+    images: np.ndarray | JpegStore  # (I, H, W, 3) uint8, read-only
+    relevance: str = "pair"
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -107,7 +121,7 @@ def hold_out(prepared: Prepared, classes: Sequence[str]) -> Prepared:
     learned = manifest["split"] != "test"
     kept = [[m for m in ids if m not in gone] for ids in manifest["labels"]]
     manifest["labels"] = pd.Series(kept, index=manifest.index).where(learned, manifest["labels"])
-    return Prepared(prepared.taxonomy, manifest, prepared.images)
+    return replace(prepared, manifest=manifest)
 
 
 def check_source(source: Source) -> None:
@@ -132,12 +146,13 @@ def check_source(source: Source) -> None:
 
 
 def save(source: Source, folder: Path) -> None:
-    """Write manifest.parquet and taxonomy.json; the image store is packed by `images.pack`.
+    """Write manifest.parquet, taxonomy.json and protocol.json; the image store is packed by `images.pack`.
 
     Checks once more: pictures that could not be read may have emptied a part.
     """
     check_source(source)
     source.taxonomy.save(folder / "taxonomy.json")
+    (folder / "protocol.json").write_text(json.dumps({"relevance": source.relevance}) + "\n")
     source.manifest.to_parquet(folder / "manifest.parquet", index=False)
 
 
@@ -145,11 +160,12 @@ def open_prepared(folder: Path) -> Prepared:
     """Open what 01_prepare wrote; raises InputError when it is missing or its parts don't belong together."""
     try:
         taxonomy = Taxonomy.load(folder / "taxonomy.json")
+        relevance = json.loads((folder / "protocol.json").read_text())["relevance"]
         manifest = pd.read_parquet(folder / "manifest.parquet")
-        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, KeyError) as error:
+        images = open_store(folder)
+    except (OSError, ValueError, KeyError, EOFError) as error:
         raise InputError(f"{folder} is not a prepared data set ({error}); run `dvc repro prepare` first") from None
     missing = [column for column in COLUMNS if column not in manifest]
     if missing or len(manifest) != len(images):
         raise InputError(f"{folder}: manifest and image store don't match; run `dvc repro --force prepare`")
-    return Prepared(taxonomy, manifest, images)
+    return Prepared(taxonomy, manifest, images, relevance)

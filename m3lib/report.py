@@ -83,6 +83,31 @@ def beside_published(table: pd.DataFrame, published: pd.DataFrame, baseline: str
     return pd.concat({"MAP@all": levels, f"gain over {PUBLISHED_NAMES[baseline]}": gain}, axis=1)
 
 
+def against_published(results: Mapping[str, dict], split: str, published: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Percent, on a public benchmark: every published row, ours where there is one, and ours minus theirs.
+
+    Rows (system, "published" | "here" | "difference"); columns MAP@all of each attribute and overall, then MAP@100
+    (over the hits found) and Recall@100. From the metrics files and the published table alone.
+    """
+    printed = published[published["dataset"] == dataset]
+    levels = printed[printed["metric"] == "MAP@all"].pivot(index="system", columns="attribute", values="percent")
+    levels = levels[list(dict.fromkeys(printed["attribute"]))]
+    for metric in ("MAP@100", "Recall@100"):
+        levels[metric] = printed[printed["metric"] == metric].set_index("system")["percent"]
+    rows = {}
+    for variant, system in PUBLISHED_NAMES.items():
+        rows[system, "published"] = levels.loc[system]
+        if variant in results:
+            ours = results[variant][split][results[variant]["score"]]
+            here = pd.Series({name: 100 * value for name, value in ours["map_all"]["attributes"].items()})
+            here["overall"] = 100 * ours["map_all"]["overall_by_query"]
+            here["MAP@100"] = 100 * ours["map_100_hits"]["overall_by_query"]
+            here["Recall@100"] = 100 * ours["recall_100"]["overall_by_query"]
+            rows[system, "here"] = here.reindex(levels.columns)
+            rows[system, "difference"] = rows[system, "here"] - levels.loc[system]
+    return pd.DataFrame(rows).T
+
+
 def score_table(results: Mapping[str, dict], split: str) -> tuple[pd.DataFrame, dict[str, str]]:
     """Overall MAP@all in percent per variant (row) and score (column), and the score each variant's row uses."""
     cells = {

@@ -142,15 +142,32 @@ def rank(
 
 
 def evaluate(
-    prepared: Prepared, split: str, score: str, embeddings: Embeddings | None = None, seed: int = 0
+    prepared: Prepared,
+    split: str,
+    score: str,
+    embeddings: Embeddings | None = None,
+    seed: int = 0,
+    relevance: str | None = None,
 ) -> dict[str, metrics.Scores]:
-    """Every attribute's per-query scores on a split (methods: the pair protocol, of which one class is a case)."""
+    """Every attribute's per-query scores on a split.
+
+    relevance, if not the data set's own: `pair`, a query is an (image, class it carries) pair and a candidate is right
+    if it carries the class; `any`, a query is an image and a candidate is right if it shares a class with it.
+    """
     results = {}
+    relevance = relevance or prepared.relevance
     for n, name in enumerate(prepared.taxonomy.names):
         ranking = rank(prepared, split, n, score, embeddings, seed)
         labels = ranking.hits(prepared, prepared.taxonomy.classes_of(n))
+        labels = labels if relevance == "pair" else sharing(*labels)
         results[name] = metrics.evaluate_attribute(ranking.order, *labels)
     return results
+
+
+def sharing(query_labels: Tensor, candidate_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels under which every query is a class of its own, (Q, Q), that candidates carry if they share one, (C, Q)."""
+    shared = candidate_labels.float() @ query_labels.float().T > 0
+    return torch.eye(len(query_labels), dtype=torch.bool), shared
 
 
 def query_images(prepared: Prepared, split: str, scores: dict[str, metrics.Scores]) -> np.ndarray:

@@ -4,12 +4,13 @@ import hashlib
 import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from m3lib import images, tables
+from m3lib import benchmarks, darn, deepfashion, fashionai, images, tables
 from m3lib.config import Csv, Settings, Split, data_path
 from m3lib.errors import InputError
 from m3lib.manifest import Source, assign_roles, assign_splits, check_source
@@ -148,7 +149,9 @@ def read_wardrobe(settings: Settings) -> Source:
     return wardrobe.read(settings.wardrobe, settings.split)
 
 
+DATASETS = {d.name: d for d in (deepfashion.DATASET, fashionai.DATASET, darn.DATASET)}
 READERS: dict[str, Callable[[Settings], Source]] = {
     "wardrobe": read_wardrobe,
+    **{dataset.name: partial(benchmarks.read, dataset) for dataset in DATASETS.values()},
     "csv": lambda settings: read_csv(settings.csv, settings.split, settings.images.max_bad),
 }

@@ -70,6 +70,10 @@ class Taxonomy:
         attribute = int(self.attribute_of_class[class_id])
         return self.attributes[attribute].classes[class_id - int(self.offsets[attribute])]
 
+    def full_name(self, class_id: int) -> str:
+        """`attribute: class`, as train.held_out and the tables write it."""
+        return f"{self.names[self.attribute_of_class[class_id]]}: {self.class_name(class_id)}"
+
     def class_id(self, attribute: str, class_: str) -> int:
         """The id of a class by its names; raises InputError with the nearest name when there is none."""
         n = self.names.index(nearest(attribute, self.names, "attribute"))

@@ -1,27 +1,73 @@
-"""A loader for tests of packing, apart because every worker process imports the module that it stands in."""
+"""A source of drawn pictures for tests of packing, apart because every worker process imports the module it stands in.
+
+`python drawn.py FOLDER KIND LOG` packs one slowly, to be cut off.
+"""
 
 import os
 import signal
+import sys
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
+from m3lib.config import Images
 from m3lib.errors import InputError
+from m3lib.manifest import Source
+from m3lib.taxonomy import Attribute, Taxonomy
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures made of their number; a row in `bad` can't be read, `kill` ends its worker, `bug` is no InputError."""
+    """Pictures made of their number; a row in `bad` can't be read, `kill` ends its worker, `bug` is no InputError.
+
+    log: a file that gets a line for every row that is loaded. pause: seconds that a row takes.
+    """
 
     bad: tuple[int, ...] = ()
     kill: int = -1
     bug: int = -1
+    smooth: bool = False
+    log: str = os.devnull
+    pause: float = 0.0
 
     def __call__(self, i: int) -> np.ndarray:
+        with open(self.log, "a") as file:
+            file.write(f"{i}\n")
+        time.sleep(self.pause)
         if i in self.bad:
             raise InputError(f"photo {i} is spoilt")
         if i == self.kill:
             os.kill(os.getpid(), signal.SIGKILL)
         if i == self.bug:
             raise RuntimeError("no one's fault")
+        if self.smooth:
+            y, x, c = np.meshgrid(np.arange(24), np.arange(30), np.arange(3), indexing="ij")
+            return (127.5 + 100 * np.sin(i + c + (x + y) / 15)).astype(np.uint8)
         return np.random.default_rng(i).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+
+
+def source(count: int, load: Drawn, prefix: str = "") -> Source:
+    taxonomy = Taxonomy((Attribute("shape", ("a", "b")),))
+    names = [f"{prefix}{i}.png" for i in range(count)]
+    frame = pd.DataFrame({"image": names, "split": "train", "role": ""})
+    return Source(taxonomy, frame.assign(labels=[[0]] * count), load, ("before",))
+
+
+def slow(log: str, pause: float = 0.003) -> Source:
+    return source(330, Drawn(bad=(3, 20, 250, 329), log=log, pause=pause))
+
+
+SMALL = Images(height=16, width=20, fit="crop", store="raw", max_bad=0.0)
+
+if __name__ == "__main__":
+    from dataclasses import replace
+
+    import drawn  # under its own name, as the test that goes on has it
+    from m3lib import images, store
+
+    folder, kind, log = sys.argv[1:]
+    store.SAVE_EVERY = 0.0
+    images.pack(drawn.slow(log), Path(folder), replace(SMALL, store=kind, max_bad=0.1), workers=2)

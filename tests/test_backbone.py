@@ -135,7 +135,11 @@ def test_a_local_backbone_that_cannot_be_made_names_its_own_setting(model, setti
 def test_pretrained_without_a_net_tells_what_to_do(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", refuse)
-    with pytest.raises(InputError, match=r"no weights from timm's hub for 'resnet10t' .*set model\.weights"):
+    advice = (
+        r"no weights from timm's hub for 'resnet10t' .*fetch model\.safetensors of .*timm/resnet10t.* "
+        r"save it as data/weights/resnet10t\.safetensors, and set model\.weights: data/weights"
+    )
+    with pytest.raises(InputError, match=advice):
         build(backbone_options={}, pretrained=True)
 
 

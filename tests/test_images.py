@@ -6,20 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from drawn import Drawn
+from drawn import SMALL, Drawn, source
 from m3lib import images
-from m3lib.config import Images
 from m3lib.errors import InputError
-from m3lib.manifest import Source
-from m3lib.taxonomy import Attribute, Taxonomy
-
-SMALL = Images(height=16, width=20, fit="crop", store="raw", max_bad=0.0)
 
 
 def sentence(problem: pytest.ExceptionInfo) -> str:
@@ -169,34 +163,35 @@ def test_fit_smooths_when_it_shrinks():
 # pack
 
 
-def source(count: int, load: Drawn) -> Source:
-    taxonomy = Taxonomy((Attribute("shape", ("a", "b")),))
-    frame = pd.DataFrame({"image": [f"{i}.png" for i in range(count)], "split": "train", "role": ""})
-    return Source(taxonomy, frame.assign(labels=[[0]] * count), load, ("before",))
+@pytest.fixture
+def folder(tmp_path):
+    """Of a prepared data set; unfinished work lies beside it."""
+    (tmp_path / "prepared").mkdir()
+    return tmp_path / "prepared"
 
 
-def test_the_store_holds_every_row_in_order(tmp_path):
+def test_the_store_holds_every_row_in_order(folder):
     given_ = source(37, Drawn())
-    assert images.pack(given_, tmp_path, SMALL) is given_
-    store = np.load(tmp_path / "images.npy", mmap_mode="r", allow_pickle=False)
+    assert images.pack(given_, folder, SMALL) is given_
+    store = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
     assert (store.shape, store.dtype) == ((37, 16, 20, 3), np.uint8)
     for i in range(37):
         assert (store[i] == images.fit(given_.load(i), 16, 20, "crop")).all()
-    assert [path.name for path in tmp_path.iterdir()] == ["images.npy"]
+    assert [path.name for path in folder.iterdir()] == ["images.npy"]
 
 
-def test_the_store_is_the_same_for_any_number_of_workers(tmp_path):
+def test_the_store_is_the_same_for_any_number_of_workers(folder):
     stores = []
     for workers in (1, 2):
-        kept = images.pack(source(1050, Drawn(bad=(0, 16, 1049))), tmp_path, replace(SMALL, max_bad=0.5), workers)
-        stores.append(((tmp_path / "images.npy").read_bytes(), kept.notes, tuple(kept.manifest["image"])))
+        kept = images.pack(source(1050, Drawn(bad=(0, 16, 1049))), folder, replace(SMALL, max_bad=0.5), workers)
+        stores.append(((folder / "images.npy").read_bytes(), kept.notes, tuple(kept.manifest["image"])))
     assert stores[0] == stores[1]
 
 
-def test_bad_images_leave_the_store_and_the_manifest(tmp_path):
+def test_bad_images_leave_the_store_and_the_manifest(folder):
     bad = (1, 4, 5, 6, 7, 8, 9, 39)
-    kept = images.pack(source(40, Drawn(bad=bad)), tmp_path, replace(SMALL, max_bad=0.2))
-    store = np.load(tmp_path / "images.npy")
+    kept = images.pack(source(40, Drawn(bad=bad)), folder, replace(SMALL, max_bad=0.2))
+    store = np.load(folder / "images.npy")
     assert len(store) == len(kept.manifest) == 32
     assert list(kept.manifest["image"][:4]) == ["0.png", "2.png", "3.png", "10.png"]
     for i in (0, 3, 31):
@@ -214,31 +209,31 @@ def test_a_share_of_bad_images_may_reach_the_limit(bad, total, max_bad, expected
     assert images.too_many(bad, total, max_bad) is expected
 
 
-def test_whole_chunks_of_bad_images_are_no_trouble(tmp_path):
-    kept = images.pack(source(48, Drawn(bad=tuple(range(16, 48)))), tmp_path, replace(SMALL, max_bad=0.9))
-    assert len(np.load(tmp_path / "images.npy")) == len(kept.manifest) == 16
+def test_whole_chunks_of_bad_images_are_no_trouble(folder):
+    kept = images.pack(source(48, Drawn(bad=tuple(range(16, 48)))), folder, replace(SMALL, max_bad=0.9))
+    assert len(np.load(folder / "images.npy")) == len(kept.manifest) == 16
 
 
 @pytest.mark.parametrize(
     ("load", "max_bad", "words"),
     [
-        (Drawn(bad=(3, 9)), 0.04, ["2 of 40", "images.max_bad = 0.04", "photo 3 is spoilt"]),
-        (Drawn(bad=tuple(range(40))), 1.0, ["40 of 40", "photo 0 is spoilt"]),
+        (Drawn(bad=(3, 9)), 0.04, ["2 of the first 16 images", "images.max_bad = 0.04", "of 40", "photo 3 is spoilt"]),
+        (Drawn(bad=tuple(range(40))), 1.0, ["40 of the first 40", "photo 0 is spoilt"]),
         (Drawn(kill=20), 1.0, ["killed", "run again"]),
     ],
 )
-def test_a_failed_pack_is_one_sentence_and_keeps_the_old_store(tmp_path, load, max_bad, words):
-    (tmp_path / "images.npy").write_bytes(b"old")
+def test_a_failed_pack_is_one_sentence_and_keeps_the_old_store(folder, load, max_bad, words):
+    (folder / "images.npy").write_bytes(b"old")
     with pytest.raises(InputError) as raised:
-        images.pack(source(40, load), tmp_path, replace(SMALL, max_bad=max_bad))
+        images.pack(source(40, load), folder, replace(SMALL, max_bad=max_bad))
     assert all(word in sentence(raised) for word in words)
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+    assert [path.read_bytes() for path in folder.iterdir()] == [b"old"]
 
 
-def test_a_pack_that_breaks_half_way_leaves_no_store(tmp_path):
+def test_a_pack_that_breaks_half_way_leaves_no_store(folder):
     with pytest.raises(RuntimeError, match="no one's fault"):
-        images.pack(source(200, Drawn(bug=150)), tmp_path, SMALL, 0.0)
-    assert not list(tmp_path.iterdir())
+        images.pack(source(200, Drawn(bug=150)), folder, SMALL)
+    assert not list(folder.iterdir())
 
 
 def test_reading_photos_imports_no_torch():

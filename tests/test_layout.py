@@ -22,7 +22,7 @@ def floors():
     """Module to floor, read from the package's docstring."""
     text = ast.get_docstring(ast.parse((LIBRARY / "__init__.py").read_text()))
     found = {}
-    for number, names in re.findall(r"^(\d+)\. (`\w+`(?:, `\w+`)*):", text, re.MULTILINE):
+    for number, names in re.findall(r"^(\d+)\. (`\w+`(?:,\s+`\w+`)*):", text, re.MULTILINE):
         found |= dict.fromkeys(re.findall(r"`(\w+)`", names), int(number))
     return found
 

@@ -193,9 +193,14 @@ def parents(root):
 
 
 def sections_in_module(name):
-    """The sections that the functions of an m3lib module read from a whole Settings."""
-    module = ast.parse((ROOT / "m3lib" / f"{name}.py").read_text())
-    return {
+    """The sections that the functions of an m3lib module, and of the modules it imports, read from a whole Settings."""
+    text = (ROOT / "m3lib" / f"{name}.py").read_text()
+    if "settings: Settings" not in text:  # there `settings` is one section
+        return set()
+    module = ast.parse(text)
+    imports = [node for node in ast.walk(module) if isinstance(node, ast.ImportFrom) and node.module == "m3lib"]
+    further = {alias.name for node in imports for alias in node.names} - {"config"}
+    return set().union(*map(sections_in_module, further)) | {
         node.attr
         for node in ast.walk(module)
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "settings" and node.attr in SECTIONS
@@ -227,7 +232,7 @@ def settings_used(path):
                 used.add(f"{parent.attr}.{deeper.attr}" if isinstance(deeper, ast.Attribute) else parent.attr)
         if node.id in chosen:
             used |= OWN_SECTIONS & {parent.attr} if isinstance(parent, ast.Attribute) else OWN_SECTIONS
-    return used
+    return used | {"preset", "presets.${preset}"} if used else used  # config.load lays the preset over all sections
 
 
 def is_variant(node):

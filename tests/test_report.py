@@ -244,3 +244,31 @@ def test_the_reading_tells_order_difference_and_chance():
         "asen stays within a fifth of the random ranking on sleeve.",
         "m3: class-specific embeddings change MAP by +2.0 over class probabilities alone.",
     ]
+
+
+def printed_result(dataset: str, system: str, add: float) -> dict:
+    """A metrics file that says what the poster prints for a system, and `add` points more."""
+    own = PUBLISHED[(PUBLISHED["dataset"] == dataset) & (PUBLISHED["system"] == system)]
+    value = {(row.metric, row.attribute): (row.percent + add) / 100 for row in own.itertuples()}
+    attributes = {name: found for (metric, name), found in value.items() if metric == "MAP@all" and name != "overall"}
+    summary = {"map_all": {"overall_by_query": value["MAP@all", "overall"], "attributes": attributes}}
+    summary["map_100_hits"] = {"overall_by_query": value["MAP@100", "overall"]}
+    summary["recall_100"] = {"overall_by_query": value["Recall@100", "overall"]}
+    return {"score": "own", "test": {"own": summary, "other": {}}}
+
+
+@pytest.mark.parametrize(("dataset", "columns"), [("deepfashion", 8), ("fashionai", 11), ("darn", 12)])
+def test_on_a_public_benchmark_every_row_is_set_against_the_printed_one(dataset, columns):
+    results = {"classifier": printed_result(dataset, "ASEN", 9.0)}
+    results |= {
+        name: printed_result(dataset, report.PUBLISHED_NAMES[name], add) for name, add in [("asen", 1.5), ("m3", -2)]
+    }
+    table = report.against_published(results, "test", PUBLISHED, dataset)
+    assert table.shape == (7 + 2 + 2, columns)
+    assert not table.isna().any().any()
+    assert table.loc[("ASEN", "difference")].to_numpy() == pytest.approx(1.5)
+    assert table.loc[("M3-Net", "difference")].to_numpy() == pytest.approx(-2.0)
+    overall = PUBLISHED[(PUBLISHED["dataset"] == dataset) & (PUBLISHED["attribute"] == "overall")]
+    for row in overall.itertuples():
+        column = "overall" if row.metric == "MAP@all" else row.metric
+        assert table.loc[(row.system, "published"), column] == row.percent

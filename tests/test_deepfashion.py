@@ -1,0 +1,541 @@
+"""A DeepFashion download is read with exactly its labels, splits and boxes, or refused in one sentence."""
+
+import shutil
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from downloads import (
+    BOX_FILE,
+    CLOTH,
+    CLOTH_FILE,
+    DEEPFASHION,
+    EDITS,
+    LABEL_FILE,
+    PARTITION_FILE,
+    TYPES,
+    apply,
+    by_name,
+    check_drawn_roles,
+    check_odd_photos,
+    check_words,
+    cut_off,
+    deepfashion,
+    labels_of,
+    released_split,
+    resolve,
+    rows_of,
+    save_odd_photos,
+    set_line,
+)
+from m3lib import benchmarks, images, sources
+from m3lib import deepfashion as reader
+from m3lib.errors import InputError
+
+OFFICIAL = {"train": "train", "val": "valid", "test": "test"}
+DRAWN = "no released split files"
+
+
+@pytest.fixture
+def download(tmp_path):
+    return deepfashion(tmp_path / "set")
+
+
+def read_classes(download):
+    return reader.read_classes(download.folder / CLOTH_FILE)
+
+
+def read_labels(download):
+    taxonomy, class_ids = read_classes(download)
+    labels, repeated = reader.read_labels(download.folder / LABEL_FILE, class_ids)
+    return {name: by_name(taxonomy, ids) for name, ids in labels.items()}, repeated
+
+
+def rises(labels):
+    """Class names as a reader gives them: in the order of the taxonomy."""
+    order = {attribute.name: attribute.classes for attribute in DEEPFASHION.attributes}
+    return {
+        name: {a: sorted(own[a], key=order[a].index) for a in TYPES if a in own} for name, own in labels.items() if own
+    }
+
+
+# what is read
+
+
+def test_the_classes_of_a_type_keep_their_order(download):
+    taxonomy, class_ids = read_classes(download)
+    assert taxonomy == DEEPFASHION
+    assert [(taxonomy.class_name(m), taxonomy.attribute_of_class[m]) for m in class_ids] == [
+        (name, kind - 1) for name, kind in CLOTH
+    ]
+
+
+def test_a_type_without_attributes_is_left_out(download):
+    download.edit(CLOTH_FILE, lambda lines: lines.__setitem__(slice(None), [x for x in lines if not x.endswith("2")]))
+    download.edit(CLOTH_FILE, set_line(1, "11"))
+    taxonomy, class_ids = read_classes(download)
+    assert taxonomy.names == ["texture", "shape", "part", "style"]
+    assert [taxonomy.class_name(m) for m in class_ids] == [name for name, kind in CLOTH if kind != 2]
+
+
+def test_a_name_that_stands_twice_in_a_type_gets_its_number(download):
+    download.edit(CLOTH_FILE, set_line(8, "floral  print       1"))  # the name with other blanks
+    taxonomy, class_ids = read_classes(download)
+    assert taxonomy.attributes[0].classes == ("floral print", "floral print (1)", "polka dot 1")
+    assert taxonomy.class_name(class_ids[5]) == "floral print (1)"
+
+
+def test_the_official_partition_is_used_without_the_released_split(download):
+    source = download.read()
+    assert source.taxonomy == DEEPFASHION
+    assert labels_of(source) == rises(download.labels)
+    found = rows_of(source)
+    assert {name: row.split for name, row in found.items()} == {
+        name: OFFICIAL[download.parts[name]] for name in download.labelled
+    }
+    check_drawn_roles(source, 0.2)
+    held_out = {name: row for name, row in found.items() if row.split != "train"}
+    assert all(row.class_ in download.labels[name][row.attribute] for name, row in held_out.items())
+    assert all((row.role, row.class_) == ("", "") for row in found.values() if row.split == "train")
+    assert source.relevance == "pair"
+    assert source.notes[0].startswith(DRAWN)
+    assert source.notes[-1] == "protocol: pair"
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("form", [{}, {"end": "\r\n", "trailing": "\t\t", "last": False}])
+def test_the_released_split_goes_before_the_official_one(download, form, train):
+    expected = released_split(download, train=train, **form)
+    (download.folder / PARTITION_FILE).unlink()  # it is not needed then
+    source = download.read()
+    assert rows_of(source) == expected
+    assert labels_of(source) == rises(download.labels)
+    without = () if train else (f"1 of {1 + Counter(r.split for r in expected.values())['train']} photos are left out",)
+    assert len(source.notes) == len(without) + 1
+    assert all(note.startswith(start) for note, start in zip(source.notes, without, strict=False))
+
+
+def test_photos_outside_the_released_train_files_stay_out(download):
+    expected = released_split(download)
+    download.edit("filenames_train.txt", lambda lines: lines.pop())
+    download.edit("label_train.txt", lambda lines: lines.pop())
+    left = [name for name, row in expected.items() if row.split == "train"]
+    assert len(set(left) - set(rows_of(download.read()))) == 1
+
+
+@pytest.mark.parametrize(
+    ("protocol", "relevance"), [("published", "pair"), ("pair", "pair"), ("any", "any"), ("row", "pair")]
+)
+def test_protocols(download, protocol, relevance):
+    rows = released_split(download)
+    source = download.read(protocol=protocol)
+    assert source.relevance == relevance
+    assert rows_of(source) == rows
+    assert f"protocol: {'pair' if protocol == 'published' else protocol}" in source.notes
+    expected = rises(download.labels)
+    if protocol == "row":
+        expected |= {name: {row.attribute: [row.class_]} for name, row in rows.items() if row.class_}
+    assert labels_of(source) == expected
+
+
+@pytest.mark.parametrize("box", [True, False])
+def test_boxes_cut_the_photo(download, box):
+    source = download.read(box=box)
+    for i, name in enumerate(source.manifest["image"]):
+        photo = np.asarray(Image.open(download.folder / name))
+        left, top, right, bottom = download.boxes[name]
+        assert np.array_equal(source.load(i), photo[top:bottom, left:right] if box else photo)
+
+
+def test_a_box_is_cut_to_the_photo_and_one_beside_it_is_a_bad_photo(download):
+    names = list(download.labels)
+    download.edit(BOX_FILE, set_line(3, f"{names[0]}  5 6 500 600"))
+    download.edit(BOX_FILE, set_line(6, f"{names[3]}  18 0 25 9"))
+    source = download.read(box=True)
+    rows = {name: i for i, name in enumerate(source.manifest["image"])}
+    assert source.load(rows[names[0]]).shape == (18, 13, 3)
+    with pytest.raises(InputError) as raised:
+        source.load(rows[names[3]])
+    check_words(raised, [repr(names[3]), "(18, 0, 25, 9)", "outside"])
+
+
+def test_the_later_layout_of_the_download_reads_the_same(download):
+    before = download.read(box=True)
+    (download.folder / "Anno").rename(download.folder / "Anno_coarse")
+    (download.folder / "Img").mkdir()
+    shutil.move(download.folder / "img", download.folder / "Img/img")
+    after = download.read(box=True)
+    assert after.manifest.equals(before.manifest)
+    assert np.array_equal(after.load(7), before.load(7))
+
+
+def test_a_share_of_the_photos(download):
+    whole = download.read()
+    source = download.read(share=0.7)
+    names = set(source.manifest["image"])
+    assert 0.5 < len(names) / len(whole.manifest) < 0.9
+    assert rows_of(source) == {name: row for name, row in rows_of(whole).items() if name in names}
+    assert f"{len(names)} of 89 photos are used (benchmark.share): no figure to compare" in source.notes
+    assert source.load(3).shape == (24, 18, 3)
+
+
+def test_equal_rows_are_noted(download):
+    lines = download.lines(LABEL_FILE)
+    download.edit(LABEL_FILE, lambda rows: rows.extend([lines[4], "./" + lines[5]]))
+    download.edit(LABEL_FILE, set_line(1, "92"))
+    assert read_labels(download) == (rises(download.labels) | {list(download.labels)[-1]: {}}, 2)
+    assert download.read().notes[0] == "2 rows of list_attr_img.txt repeat another"
+
+
+def test_windows_line_ends_and_a_missing_last_one_change_nothing(download):
+    before = download.read(box=True)
+    for path in (CLOTH_FILE, LABEL_FILE, BOX_FILE, PARTITION_FILE):
+        file = download.folder / path
+        file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n").removesuffix(b"\r\n"))
+    after = download.read(box=True)
+    assert after.taxonomy == before.taxonomy
+    assert after.manifest.equals(before.manifest)
+    assert after.load.boxes == before.load.boxes
+
+
+# awkward photos
+
+
+def test_missing_photos_are_counted_up_to_the_limit(download):
+    for i in (4, 9):
+        download.photo(i).unlink()
+    source = download.read(max_bad=0.03)
+    assert len(source.manifest) == 87
+    assert "2 of 89 photos are missing" in (note := source.notes[1])
+    assert any(repr(list(download.labelled)[i]) in note for i in (4, 9))
+    i = 50
+    assert np.array_equal(source.load(i), images.decode(download.folder / source.manifest["image"][i]))
+    with pytest.raises(InputError) as raised:
+        download.read(max_bad=0.01)
+    check_words(raised, ["2 of 89", str(download.folder), "images.max_bad = 0.01", "'img/Dress_"])
+
+
+def test_a_photo_that_is_cut_off_is_left_out_of_the_store(download, tmp_path):
+    cut_off(download.photo(11))
+    asked = download.settings(max_bad=0.02)
+    (tmp_path / "prepared").mkdir()
+    source = images.pack(sources.read(asked), tmp_path / "prepared", asked.images, workers=1)
+    assert len(source.manifest) == 88
+    assert "1 of 89 images can't be read" in source.notes[-2]
+    assert str(download.photo(11)) in source.notes[-1]
+    with pytest.raises(InputError) as raised:
+        images.pack(sources.read(asked), tmp_path / "prepared", replace(asked.images, max_bad=0.001), workers=1)
+    check_words(raised, ["1 of the first", "images.max_bad", str(download.photo(11))])
+
+
+def test_grey_cmyk_and_turned_photos(download):
+    names = list(download.labelled)[:3]
+    save_odd_photos([download.folder / name for name in names])
+    source = download.read()
+    rows = {name: i for i, name in enumerate(source.manifest["image"])}
+    check_odd_photos([source.load(rows[name]) for name in names])
+
+
+# bad files: the file, its change, words of the sentence beside the file's name
+
+N = len(CLOTH)
+VALUES = " ".join(["1", "-1", "0"] * N)[: 2 * N].split()
+GOOD = " ".join((["1", "-1", "0"] * N)[:N])
+OTHER = " ".join((["-1", "1", "0"] * N)[:N])
+
+
+def append(text: str, count: int | None = None):
+    def change(lines):
+        lines.append(text)
+        lines[0] = str(int(lines[0]) + 1)
+
+    return change
+
+
+BAD = {
+    "no count": (
+        CLOTH_FILE,
+        set_line(1, "attribute_name attribute_type"),
+        ["line 1", "number of rows", "'attribute_n"],
+    ),
+    "negative count": (CLOTH_FILE, set_line(1, "-14"), ["line 1", "number of rows", "'-14'"]),
+    "endless count": (CLOTH_FILE, set_line(1, "1" * 5000), ["line 1", "number of rows", "'111"]),
+    "other count": (CLOTH_FILE, set_line(1, "15"), ["line 1", "announces 15 rows, and 14 follow"]),
+    "no rows": (CLOTH_FILE, lambda lines: lines.__setitem__(slice(None), ["0", "x"]), ["attribute"]),
+    "empty": (CLOTH_FILE, lambda lines: lines.clear(), ["line 1", "number of rows"]),
+    "type 6": (CLOTH_FILE, set_line(5, "a-line     6"), ["line 5", "`name type`", "1 to 5", "a-line"]),
+    "no type": (CLOTH_FILE, set_line(5, "a-line"), ["line 5", "`name type`"]),
+    "no name": (CLOTH_FILE, set_line(5, "   3"), ["line 5", "`name type`"]),
+    "empty line": (CLOTH_FILE, set_line(7, "  "), ["line 7", "empty"]),
+    "one class": (
+        CLOTH_FILE,
+        lambda lines: lines.__setitem__(slice(None), ["3", "h", "a 1", "b 2", "c 2"]),
+        ["'texture'", "two"],
+    ),
+    "labels: other count": (LABEL_FILE, set_line(1, "89"), ["announces 89 rows, and 90 follow"]),
+    "labels: cut": (LABEL_FILE, lambda lines: lines.pop(), ["announces 90 rows, and 89 follow", "complete"]),
+    "labels: no header": (LABEL_FILE, lambda lines: lines.pop(1), ["announces 90 rows, and 89 follow"]),
+    "value 2": (LABEL_FILE, set_line(6, f"img/x.jpg {GOOD[:-1]}2"), ["line 6", "'2'", "1, -1 or 0"]),
+    "value --1": (LABEL_FILE, set_line(6, f"img/x.jpg -{OTHER}"), ["line 6", "'--1'", "1, -1 or 0"]),
+    "value 1-1": (LABEL_FILE, set_line(6, f"img/x.jpg 1{OTHER}"), ["line 6", "'1-1'", "1, -1 or 0"]),
+    "value 10": (LABEL_FILE, set_line(6, f"img/x.jpg {GOOD}0"), ["line 6", "1, -1 or 0"]),
+    "value too few": (LABEL_FILE, set_line(6, f"img/x.jpg {GOOD[:-2]}"), ["line 6", "13 values", "expected 14"]),
+    "no values": (LABEL_FILE, set_line(6, "img/x.jpg"), ["line 6", "0 values", "expected 14"]),
+    "value in the middle": (LABEL_FILE, set_line(6, f"img/x.jpg {GOOD[:8]} x {GOOD[10:]}"), ["line 6", "'x'"]),
+    "labels: empty line": (LABEL_FILE, set_line(9, ""), ["line 9", "empty"]),
+    "labels: path upwards": (LABEL_FILE, set_line(6, f"img/../../x.jpg {GOOD}"), ["line 6", "'img/../../x.jpg'"]),
+    "labels: absolute": (LABEL_FILE, set_line(6, f"/img/x.jpg {GOOD}"), ["line 6", "'/img/x.jpg'", "inside"]),
+    "photo twice, otherwise": (
+        LABEL_FILE,
+        append(f"img/Dress_0/img_00000001.jpg {'0 ' * N}"),
+        ["line 93", "'img/Dress_0/img_00000001.jpg'", "line above"],
+    ),
+    "box: a word": (BOX_FILE, set_line(4, "img/x.jpg 1 2 x 4"), ["line 4", "`path x1 y1 x2 y2`"]),
+    "box: negative": (BOX_FILE, set_line(4, "img/x.jpg -1 2 3 4"), ["line 4", "`path x1 y1 x2 y2`"]),
+    "box: too long": (BOX_FILE, set_line(4, "img/x.jpg 1 2 3 40000000000"), ["line 4", "`path x1 y1 x2 y2`"]),
+    "box: three numbers": (BOX_FILE, set_line(4, "img/x.jpg 1 2 3"), ["line 4", "`path x1 y1 x2 y2`"]),
+    "box: no area": (BOX_FILE, set_line(4, "img/x.jpg 5 2 5 4"), ["line 4", "5 2 5 4", "no area"]),
+    "box: upside down": (BOX_FILE, set_line(4, "img/x.jpg 1 4 5 2"), ["line 4", "no area"]),
+    "box: twice": (
+        BOX_FILE,
+        append("img/Dress_0/img_00000001.jpg 0 0 1 1"),
+        ["line 93", "'img/Dress_0/", "line above"],
+    ),
+    "box: count": (BOX_FILE, lambda lines: lines.pop(), ["announces 90 rows, and 89 follow"]),
+    "part: a word": (PARTITION_FILE, set_line(4, "img/x.jpg valid"), ["line 4", "`path part`", "train, val or test"]),
+    "part: none": (PARTITION_FILE, set_line(4, "img/x.jpg"), ["line 4", "`path part`"]),
+    "part: upwards": (PARTITION_FILE, set_line(4, "../img/x.jpg test"), ["line 4", "'../img/x.jpg'", "inside"]),
+    "train and test": (
+        PARTITION_FILE,
+        append("img/Dress_0/img_00000001.jpg test"),
+        ["line 93", "'img/Dress_0/img_00000001.jpg'", "line above"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_is_one_sentence(download, case):
+    path, change, words = BAD[case]
+    download.edit(path, change)
+    with pytest.raises(InputError) as raised:
+        download.read(box=True)
+    check_words(raised, [str(download.folder / path), *words])
+
+
+@pytest.mark.parametrize("path", [CLOTH_FILE, LABEL_FILE, BOX_FILE, PARTITION_FILE])
+def test_a_file_that_is_not_utf8_is_one_sentence(download, path):
+    lines = (download.folder / path).read_bytes().split(b"\n")
+    lines[4] = b"caf\xe9" + lines[4]
+    (download.folder / path).write_bytes(b"\n".join(lines))
+    with pytest.raises(InputError) as raised:
+        download.read(box=True)
+    check_words(raised, [str(download.folder / path), "line 5", "UTF-8"])
+
+
+def test_a_photo_outside_the_partition_is_refused(download):
+    download.edit(PARTITION_FILE, lambda lines: lines.pop(5))
+    download.edit(PARTITION_FILE, set_line(1, "89"))
+    with pytest.raises(InputError) as raised:
+        download.read()
+    check_words(raised, [str(download.folder), "partition", repr(list(download.labels)[3])])
+
+
+def test_the_first_fault_is_told(download):
+    download.edit(LABEL_FILE, set_line(20, "img/x.jpg 1"))
+    download.edit(LABEL_FILE, set_line(6, "img/x.jpg 1"))
+    with pytest.raises(InputError, match="line 6: "):
+        download.read()
+
+
+def test_a_box_is_asked_for_only_where_there_are_boxes(download):
+    (download.folder / BOX_FILE).unlink()
+    assert len(download.read().manifest) == 89
+    with pytest.raises(InputError) as raised:
+        download.read(box=True)
+    check_words(raised, ["benchmark.box", "Anno/list_bbox.txt"])
+
+
+def test_no_split_at_all_is_one_sentence(download):
+    (download.folder / PARTITION_FILE).unlink()
+    with pytest.raises(InputError) as raised:
+        download.read()
+    check_words(raised, [str(download.folder), "Eval/list_eval_partition.txt", "released split"])
+
+
+# a released split that does not fit
+
+
+def test_a_released_row_that_contradicts_the_labels_is_refused(download):
+    rows = released_split(download)
+    name = download.lines("filenames_test.txt")[0]
+    role = rows[name].role
+    file = f"{role}_test.txt"
+    line = next(n for n, text in enumerate(download.lines(file), 1) if text.startswith("0 "))
+    attribute, class_ = next(
+        (n, m)
+        for n, a in enumerate(DEEPFASHION.attributes)
+        for m, c in enumerate(a.classes)
+        if c not in download.labels[name].get(a.name, [])
+    )
+    download.edit(file, set_line(line, f"0 {attribute} {class_}"))
+    with pytest.raises(InputError) as raised:
+        download.read()
+    said = f"{TYPES[attribute]}: {DEEPFASHION.attributes[attribute].classes[class_]}"
+    check_words(raised, [f"{download.folder / file}, line {line}", repr(name), said, "list_attr_img.txt"])
+
+
+def first_of(download, split):
+    return download.lines(f"filenames_{split}.txt")[0]
+
+
+SPLIT_BAD = {  # the file, its change, words
+    "train and test": (
+        "filenames_train.txt",
+        lambda d: set_line(2, first_of(d, "test")),
+        ["filenames_train.txt, line 2", "test as well"],
+    ),
+    "valid and test": ("filenames_test.txt", lambda d: set_line(1, first_of(d, "valid")), ["_test.txt, line", "valid"]),
+    "unknown in train": (
+        "filenames_train.txt",
+        lambda d: set_line(2, "img/x.jpg"),
+        ["filenames_train.txt, line 2", "list_attr_img.txt does not name 'img/x.jpg'"],
+    ),
+    "unknown in test": (
+        "filenames_test.txt",
+        lambda d: set_line(1, "img/x.jpg"),
+        ["_test.txt, line", "list_attr_img.txt does not name 'img/x.jpg'"],
+    ),
+    "upwards": ("filenames_test.txt", lambda d: set_line(1, "img/../../x"), ["filenames_test.txt, line 1", "inside"]),
+}
+
+
+@pytest.mark.parametrize("case", SPLIT_BAD)
+def test_a_released_split_that_does_not_fit_is_refused(download, case):
+    file, change, words = SPLIT_BAD[case]
+    released_split(download)
+    download.edit(file, change(download))
+    with pytest.raises(InputError) as raised:
+        download.read()
+    check_words(raised, [str(download.folder), *words])
+
+
+def test_a_name_too_long_for_a_file_counts_as_missing(download):
+    name = "img/" + 300 * "x" + ".jpg"
+    download.edit(LABEL_FILE, append(f"{name} {GOOD}"))
+    download.edit(PARTITION_FILE, append(f"{name} train"))
+    assert f"1 of 90 photos are missing in {download.folder} and left out" in download.read(max_bad=0.02).notes[1]
+
+
+# what is there
+
+
+def test_a_survey_says_what_is_there_and_what_to_do(download):
+    text, complete = benchmarks.survey(reader.DATASET, download.folder)
+    assert complete
+    assert str(download.folder) in text
+    assert "-S source=deepfashion" in text
+    assert "can be done without: the split is drawn" in text
+    released_split(download)
+    text, complete = benchmarks.survey(reader.DATASET, download.folder)
+    assert complete
+    assert "missing" not in text
+
+
+def test_a_survey_of_an_empty_folder_names_every_file_and_where_it_is_had(tmp_path):
+    text, complete = benchmarks.survey(reader.DATASET, tmp_path)
+    assert not complete
+    needed = ("list_attr_cloth.txt", "list_attr_img.txt", "list_bbox.txt", "list_eval_partition.txt", "filenames_test")
+    for word in (*needed, "img or Img/img"):
+        assert any(line.startswith("  missing") and word in line for line in text.splitlines()), word
+    for word in (str(tmp_path), "mmlab.ie.cuhk.edu.hk", "github.com/Maryeon/asen", "benchmark.folder", "(3 missing)"):
+        assert word in text
+    assert len(text.splitlines()) < 24
+    assert all(len(line) < 160 for line in text.splitlines())
+
+
+@pytest.mark.parametrize("gone", [CLOTH_FILE, LABEL_FILE, "img"])
+def test_an_incomplete_download_is_one_sentence(download, gone):
+    (download.folder / gone).rename(download.folder / "elsewhere")
+    text, complete = benchmarks.survey(reader.DATASET, download.folder)
+    assert not complete
+    assert any("missing" in line and gone in line for line in text.splitlines())
+    with pytest.raises(InputError) as raised:
+        download.read()
+    check_words(raised, ["deepfashion", str(download.folder), "make data SOURCE=deepfashion"])
+
+
+# any bytes
+
+
+def naive_rows(data):
+    lines = data.split(b"\n")[2:]
+    return [line.decode() for line in lines if line.strip()]
+
+
+def naive_labels(download):
+    """Photo to names of classes, by hand."""
+    classes = [line.rsplit(None, 1) for line in naive_rows((download.folder / CLOTH_FILE).read_bytes())]
+    found = {}
+    for line in naive_rows((download.folder / LABEL_FILE).read_bytes()):
+        path, *values = line.rsplit(None, len(classes))
+        own = {
+            (TYPES[int(kind) - 1], " ".join(name.split()))
+            for (name, kind), value in zip(classes, values, strict=True)
+            if int(value) == 1
+        }
+        found.setdefault(resolve(path), []).append(own)
+    assert all(own == every[0] for every in found.values() for own in every)
+    return {path: every[0] for path, every in found.items()}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Eight photos, and the bytes of the files."""
+    made = deepfashion(tmp_path_factory.mktemp("small"), count=8)
+    files = {path: (made.folder / path).read_bytes() for path in (CLOTH_FILE, LABEL_FILE, PARTITION_FILE, BOX_FILE)}
+    return made, files
+
+
+@settings(max_examples=300, deadline=None)
+@given(path=st.sampled_from([CLOTH_FILE, LABEL_FILE]), edits=EDITS | st.binary(max_size=60))
+def test_any_labels_are_read_rightly_or_refused(small, path, edits):
+    made, files = small
+    for name, data in files.items():
+        if name == path:
+            data = edits if isinstance(edits, bytes) else apply(data, edits)
+        (made.folder / name).write_bytes(data)
+    try:
+        found, _ = read_labels(made)
+    except InputError as error:
+        check_text(str(error), made)
+        return
+    plain = {name: {(a, c) for a, classes in own.items() for c in classes} for name, own in found.items()}
+    assert plain == naive_labels(made)
+
+
+@settings(max_examples=200, deadline=None)
+@given(path=st.sampled_from([PARTITION_FILE, BOX_FILE]), edits=EDITS | st.binary(max_size=60))
+def test_any_partition_and_boxes_are_read_rightly_or_refused(small, path, edits):
+    made, files = small
+    file = made.folder / path
+    file.write_bytes(edits if isinstance(edits, bytes) else apply(files[path], edits))
+    try:
+        found = reader.read_partition(file) if path == PARTITION_FILE else reader.read_boxes(file)
+    except InputError as error:
+        check_text(str(error), made)
+        return
+    words = [line.rsplit(None, 1 if path == PARTITION_FILE else 4) for line in naive_rows(file.read_bytes())]
+    if path == PARTITION_FILE:
+        assert found == {resolve(name): OFFICIAL[part] for name, part in words}
+    else:
+        assert found == {resolve(name): tuple(map(int, numbers)) for name, *numbers in words}
+
+
+def check_text(text, made):
+    assert str(made.folder) in text
+    assert text.isprintable()

@@ -1,0 +1,320 @@
+"""The released split files are read whatever their line ends, or refused in one sentence; written, they come back."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from downloads import EDITS, PIECES, apply, by_name, check_words, resolve
+from m3lib import released
+from m3lib.errors import InputError
+from tiny import TAXONOMY, random_labels
+
+FILES = {  # TAXONOMY: colour 3, details 4 (several), sleeve 2
+    "filenames_train.txt": ["a/1.jpg", "a/2.jpg", "a/3 4.jpg", "b/4.jpg"],
+    "label_train.txt": ["0 0 2 1 0 1 3", "2 2 1", "1 1 2 1 1 0 0"],
+    "filenames_valid.txt": ["v/1.jpg", "v/2.jpg"],
+    "query_valid.txt": ["0 0 0"],
+    "candidate_valid.txt": ["1 0 0"],
+    "filenames_test.txt": ["t/1.jpg", "t/2.jpg", "t/3.jpg", "t/4.jpg", "t/5.jpg"],
+    "query_test.txt": ["3 1 3", "1 0 2"],
+    "candidate_test.txt": ["0 2 1", "2 1 0"],
+}
+TRAIN = [
+    {"colour": ["blue"], "details": ["pocket", "hood"]},
+    {"colour": ["red"], "details": ["collar", "belt"]},
+    {"sleeve": ["short"]},
+    {},
+]
+TEST = {  # t/5.jpg has no row
+    "t/1.jpg": ("candidate", {"sleeve": ["short"]}),
+    "t/2.jpg": ("query", {"colour": ["blue"]}),
+    "t/3.jpg": ("candidate", {"details": ["pocket"]}),
+    "t/4.jpg": ("query", {"details": ["hood"]}),
+}
+
+
+def put(folder: Path, end: str = "\n", trailing: str = "", last: bool = True, **changes: list[str]) -> None:
+    for name, lines in FILES.items():
+        lines = changes.get(name.removesuffix(".txt"), lines)
+        (folder / name).write_bytes((end.join(line + trailing for line in lines) + (end if last else "")).encode())
+
+
+def read_train(folder: Path) -> dict[str, list[int]]:
+    filenames, labels = released.train_files(folder)
+    names = released.read_names(filenames)
+    return dict(zip(names, released.read_labels(labels, len(names), TAXONOMY), strict=True))
+
+
+def read_test(folder: Path) -> dict[str, tuple[str, int]]:
+    part = released.read_part(folder, "test", TAXONOMY)
+    return {name: pair for name, *pair in zip(part.names, part.roles, part.classes, strict=True)}
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("trailing", ["", "\t\t\t", "  "])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_line_ends_and_trailing_blanks_change_nothing(tmp_path, end, trailing, last):
+    put(tmp_path, end, trailing, last)
+    assert released.has_parts(tmp_path)
+    train = read_train(tmp_path)
+    assert list(train) == FILES["filenames_train.txt"]
+    assert [by_name(TAXONOMY, ids) for ids in train.values()] == TRAIN
+    part = released.read_part(tmp_path, "test", TAXONOMY)
+    assert part.names == list(TEST)  # in the order of the filenames
+    found = zip(part.roles, ([m] for m in part.classes), strict=True)
+    assert [(role, by_name(TAXONOMY, ids)) for role, ids in found] == list(TEST.values())
+    assert [(path.name, line) for path, line in part.lines] == [
+        ("candidate_test.txt", 1),
+        ("query_test.txt", 2),
+        ("candidate_test.txt", 2),
+        ("query_test.txt", 1),
+    ]
+    assert part.notes == ("1 of 5 photos of filenames_test.txt have no row and are left out",)
+    assert released.read_part(tmp_path, "valid", TAXONOMY).notes == ()
+
+
+def test_a_label_that_stands_twice_counts_once(tmp_path):
+    put(tmp_path, label_train=["0 1 3 1 0 1 3"])
+    assert [by_name(TAXONOMY, ids) for ids in read_train(tmp_path).values()] == [
+        {"details": ["pocket", "hood"]},
+        {},
+        {},
+        {},
+    ]
+
+
+# bad files: name, its text, words of the sentence beside the file's name
+
+BAD = {
+    "empty file": ("query_test.txt", b"", ["empty"]),
+    "only an end": ("query_test.txt", b"\n", ["line 1", "empty"]),
+    "empty line": ("query_test.txt", b"3 1 3\r\n\r\n1 0 2\r\n", ["line 2", "empty"]),
+    "blank last line": ("candidate_test.txt", b"0 2 1\n \n", ["line 2", "empty"]),
+    "words": ("query_test.txt", b"3 1 3\n1 red 2\n", ["line 2", "integers", "'1 red 2'"]),
+    "commas": ("query_test.txt", b"3,1,3\n", ["line 1", "integers"]),
+    "fractions": ("query_test.txt", b"3 1 3.0\n", ["line 1", "integers"]),
+    "other digits": ("query_test.txt", "3 1 ٣\n".encode(), ["line 1", "integers"]),
+    "too long": ("query_test.txt", b"3 1 30000000000000000000\n", ["line 1", "integers"]),
+    "two integers": ("query_test.txt", b"3 1\n", ["line 1", "`line attribute value`", "got 2"]),
+    "four integers": ("candidate_test.txt", b"0 2 1\n2 1 0 1\n", ["line 2", "`line attribute value`", "got 4"]),
+    "a mark": ("query_test.txt", b"\xef\xbb\xbf3 1 3\n", ["line 1", "integers"]),
+    "photo out of range": ("query_test.txt", b"3 1 3\n5 0 2\n", ["line 2", "photo 5", "0 to 4"]),
+    "photo below 0": ("query_test.txt", b"-1 1 3\n", ["line 1", "photo -1"]),
+    "attribute out of range": ("query_test.txt", b"3 3 0\n", ["line 1", "attribute 3", "0 to 2"]),
+    "attribute below 0": ("query_test.txt", b"3 -1 0\n", ["line 1", "attribute -1"]),
+    "value out of range": ("query_test.txt", b"3 2 2\n", ["line 1", "value 2", "'sleeve'", "0 to 1"]),
+    "value below 0": ("query_test.txt", b"3 1 -1\n", ["line 1", "value -1", "'details'"]),
+    "in query twice": ("query_test.txt", b"3 1 3\n3 1 2\n", ["line 2", "photo 3", "query_test.txt, line 1"]),
+    "in query and candidate": (
+        "candidate_test.txt",
+        b"0 2 1\n1 1 0\n",
+        ["line 2", "photo 1", "query_test.txt"],
+    ),
+    "filename twice": ("filenames_test.txt", b"t/1.jpg\nt/2.jpg\nt//1.jpg\nx\n", ["line 3", "'t/1.jpg'", "line 1"]),
+    "absolute path": ("filenames_test.txt", b"t/1.jpg\n/etc/passwd\nx\ny\n", ["line 2", "'/etc/passwd'", "inside"]),
+    "two slashes": ("filenames_test.txt", b"//etc/passwd\n", ["line 1", "inside"]),
+    "path upwards": ("filenames_test.txt", b"../x\n", ["line 1", "'../x'", "inside"]),
+    "path upwards within": ("filenames_test.txt", b"a/../../x\n", ["line 1", "'a/../../x'", "inside"]),
+    "the folder itself": ("filenames_test.txt", b"a/..\n", ["line 1", "inside"]),
+    "backslash": ("filenames_test.txt", b"t\\1.jpg\n", ["line 1", "inside"]),
+    "zero byte": ("filenames_test.txt", b"t/1\0.jpg\n", ["line 1", "inside"]),
+    "old line ends": ("filenames_test.txt", b"t/1.jpg\rt/2.jpg\r", ["line 1", "inside"]),
+    "not UTF-8": ("filenames_test.txt", b"t/1.jpg\r\nt/caf\xe9.jpg\r\n", ["line 2", "UTF-8"]),
+    "not UTF-8 among numbers": ("query_test.txt", b"3 1 3\n\xff\n", ["line 2", "UTF-8"]),
+    "even number": ("label_train.txt", b"0 0 2\n1 0 2 1\n", ["line 2", "`line attribute value [", "got 4"]),
+    "photo alone": ("label_train.txt", b"0\n", ["line 1", "got 1 integers"]),
+    "train photo out of range": ("label_train.txt", b"0 0 2\n4 0 2\n", ["line 2", "photo 4", "0 to 3"]),
+    "train photo twice": ("label_train.txt", b"0 0 2\n0 0 2\n", ["line 2", "photo 0", "line above"]),
+    "train value": ("label_train.txt", b"0 0 2 2 2\n", ["line 1", "value 2", "'sleeve'"]),
+    "train, old line ends": ("label_train.txt", b"0 0 2\r1 0 1\r2 0 0\r", ["line 1", "integers"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_is_one_sentence(tmp_path, case):
+    name, data, words = BAD[case]
+    put(tmp_path)
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError) as raised:
+        read_train(tmp_path) if "train" in name else read_test(tmp_path)
+    check_words(raised, [str(tmp_path / name), *words])
+
+
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):
+    put(tmp_path)
+    (tmp_path / "query_test.txt").unlink()
+    (tmp_path / "query_test.txt").mkdir()
+    with pytest.raises(InputError) as raised:
+        read_test(tmp_path)
+    check_words(raised, [str(tmp_path / "query_test.txt"), "can't be read"])
+
+
+PARTS = [name for name in FILES if "train" not in name]
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_some_of_the_six_files_are_not_enough(tmp_path, name):
+    put(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(InputError) as raised:
+        released.has_parts(tmp_path)
+    check_words(raised, [str(tmp_path), f"without {name};", *(other for other in PARTS if other != name)])
+
+
+def test_none_of_the_six_files_means_no_split(tmp_path):
+    put(tmp_path)
+    for name in PARTS:
+        (tmp_path / name).unlink()
+    assert not released.has_parts(tmp_path)
+    assert released.there(released.train_files(tmp_path))
+    (tmp_path / "label_train.txt").unlink()
+    with pytest.raises(InputError, match=r"filenames_train.txt without label_train.txt"):
+        released.there(released.train_files(tmp_path))
+
+
+# rows and roles are drawn
+
+
+def drawn(size: int = 900, seed: int = 0):
+    """Names, labels (none for some), splits and drawn rows."""
+    rng = np.random.default_rng(seed)
+    names = [f"photo {rng.integers(2**40)}/{i}.jpg" for i in range(size)]
+    labels = [np.flatnonzero(row).tolist() for row in random_labels("partial", size, rng)]
+    splits = rng.choice(["train", "valid", "test"], size)
+    return names, labels, splits, released.draw_rows(names, labels)
+
+
+def test_a_row_is_one_of_the_labels():
+    _, labels, _, rows = drawn(6000)
+    assert [] in labels
+    assert all(row in ids if ids else row == -1 for row, ids in zip(rows, labels, strict=True))
+    pairs = [ids.index(row) for row, ids in zip(rows, labels, strict=True) if len(ids) == 3]
+    counts = np.bincount(pairs)
+    expected = len(pairs) / 3
+    assert len(pairs) > 600
+    assert (abs(counts - expected) < 4 * np.sqrt(expected)).all()
+
+
+@pytest.mark.parametrize("query", [0.2, 0.5, 0.0, 1.0])
+def test_roles_are_cut_by_their_share_in_every_attribute(query):
+    names, _, splits, rows = drawn()
+    roles = released.draw_roles(names, rows, splits, query, TAXONOMY)
+    attribute = np.where(rows >= 0, TAXONOMY.attribute_of_class[rows], -1)
+    assert (roles[(splits == "train") | (attribute < 0)] == "").all()
+    for split in ("valid", "test"):
+        for n in range(3):
+            own = roles[(splits == split) & (attribute == n)]
+            expected = min(max(round(query * len(own)), 1), len(own) - 1)
+            assert Counter(own) == {"query": expected, "candidate": len(own) - expected}
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, ["candidate"]), (2, ["candidate", "query"])])
+def test_few_rows_have_a_candidate_first_and_then_a_query(size, expected):
+    names = [f"{i}.jpg" for i in range(size)]
+    roles = released.draw_roles(names, np.zeros(size, int), np.array(["valid"] * size), 0.2, TAXONOMY)
+    assert sorted(roles) == expected
+
+
+def test_rows_and_roles_do_not_hang_on_the_order():
+    names, labels, splits, rows = drawn()
+    roles = released.draw_roles(names, rows, splits, 0.2, TAXONOMY)
+    order = np.random.default_rng(1).permutation(len(names))
+    shuffled = [names[i] for i in order]
+    again = released.draw_rows(shuffled, [labels[i] for i in order])
+    assert (again == rows[order]).all()
+    assert (released.draw_roles(shuffled, again, splits[order], 0.2, TAXONOMY) == roles[order]).all()
+
+
+# what is written comes back
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_written_is_read_back(tmp_path, seed):
+    names, labels, splits, rows = drawn(300, seed)
+    known = np.array([bool(ids) for ids in labels])
+    roles = released.draw_roles(names, rows, splits, 0.3, TAXONOMY)
+    rows = np.where(splits == "train", -1, rows)
+    frame = pd.DataFrame({"image": names, "split": splits, "role": roles, "labels": labels, "row": rows})[known]
+    released.write(frame, TAXONOMY, tmp_path / "split")
+    assert sorted(path.name for path in (tmp_path / "split").iterdir()) == sorted(FILES)
+    train = frame[frame["split"] == "train"]
+    assert read_train(tmp_path / "split") == dict(zip(train["image"], train["labels"], strict=True))
+    for split in ("valid", "test"):
+        own = frame[frame["split"] == split]
+        part = released.read_part(tmp_path / "split", split, TAXONOMY)
+        assert (part.names, part.roles, part.classes) == tuple(own[c].tolist() for c in ("image", "role", "row"))
+        assert part.notes == ()
+
+
+# any bytes
+
+
+def naive_lines(data: bytes) -> list[str]:
+    lines = data.decode().split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def naive(folder: Path, part: str) -> dict[str, list[tuple[str, int, int]]]:
+    """Photo to (role, attribute, value) of every pair that a file gives it, by hand."""
+    names = [resolve(line) for line in naive_lines((folder / f"filenames_{part}.txt").read_bytes())]
+    found = {name: [] for name in names}
+    files = {"label": ""} if part == "train" else {"query": "query", "candidate": "candidate"}
+    for file, role in files.items():
+        for line in naive_lines((folder / f"{file}_{part}.txt").read_bytes()):
+            photo, *rest = (int(word) for word in line.split())
+            for n in range(0, len(rest), 2):
+                found[names[photo]].append((role, rest[n], rest[n + 1]))
+    return found
+
+
+def check_against_naive(folder: Path) -> None:
+    """Each part is read as by hand, or refused in a sentence."""
+    for part in ("train", "test"):
+        try:
+            found = read_train(folder) if part == "train" else read_test(folder)
+        except InputError as error:
+            check_text(str(error), folder)
+            continue
+        expected = naive(folder, part)
+        if part == "train":
+            ids = {name: {("", *pair_of(m)) for m in own} for name, own in found.items()}
+            assert ids == {name: set(own) for name, own in expected.items()}
+        else:
+            ids = {name: [(role, *pair_of(m))] for name, (role, m) in found.items()}
+            assert ids == {name: own for name, own in expected.items() if own}
+
+
+def check_text(text: str, folder: Path) -> None:
+    assert str(folder) in text
+    assert text.isprintable()
+
+
+def pair_of(m: int) -> tuple[int, int]:
+    n = next(n for n in range(3) if m < sum(len(a.classes) for a in TAXONOMY.attributes[: n + 1]))
+    return n, m - sum(len(a.classes) for a in TAXONOMY.attributes[:n])
+
+
+READ = sorted(name for name in FILES if "valid" not in name)
+SPOILT = st.binary(max_size=40) | st.lists(PIECES, max_size=12).map(b"".join)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(READ), data=SPOILT)
+def test_any_bytes_are_read_rightly_or_refused(tmp_path, name, data):
+    put(tmp_path)
+    (tmp_path / name).write_bytes(data)
+    check_against_naive(tmp_path)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(READ), edits=EDITS)
+def test_any_edit_is_read_rightly_or_refused(tmp_path, name, edits):
+    put(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(apply(path.read_bytes(), edits))
+    check_against_naive(tmp_path)
