@@ -81,7 +81,7 @@ def multi_hot(labels: Sequence[Sequence[int]], num_classes: int) -> np.ndarray:
 
 def known_attributes(hot: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
     """(I, N) bool: the attributes of which an image carries at least one class."""
-    return np.add.reduceat(hot, taxonomy.offsets[:-1], axis=1) > 0
+    return np.logical_or.reduceat(hot, taxonomy.offsets[:-1], axis=1)
 
 
 @dataclass(frozen=True)

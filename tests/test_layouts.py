@@ -1,0 +1,193 @@
+"""Real product photos, written out in each official layout and read back, give the numbers that their CSV gives."""
+
+import csv
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from m3lib import config, darn, fashionai, images, manifest, metrics, released, retrieval, sources, training
+from m3lib.manifest import Prepared, Source
+from m3lib.taxonomy import Taxonomy
+from tiny import ROOT, SETTINGS, make_variant
+
+CATALOGUE = ROOT.parent / "shared/catalogue"
+COLUMNS = ("gender", "category", "colour", "season", "usage")  # of the catalogue; DeepFashion's five types here
+COUNT = 480
+STORE = config.Images(height=32, width=24, fit="pad", store="raw", max_bad=0.0)
+pytestmark = pytest.mark.skipif(not CATALOGUE.is_dir(), reason="the product photos of ../shared are not here")
+
+
+def sample() -> list[dict[str, str]]:
+    """Every so many rows of the catalogue."""
+    with (CATALOGUE / "catalogue.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if all(row[name] for name in COLUMNS)]
+    return rows[:: len(rows) // COUNT][:COUNT]
+
+
+def code(row: dict[str, str], n: int) -> int:
+    """A number from a row's values that is the same whenever they are: something for a class to hang on."""
+    return int.from_bytes(f"{row['category']}/{row['colour']}/{n}".encode(), "big") % 1_000_003
+
+
+def split_of(i: int) -> tuple[str, str]:
+    """Of photo i, in blocks as the released files have them: train, then valid and test, a third of both asking."""
+    if i < COUNT // 2:
+        return "train", ""
+    return ("valid", "test")[i >= COUNT * 3 // 4], ("query", "candidate", "candidate")[i % 3]
+
+
+def copy_photos(folder: Path, rows: list[dict[str, str]], name: str) -> list[str]:
+    """Copies, under names of the layout's form."""
+    names = []
+    for i, row in enumerate(rows):
+        names.append(name.format(group=i // 40, i=i, attribute=fashionai.TAXONOMY.names[i % 8].replace(" ", "_")))
+        (folder / names[-1]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(CATALOGUE / row["image"], folder / names[-1])
+    return names
+
+
+def by_csv(folder: Path, names: list[str], values: list[dict[str, str]], columns: list[str], multi: bool) -> Source:
+    """The same photos and labels as a table of one's own; roles are set afterwards, a CSV can't name them."""
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["image", "part", *columns])
+        writer.writeheader()
+        for i, (name, row) in enumerate(zip(names, values, strict=True)):
+            writer.writerow({"image": name, "part": split_of(i)[0], **row})
+    own = replace(
+        SETTINGS.csv,
+        table=str(folder / "table.csv"),
+        attributes=columns,
+        multi=columns if multi else [],
+        split_column="part",
+        min_images=1,
+    )
+    source = sources.read_csv(own, SETTINGS.split, 0.0)
+    return replace(source, manifest=source.manifest.assign(role=[split_of(i)[1] for i in range(len(names))]))
+
+
+def write_split(folder: Path, names: list[str], labels: list[list[int]], taxonomy: Taxonomy) -> None:
+    """The released files; a photo's row has its first class."""
+    parts = [split_of(i) for i in range(len(names))]
+    frame = pd.DataFrame({"image": names, "split": [s for s, _ in parts], "role": [r for _, r in parts]})
+    released.write(frame.assign(labels=labels, row=[ids[0] for ids in labels]), taxonomy, folder)
+
+
+def read_benchmark(name: str, folder: Path, protocol: str) -> Source:
+    benchmark = replace(SETTINGS.benchmark, folder=str(folder), protocol=protocol)
+    return sources.read(replace(SETTINGS, source=name, benchmark=benchmark))
+
+
+def prepare(source: Source, folder: Path) -> Prepared:
+    folder.mkdir()
+    manifest.save(images.pack(source, folder, STORE), folder)
+    return manifest.open_prepared(folder)
+
+
+def by_histogram(prepared: Prepared) -> dict[str, dict]:
+    """The metrics of a ranking by colour, which needs no training."""
+    rows = np.sort(np.concatenate([prepared.rows("valid"), prepared.rows("test")]))
+    bins = (prepared.images[rows] // 64).astype(np.int64) @ np.array([16, 4, 1])  # (I, H, W)
+    vectors = torch.from_numpy(np.stack([np.bincount(picture.ravel(), minlength=64) for picture in bins]) ** 0.5)
+    embedded = retrieval.same_for_every_attribute(rows, vectors, prepared.taxonomy)
+    return {
+        split: metrics.summarise(retrieval.evaluate(prepared, split, "attribute", embedded))
+        for split in ("valid", "test")
+    }
+
+
+def without_names(summary: dict) -> dict:
+    """Attributes by their place: the layouts name them otherwise."""
+    found = {
+        key: value | {"attributes": list(value["attributes"].values())}
+        for key, value in summary.items()
+        if key != "queries"
+    }
+    return found | {"queries": list(summary["queries"].values())}
+
+
+def test_in_deepfashions_layout_a_training_gives_the_numbers_of_the_csv(tmp_path):
+    rows = sample()
+    names = copy_photos(tmp_path, rows, "img/Garment_{group}/img_{i:08}.jpg")
+    values = [{column: row[column] for column in COLUMNS} for row in rows]
+    table = by_csv(tmp_path, names, values, list(COLUMNS), multi=True)
+    taxonomy, labels = table.taxonomy, table.manifest["labels"].tolist()
+    (tmp_path / "Anno").mkdir()
+    classes = [(class_, n + 1) for n, attribute in enumerate(taxonomy.attributes) for class_ in attribute.classes]
+    lines = [f"{class_:<30} {kind}" for class_, kind in classes]
+    (tmp_path / "Anno/list_attr_cloth.txt").write_text(
+        "\n".join([str(len(lines)), "attribute_name attribute_type", *lines, ""])
+    )
+    hot = np.where(manifest.multi_hot(labels, len(classes)), 1, -1)
+    lines = [f"{name:<50} " + " ".join(f"{v:2}" for v in row) for name, row in zip(names, hot, strict=True)]
+    (tmp_path / "Anno/list_attr_img.txt").write_text(
+        "\n".join([str(len(lines)), "image_name attribute_labels", *lines, ""])
+    )
+    write_split(tmp_path, names, labels, taxonomy)
+    found = {}
+    for name, source in {"csv": table, "deepfashion": read_benchmark("deepfashion", tmp_path, "published")}.items():
+        prepared = prepare(source, tmp_path / f"prepared-{name}")
+        assert prepared.manifest["labels"].map(list).tolist() == labels
+        variant = make_variant("m3", epochs=1, batch=32)
+        system, curves = training.fit(prepared, variant, 0, 1, tmp_path / f"{name}.safetensors")
+        test = np.sort(prepared.rows("test"))
+        scores = retrieval.evaluate(prepared, "test", "weighted", training.embed(system, prepared, test, "fp32"))
+        found[name] = [
+            curves.to_dict("records"),
+            without_names(metrics.summarise(scores)),
+            without_names(by_histogram(prepared)["test"]),
+        ]
+    assert found["csv"] == found["deepfashion"]
+    assert found["csv"][2]["map_all"]["overall_by_query"] > 0.1
+
+
+def test_in_fashionais_layout_colours_rank_as_in_the_csv(tmp_path):
+    rows, taxonomy = sample(), fashionai.TAXONOMY
+    names = copy_photos(tmp_path, rows, "fashionAI_attributes_train1/Images/{attribute}_labels/{i:06}.jpg")
+    labels, values, lines = [], [], []
+    for i, row in enumerate(rows):
+        n = i % 8
+        own = taxonomy.classes_of(n)
+        k = code(row, n) % 3
+        labels.append([own.start + k])
+        values.append({taxonomy.names[n]: taxonomy.attributes[n].classes[k]})
+        letters = "".join("y" if m == k else "n" for m in range(own.stop - own.start))
+        attribute = taxonomy.names[n].replace(" ", "_")
+        lines.append(f"Images/{attribute}_labels/{i:06}.jpg,{attribute}_labels,{letters}\n")
+    (tmp_path / "fashionAI_attributes_train1/Annotations").mkdir()
+    (tmp_path / "fashionAI_attributes_train1/Annotations/label.csv").write_text("".join(lines))
+    write_split(tmp_path, names, labels, taxonomy)
+    table = by_csv(tmp_path, names, values, taxonomy.names, multi=False)
+    found = [
+        by_histogram(prepare(source, tmp_path / f"prepared-{i}"))
+        for i, source in enumerate([table, read_benchmark("fashionai", tmp_path, "published")])
+    ]
+    assert found[0] == found[1]
+
+
+def test_in_darns_layout_colours_rank_as_in_the_csv(tmp_path):
+    rows, taxonomy = sample(), darn.TAXONOMY
+    names = copy_photos(tmp_path, rows, "pic/{group}/{i:06}.jpg")
+    local = [[code(row, n) % 4 for n in range(9)] for row in rows]
+    known = [[(i + n) % 5 > 0 for n in range(9)] for i in range(len(rows))]  # a fifth of the labels is missing
+    cells = [[str(v) if k else "-1" for v, k in zip(vs, ks, strict=True)] for vs, ks in zip(local, known, strict=True)]
+    lines = [",".join(["path", *taxonomy.names])] + [
+        ",".join([name, *row]) for name, row in zip(names, cells, strict=True)
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    labels = [
+        [int(taxonomy.offsets[n]) + v for n, (v, k) in enumerate(zip(vs, ks, strict=True)) if k]
+        for vs, ks in zip(local, known, strict=True)
+    ]
+    write_split(tmp_path, names, labels, taxonomy)
+    values = [{name: cell.replace("-1", "") for name, cell in zip(taxonomy.names, row, strict=True)} for row in cells]
+    table = by_csv(tmp_path, names, values, taxonomy.names, multi=False)
+    found = [
+        by_histogram(prepare(source, tmp_path / f"prepared-{i}"))
+        for i, source in enumerate([table, read_benchmark("darn", tmp_path, "pair")])
+    ]
+    assert found[0] == found[1]
