@@ -10,5 +10,5 @@ Data flows one way, and a module imports only from the floors below its own:
    minimises, and when.
 5. `retrieval`, `likeness`, `report`, `ablation`, `maps`, `figures`: embeddings to rankings, tables and pictures.
 6. `training`: fits a variant and embeds images with it.
-7. `inputs`, `run`, `record`, `bench`: the first look, a notebook as a stage, results collected, what it cost.
+7. `inputs`, `run`, `record`, `bench`, `bench_data`: the first look, a notebook as a stage, results collected, costs.
 """

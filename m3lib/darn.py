@@ -42,16 +42,20 @@ def read_table(path: Path) -> tuple[dict[str, list[int]], tuple[str, ...]]:
         ids = [m for m in ids if m >= 0]
         if labels.setdefault(name, ids) != ids:
             raise InputError(f"{where}: {name!r} has other labels on a line above")
-    empty = sum(not ids for ids in labels.values())
-    return labels, (f"{empty} of {len(labels)} photos in {path.name} have no label",) if empty else ()
+    notes = []
+    if repeated := len(table.rows) - len(labels):
+        notes.append(f"{repeated} rows of {path.name} repeat another")
+    if empty := sum(not ids for ids in labels.values()):
+        notes.append(f"{empty} of {len(labels)} photos in {path.name} have no label")
+    return labels, tuple(notes)
 
 
 def class_of(attribute: int, value: str, where: str) -> int:
     if value in ("", "-1"):
         return -1
-    if not (value.isascii() and value.isdigit()):
+    if not (value.isascii() and value.isdigit() and len(value) <= 9):
         raise InputError(f"{where}: {TAXONOMY.names[attribute]!r} is {value!r}, expected a number, or -1 for unknown")
-    return released.class_id(TAXONOMY, attribute, int(value[:9]), where)
+    return released.class_id(TAXONOMY, attribute, int(value), where)
 
 
 def read(folder: Path, settings: Settings) -> Known:

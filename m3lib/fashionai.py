@@ -34,14 +34,15 @@ TAXONOMY = Taxonomy(tuple(Attribute(name, tuple(classes.split("|"))) for name, c
 LETTERS = re.compile(r"[ymn]*")
 
 
-def read_annotations(path: Path, prefix: str) -> tuple[dict[str, list[int]], frozenset[str]]:
-    """Photo (its path after the prefix) to its one class id, and the photos with an m.
+def read_annotations(path: Path, prefix: str) -> tuple[dict[str, list[int]], frozenset[str], int]:
+    """Photo (its path after the prefix) to its one class id, the photos with an m, and how many rows repeat another.
 
     Raises InputError naming the line whose form, attribute or letters are wrong, or that contradicts another.
     """
     labels: dict[str, list[int]] = {}
     doubtful = set()
-    for number, line in enumerate(released.read_lines(path), 1):
+    lines = released.read_lines(path)
+    for number, line in enumerate(lines, 1):
         where = f"{path}, line {number}"
         fields = [part.strip() for part in line.split(",")]
         if len(fields) != 3:
@@ -53,7 +54,7 @@ def read_annotations(path: Path, prefix: str) -> tuple[dict[str, list[int]], fro
             raise InputError(f"{where}: {fields[0]!r} is {TAXONOMY.full_name(found)!r} here and {said!r} above")
         if "m" in fields[2]:
             doubtful.add(name)
-    return labels, frozenset(doubtful)
+    return labels, frozenset(doubtful), len(lines) - len(labels)
 
 
 def class_of(attribute: str, letters: str, where: str) -> int:
@@ -74,21 +75,25 @@ def read(folder: Path, settings: Settings) -> Known:
     """The labels of both training folders, or None where no label.csv is there."""
     labels: dict[str, list[int]] = {}
     doubtful: frozenset[str] = frozenset()
+    notes = []
     found = [name for name in FOLDERS if (folder / name / "Annotations" / "label.csv").is_file()]
     for name in found:
-        own, maybe = read_annotations(folder / name / "Annotations" / "label.csv", name)
+        own, maybe, repeated = read_annotations(folder / name / "Annotations" / "label.csv", name)
         labels |= own
         doubtful |= maybe
+        if repeated:
+            notes.append(f"{repeated} rows of {name}/Annotations/label.csv repeat another")
     drop = settings.benchmark.maybe == "drop"
     if drop and not found:
         raise InputError(f"params.yaml, benchmark.maybe: no label.csv in {folder} says which photos are doubtful")
-    notes = (f"{len(doubtful)} of {len(labels)} photos have a class marked maybe",) if doubtful else ()
+    if doubtful:
+        notes.append(f"{len(doubtful)} of {len(labels)} photos have a class marked maybe")
     return Known(
         TAXONOMY,
         labels if found else None,
         told_by=" and ".join(f"{name}/Annotations/label.csv" for name in found),
         doubtful=doubtful if drop else frozenset(),
-        notes=notes,
+        notes=tuple(notes),
     )
 
 

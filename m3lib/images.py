@@ -1,5 +1,6 @@
 """Photos: decoded, fitted to one size, and packed into one image store. Imports no torch: workers start faster."""
 
+import errno
 import hashlib
 import io
 import os
@@ -136,7 +137,10 @@ def pack(source: Source, folder: Path, settings: config.Images, workers: int | N
     changed in between: that is not noticed, so remove `work/images.journal` after changing some.
     """
     total = len(source.manifest)
-    with store.Work(folder.parent / "work", fingerprint(source, settings), settings, total) as work:
+    with (
+        full_disk_told(folder),
+        store.Work(folder.parent / "work", fingerprint(source, settings), settings, total) as work,
+    ):
         work.check_space()
         chunks = draw_all(source.load, range(work.stop, total), settings, workers or count_cpus())
         for chunk in progress(chunks, work.stop, total):
@@ -146,6 +150,19 @@ def pack(source: Source, folder: Path, settings: config.Images, workers: int | N
                 raise InputError(too_many_bad(work, settings.max_bad))
         work.finish(folder)
     return without(source, work.bad) if work.bad else source
+
+
+@contextmanager
+def full_disk_told(folder: Path) -> Iterator[None]:
+    """A full disk as one sentence; what was packed before stays, so that the next run goes on from there."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise InputError(
+            f"the disk of {folder} is full: free some space, then run again; it goes on from here"
+        ) from None
 
 
 def fingerprint(source: Source, settings: config.Images) -> str:

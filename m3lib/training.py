@@ -190,7 +190,7 @@ def run_fingerprint(prepared: Prepared, variant: Variant, seed: int, threads: in
     """What a checkpoint belongs to: the settings, the manifest, and the code of m3lib."""
     digest = hashlib.sha256(json.dumps([asdict(variant), seed, threads]).encode())
     digest.update(pd.util.hash_pandas_object(prepared.manifest[["image", "split"]]).to_numpy().tobytes())
-    digest.update(np.packbits(prepared.labels).tobytes() + str(prepared.images.shape).encode())
+    digest.update(np.packbits(prepared.labels).tobytes() + f"{prepared.images.shape} {type(prepared.images)}".encode())
     for module in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(module.read_bytes())
     return digest.hexdigest()

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from m3lib import bench
+from m3lib import bench, bench_data
 
 TIMINGS = pd.DataFrame(
     [
@@ -22,3 +22,10 @@ def test_the_last_run_starts_after_the_last_long_pause():
 
 def test_overhead_is_what_no_cell_accounts_for():
     assert bench.overhead(bench.last_run(TIMINGS)) == (pytest.approx(102.0), pytest.approx(102.0 - 85.0))
+
+
+def test_the_data_bench_runs_at_small_size(capsys):
+    assert bench_data.main(photos=300, count=4) == 0
+    told = capsys.readouterr().out
+    assert "labels of 300 photos x 1,000 classes" in told
+    assert "1.00 of the decoder's rate" in told

@@ -1,5 +1,6 @@
 """Both kinds of store hold the same pictures; a pack that was cut off goes on, and ends as if it had not been."""
 
+import errno
 import itertools
 import json
 import shutil
@@ -306,8 +307,8 @@ def test_after_a_killed_worker_the_work_goes_on(tmp_path, folder):
 @pytest.mark.parametrize(
     ("kind", "needed", "advice"),
     [
-        ("raw", "needs 3.1 GB, but 0.2 GB are free in ", ": set images.store to jpeg (about 0.3 GB in all), make "),
-        ("jpeg", "needs about 0.3 GB, but 0.2 GB are free in ", ": make images.height and images.width smaller"),
+        ("raw", "needs 3.1 GB, but 0.2 GB are free in ", ": set images.store to jpeg (at most 0.6 GB in all), make "),
+        ("jpeg", "needs up to 0.6 GB, but 0.2 GB are free in ", ": make images.height and images.width smaller"),
     ],
 )
 def test_too_little_disk_is_told_before_anything_is_drawn(tmp_path, folder, monkeypatch, kind, needed, advice):
@@ -335,3 +336,23 @@ def test_what_is_done_needs_no_more_disk(folder, monkeypatch, kind):
     monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=rest))
     images.pack(given, folder, settings, 1)
     assert sorted(contents(folder)) == FILES[kind]
+
+
+def test_a_full_disk_is_one_sentence_and_the_next_run_goes_on(folder, monkeypatch):
+    given = source(64, Drawn())
+    add = store.Work.add
+
+    def fill(work, chunk):
+        if chunk.stop > 32:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        add(work, chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.Work, "add", fill)
+        with pytest.raises(InputError, match=r"the disk of .* is full: free some space") as error:
+            images.pack(given, folder, SMALL)
+    assert "\n" not in str(error.value)
+    assert not list(folder.iterdir())
+    assert (folder.parent / "work/images.journal").read_text().count("\n") == 1 + 2  # the fingerprint, two chunks
+    images.pack(given, folder, SMALL)
+    assert len(np.load(folder / "images.npy")) == 64

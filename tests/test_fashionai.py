@@ -1,0 +1,328 @@
+"""A FashionAI download is read with exactly its labels and splits, or refused in one sentence."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from downloads import (
+    EDITS,
+    apply,
+    check_drawn_roles,
+    check_odd_photos,
+    check_words,
+    cut_off,
+    fashionai,
+    labels_of,
+    released_split,
+    resolve,
+    rows_of,
+    save_odd_photos,
+    set_line,
+)
+from m3lib import benchmarks, config, images, sources
+from m3lib import fashionai as reader
+from m3lib.errors import InputError
+from m3lib.manifest import assign_splits
+
+ONE, TWO = (f"{name}/Annotations/label.csv" for name in reader.FOLDERS)
+SPLIT = config.Split(valid=0.3, test=0.35, query=0.3)
+
+
+@pytest.fixture
+def download(tmp_path):
+    return fashionai(tmp_path / "set", count=200)
+
+
+def maybe_note(download):
+    return f"{len(download.maybe)} of {len(download.labels)} photos have a class marked maybe"
+
+
+# what is read
+
+
+def test_without_the_released_split_one_is_drawn(download):
+    source = download.read(split=SPLIT)
+    assert source.taxonomy.names == list(reader.ATTRIBUTES)
+    assert labels_of(source) == download.labels
+    names = list(download.labels)
+    found = rows_of(source)
+    assert [found[name].split for name in names] == assign_splits(names, SPLIT).tolist()
+    check_drawn_roles(source, SPLIT.query)
+    for name, row in found.items():
+        own = {} if row.split == "train" else {row.attribute: [row.class_]}
+        assert own in ({}, download.labels[name])
+        assert bool(own) == (row.split != "train")
+    assert source.notes[0] == maybe_note(download)
+    assert source.notes[1].startswith("no released split files")
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("form", [{}, {"end": "\r\n", "trailing": " \t", "last": False}])
+def test_the_released_split_is_followed(download, form, train):
+    expected = released_split(download, train=train, **form)
+    source = download.read()
+    assert rows_of(source) == expected
+    assert labels_of(source) == download.labels
+    assert source.notes == (maybe_note(download), "protocol: row")
+    assert source.relevance == "pair"
+
+
+def test_the_released_split_is_enough_without_label_csv(download):
+    expected = released_split(download)
+    for path in (ONE, TWO):
+        (download.folder / path).unlink()
+    source = download.read()
+    assert rows_of(source) == expected
+    assert labels_of(source) == download.labels
+    for name in ("filenames_train.txt", "label_train.txt"):
+        (download.folder / name).unlink()
+    with pytest.raises(InputError) as raised:
+        download.read()
+    check_words(raised, [str(download.folder), "filenames_train.txt", "label_train.txt"])
+
+
+def test_neither_labels_nor_a_split_is_one_sentence(download):
+    for path in (ONE, TWO):
+        (download.folder / path).unlink()
+    with pytest.raises(InputError) as raised:
+        download.read()
+    check_words(raised, [str(download.folder), "no split files", "no labels"])
+
+
+def test_one_of_the_two_folders_is_enough(download):
+    (download.folder / TWO).unlink()
+    source = download.read(split=SPLIT)
+    assert labels_of(source) == {name: own for name, own in download.labels.items() if name.startswith(ONE[:27])}
+    assert len(source.manifest) == 104
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_doubtful_photos_leave_train_alone(download, whole):
+    if whole:
+        released_split(download)
+    kept, dropped = (rows_of(download.read(maybe=maybe, split=SPLIT)) for maybe in ("keep", "drop"))
+    gone = set(kept) - set(dropped)
+    assert gone == {name for name in download.maybe if kept[name].split == "train"}
+    assert len(gone) > 5
+    assert any(row.split != "train" and name in download.maybe for name, row in dropped.items())
+    assert dropped == {name: row for name, row in kept.items() if name not in gone}
+    notes = download.read(maybe="drop", split=SPLIT).notes
+    total = len([row for row in kept.values() if row.split == "train"]) if whole else 200
+    assert any(note.startswith(f"{len(gone)} of {total} photos are left out") and "doubtful" in note for note in notes)
+
+
+def test_doubtful_photos_can_not_be_dropped_unknown(download):
+    released_split(download)
+    for path in (ONE, TWO):
+        (download.folder / path).unlink()
+    with pytest.raises(InputError) as raised:
+        download.read(maybe="drop")
+    check_words(raised, ["benchmark.maybe", str(download.folder)])
+
+
+@pytest.mark.parametrize(
+    ("protocol", "relevance"), [("published", "pair"), ("row", "pair"), ("pair", "pair"), ("any", "any")]
+)
+def test_protocols(download, protocol, relevance):
+    released_split(download)
+    source = download.read(protocol=protocol)
+    assert source.relevance == relevance
+    assert labels_of(source) == download.labels
+    assert source.notes[-1] == f"protocol: {'row' if protocol == 'published' else protocol}"
+
+
+def test_a_share_of_the_photos(download):
+    whole = download.read(split=SPLIT)
+    source = download.read(split=SPLIT, share=0.8)
+    names = set(source.manifest["image"])
+    assert 0.65 < len(names) / 200 < 0.95
+    assert rows_of(source) == {name: row for name, row in rows_of(whole).items() if name in names}
+    assert f"{len(names)} of 200 photos are used (benchmark.share): no figure to compare" in source.notes
+
+
+def test_equal_rows_are_noted_and_line_ends_change_nothing(download):
+    before = download.read(split=SPLIT)
+    lines = download.lines(ONE)
+    download.edit(ONE, lambda rows: rows.extend([lines[3], f" ./{lines[4].replace(',', ' , ')}"]))
+    path = download.folder / ONE
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n").removesuffix(b"\r\n"))
+    after = download.read(split=SPLIT)
+    assert after.manifest.equals(before.manifest)
+    assert after.notes == (f"2 rows of {ONE} repeat another", *before.notes)
+
+
+# awkward photos
+
+
+def test_missing_photos_are_counted_up_to_the_limit(download):
+    released_split(download)
+    for i in (4, 9, 11):
+        download.photo(i).unlink()
+    source = download.read(max_bad=0.02)
+    assert len(source.manifest) == 197
+    assert f"3 of 200 photos are missing in {download.folder} and left out" in source.notes[1]
+    with pytest.raises(InputError) as raised:
+        download.read(max_bad=0.01)
+    check_words(raised, ["3 of 200", str(download.folder), "images.max_bad = 0.01", "'fashionAI_attributes_train"])
+
+
+def test_a_photo_that_is_cut_off_is_left_out_of_the_store(download, tmp_path):
+    cut_off(download.photo(11))
+    asked = download.settings(max_bad=0.02, split=SPLIT)
+    (tmp_path / "prepared").mkdir()
+    source = images.pack(sources.read(asked), tmp_path / "prepared", asked.images, workers=1)
+    assert len(source.manifest) == 199
+    assert str(download.photo(11)) in source.notes[-1]
+    assert list(download.labels)[11] not in set(source.manifest["image"])
+
+
+def test_grey_cmyk_and_turned_photos(download):
+    names = list(download.labels)[:3]
+    save_odd_photos([download.folder / name for name in names])
+    source = download.read(split=SPLIT)
+    rows = {name: i for i, name in enumerate(source.manifest["image"])}
+    check_odd_photos([source.load(rows[name]) for name in names])
+
+
+# bad files: the change of the first label.csv, words of the sentence beside the file's name
+
+SKIRT = "Images/skirt_length_labels/x.jpg,skirt_length_labels"
+FIRST = "Images/skirt_length_labels/000.jpg,skirt_length_labels"
+BAD = {
+    "empty": (lambda lines: lines.clear(), ["empty"]),
+    "empty line": (set_line(4, " "), ["line 4", "empty"]),
+    "a header": (lambda lines: lines.insert(0, "path,attribute_labels,string"), ["line 1", "'attribute_labels'"]),
+    "two fields": (set_line(4, SKIRT), ["line 4", "`path,attribute_labels,letters`", "2 fields"]),
+    "four fields": (set_line(4, f"{SKIRT},y,nnnnn"), ["line 4", "4 fields"]),
+    "semicolons": (set_line(4, f"{SKIRT},nnnnyn".replace(",", ";")), ["line 4", "1 fields"]),
+    "attribute": (set_line(4, "Images/x.jpg,skirt_labels,yn"), ["line 4", "'skirt_labels'", "skirt_length_labels"]),
+    "letters missing": (set_line(4, f"{SKIRT},nnnyn"), ["line 4", "'nnnyn'", "6 letters", "'skirt length'"]),
+    "a letter too many": (set_line(4, f"{SKIRT},nnnynnn"), ["line 4", "6 letters"]),
+    "no y": (set_line(4, f"{SKIRT},nnmnnn"), ["line 4", "one y"]),
+    "two y": (set_line(4, f"{SKIRT},nynnyn"), ["line 4", "one y"]),
+    "other letter": (set_line(4, f"{SKIRT},nnynnx"), ["line 4", "'nnynnx'", "y, m, n"]),
+    "capital": (set_line(4, f"{SKIRT},NNYNNN"), ["line 4", "y, m, n"]),
+    "no path": (set_line(4, ",skirt_length_labels,nnynnn"), ["line 4", "''", "inside"]),
+    "upwards": (set_line(4, f"../{SKIRT},nnynnn"), ["line 4", "'../Images/", "inside"]),
+    "absolute": (set_line(4, f"/{SKIRT},nnynnn"), ["line 4", "'/Images/", "inside"]),
+    "other folder": (set_line(4, f"Images/../../{SKIRT},nnynnn"), ["line 4", "inside"]),
+    "other class": (
+        lambda lines: lines.extend(f"{FIRST},{'n' * i}y{'n' * (5 - i)}" for i in range(2)),
+        ["line 10", "'Images/skirt_length_labels/000.jpg'", "'skirt length: ", " above"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_table_is_one_sentence(download, case):
+    change, words = BAD[case]
+    download.edit(ONE, change)
+    with pytest.raises(InputError) as raised:
+        download.read(split=SPLIT)
+    check_words(raised, [str(download.folder / ONE), *words])
+
+
+def test_bytes_that_are_not_utf8_are_one_sentence(download):
+    path = download.folder / TWO
+    path.write_bytes(path.read_bytes().replace(b"\nImages", b"\nImag\xe9s", 1))
+    with pytest.raises(InputError) as raised:
+        download.read(split=SPLIT)
+    check_words(raised, [str(path), "line 2", "UTF-8"])
+
+
+# a released split that does not fit
+
+
+def test_a_released_row_that_contradicts_the_labels_is_refused(download):
+    rows = released_split(download)
+    index, attribute, value = map(int, download.lines("candidate_valid.txt")[6].split())
+    name = download.lines("filenames_valid.txt")[index]
+    other = (value + 1) % 5
+    download.edit("candidate_valid.txt", set_line(7, f"{index} {attribute} {other}"))
+    with pytest.raises(InputError) as raised:
+        download.read()
+    row = rows[name]
+    told = f"{row.attribute}: {download.taxonomy.attributes[attribute].classes[other]}"
+    said = f"{row.attribute}: {row.class_}"
+    where = f"{download.folder / 'candidate_valid.txt'}, line 7"
+    check_words(raised, [where, repr(name), repr(told), f"{said} in {ONE} and {TWO}"])
+
+
+def test_a_photo_in_train_and_test_is_refused(download):
+    released_split(download)
+    name = download.lines("filenames_test.txt")[3]
+    download.edit("filenames_train.txt", set_line(5, name))
+    with pytest.raises(InputError) as raised:
+        download.read()
+    check_words(raised, [f"{download.folder / 'filenames_train.txt'}, line 5", repr(name), "test as well"])
+
+
+def test_a_photo_that_the_tables_do_not_name_is_refused(download):
+    released_split(download)
+    download.edit("filenames_train.txt", set_line(5, "fashionAI_attributes_train1/x.jpg"))
+    with pytest.raises(InputError) as raised:
+        download.read()
+    check_words(raised, ["filenames_train.txt, line 5", f"{ONE} and {TWO} does not name"])
+
+
+# what is there
+
+
+def test_a_survey_names_every_file_and_where_it_is_had(download, tmp_path):
+    text, complete = benchmarks.survey(reader.DATASET, tmp_path / "nothing")
+    assert not complete
+    for word in (f"{ONE} or {TWO}", "fashionAI_attributes_train1 or fashionAI_attributes_train2", "filenames_test.txt"):
+        assert any(line.startswith("  missing") and word in line for line in text.splitlines()), word
+    for word in (str(tmp_path / "nothing"), "tianchi.aliyun.com", "github.com/Maryeon/asen", "(1 missing)"):
+        assert word in text
+    text, complete = benchmarks.survey(reader.DATASET, download.folder)
+    assert complete
+    assert "-S source=fashionai" in text
+    (download.folder / ONE).unlink()
+    assert benchmarks.survey(reader.DATASET, download.folder)[0] == text
+
+
+# any bytes
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    made = fashionai(tmp_path_factory.mktemp("small"), count=16)
+    path = made.folder / ONE
+    return path, path.read_bytes()
+
+
+def naive(data):
+    """Path to attribute and place of the y, by hand."""
+    found = {}
+    for line in data.decode().split("\n"):
+        if line.strip():
+            path, attribute, letters = (part.strip() for part in line.split(","))
+            found.setdefault(resolve(path), []).append((attribute, letters.index("y"), "m" in letters))
+    return found
+
+
+@settings(max_examples=400, deadline=None)
+@given(edits=EDITS | st.binary(max_size=60))
+def test_any_table_is_read_rightly_or_refused(small, edits):
+    path, data = small
+    path.write_bytes(edits if isinstance(edits, bytes) else apply(data, edits))
+    try:
+        labels, doubtful, repeated = reader.read_annotations(path, "top")
+    except InputError as error:
+        check_text(str(error), path)
+        return
+    expected = naive(path.read_bytes())
+    assert repeated == sum(len(own) - 1 for own in expected.values())
+    assert doubtful == {f"top/{name}" for name, own in expected.items() if any(maybe for _, _, maybe in own)}
+    names = [name.replace(" ", "_") + "_labels" for name in reader.ATTRIBUTES]
+    found = {}
+    for name, (m,) in labels.items():
+        n = int(reader.TAXONOMY.attribute_of_class[m])
+        found[name.removeprefix("top/")] = {(names[n], m - int(reader.TAXONOMY.offsets[n]))}
+    assert found == {name: {(a, y) for a, y, _ in own} for name, own in expected.items()}
+
+
+def check_text(text, path):
+    assert str(path) in text
+    assert text.isprintable()
