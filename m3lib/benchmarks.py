@@ -125,12 +125,12 @@ def read(dataset: Dataset, settings: Settings) -> Source:
     protocol = PROTOCOLS[dataset.name] if protocol == "published" else protocol
     frame = asked(frame, protocol)
     frame, unlabelled = with_labels(frame)
-    boxes = tuple(known.boxes.get(name) for name in frame["image"]) if known.boxes else ()
+    boxes, boxless = boxes_of(known, frame)
     return Source(
         known.taxonomy,
         frame,
         Photos(base, tuple(frame["image"]), boxes),
-        (*known.notes, *notes, *shared, *gone, *unlabelled, f"protocol: {protocol}"),
+        (*known.notes, *notes, *shared, *gone, *unlabelled, *boxless, f"protocol: {protocol}"),
         "any" if protocol == "any" else "pair",
     )
 
@@ -156,7 +156,8 @@ def split_up(known: Known, folder: Path, settings: Settings) -> tuple[pd.DataFra
     kept = [s != "train" or name not in known.doubtful for name, s in zip(names, splits, strict=True)]
     frame = pd.DataFrame({"image": names, "split": splits, "role": roles, "labels": labels, "row": rows})[kept]
     note = "no released split files: valid and test, queries and candidates were drawn, data/prepared/split/ holds them"
-    return frame.reset_index(drop=True), (note, *left_out(len(names), len(frame), "marked doubtful"))
+    empty = left_out(len(known.labels), len(names), "without a label")
+    return frame.reset_index(drop=True), (note, *empty, *left_out(len(names), len(frame), "marked doubtful"))
 
 
 def released_split(known: Known, folder: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -246,6 +247,15 @@ def asked(frame: pd.DataFrame, protocol: str) -> pd.DataFrame:
 def with_labels(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     known = frame["labels"].map(len) > 0
     return frame[known].reset_index(drop=True), left_out(len(frame), int(known.sum()), "without a label")
+
+
+def boxes_of(known: Known, frame: pd.DataFrame) -> tuple[tuple, Sequence[str]]:
+    """Each photo's box, or None where the download has none; empty where boxes are not asked for."""
+    if not known.boxes:
+        return (), ()
+    boxes = tuple(known.boxes.get(name) for name in frame["image"])
+    whole = boxes.count(None)
+    return boxes, (f"{whole} of {len(boxes)} photos have no bounding box and are used whole",) if whole else ()
 
 
 def left_out(total: int, kept: int, why: str) -> Sequence[str]:

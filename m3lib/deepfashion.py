@@ -80,12 +80,12 @@ def read_classes(path: Path) -> tuple[Taxonomy, list[int]]:
     places = []  # of each line: its type, and its number within the type
     for number, line in rows_of(path):
         where = f"{path}, line {number}"
-        name, _, kind = text_of(line, where).rpartition(" ")
-        if not name.strip() or kind not in ("1", "2", "3", "4", "5"):
+        *name, kind = text_of(line, where).rsplit(None, 1)
+        if not name or kind not in ("1", "2", "3", "4", "5"):
             raise InputError(f"{where}: expected `name type` with a type from 1 to 5, got {line[:60]!r}")
         own = names[int(kind) - 1]
         places.append((int(kind) - 1, len(own)))
-        own.append(" ".join(name.split()))
+        own.append(" ".join(name[0].split()))
     kept = [n for n, own in enumerate(names) if own]
     attributes = [Attribute(TYPES[n], tuple(distinct(names[n])), multi=True) for n in kept]
     try:

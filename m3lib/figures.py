@@ -53,7 +53,7 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=(5.5, 3))
     colours = palette(table["variant"].unique())
     sns.lineplot(table, x="epoch", y="valid MAP@all (%)", hue="variant", palette=colours, marker="o", ax=axis)
-    axis.set(ylim=(0, None), xticks=sorted(table["epoch"].unique()))
+    axis.set(ylim=(0, 1.08 * table["valid MAP@all (%)"].max()), xticks=sorted(table["epoch"].unique()))
     axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
     return figure
 

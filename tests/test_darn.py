@@ -21,7 +21,7 @@ from downloads import (
     save_odd_photos,
     set_line,
 )
-from m3lib import benchmarks, images, sources
+from m3lib import benchmarks, config, images, sources
 from m3lib import darn as reader
 from m3lib.errors import InputError
 from m3lib.manifest import assign_splits
@@ -98,10 +98,13 @@ def test_labels_of_train_alone_make_no_split(download):
 
 
 def test_a_share_of_the_photos(download):
-    whole = download.read(protocol="pair")
-    source = download.read(protocol="pair", share=0.8)
+    split = config.Split(valid=0.3, test=0.3, query=0.5)
+    whole = download.read(protocol="pair", split=split)
+    source = download.read(protocol="pair", split=split, share=0.8)
     names = set(source.manifest["image"])
     assert 0.65 < len(names) / 179 < 0.95
+    gone = [row.role for name, row in rows_of(whole).items() if name not in names]
+    assert set(gone) == {"", "query", "candidate"}
     assert rows_of(source) == {name: row for name, row in rows_of(whole).items() if name in names}
     assert f"{len(names)} of 179 photos are used (benchmark.share): no figure to compare" in source.notes
 

@@ -180,6 +180,8 @@ def test_a_share_of_the_photos(download):
     source = download.read(share=0.7)
     names = set(source.manifest["image"])
     assert 0.5 < len(names) / len(whole.manifest) < 0.9
+    gone = [row.role for name, row in rows_of(whole).items() if name not in names]
+    assert set(gone) == {"", "query", "candidate"}
     assert rows_of(source) == {name: row for name, row in rows_of(whole).items() if name in names}
     assert f"{len(names)} of 89 photos are used (benchmark.share): no figure to compare" in source.notes
     assert source.load(3).shape == (24, 18, 3)
@@ -212,7 +214,7 @@ def test_missing_photos_are_counted_up_to_the_limit(download):
         download.photo(i).unlink()
     source = download.read(max_bad=0.03)
     assert len(source.manifest) == 87
-    assert "2 of 89 photos are missing" in (note := source.notes[1])
+    assert "2 of 89 photos are missing" in (note := source.notes[2])
     assert any(repr(list(download.labelled)[i]) in note for i in (4, 9))
     i = 50
     assert np.array_equal(source.load(i), images.decode(download.folder / source.manifest["image"][i]))
@@ -428,7 +430,7 @@ def test_a_name_too_long_for_a_file_counts_as_missing(download):
     name = "img/" + 300 * "x" + ".jpg"
     download.edit(LABEL_FILE, append(f"{name} {GOOD}"))
     download.edit(PARTITION_FILE, append(f"{name} train"))
-    assert f"1 of 90 photos are missing in {download.folder} and left out" in download.read(max_bad=0.02).notes[1]
+    assert f"1 of 90 photos are missing in {download.folder} and left out" in download.read(max_bad=0.02).notes[2]
 
 
 # what is there
