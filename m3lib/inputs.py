@@ -41,7 +41,7 @@ def of_download(settings: Settings) -> dict[str, str | int]:
     report, complete = benchmarks.survey(dataset, folder)
     print(report)
     if not complete:
-        raise InputError(f"{dataset.name} is not complete in {folder}")
+        raise InputError(f"{dataset.name} is not complete in {folder}; what is missing stands above")
     told, photos, count = hashlib.sha256(), hashlib.sha256(), 0
     for path, size in walk(folder):
         name = path.relative_to(folder).as_posix()

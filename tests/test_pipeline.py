@@ -17,6 +17,8 @@ import pandas as pd
 import pytest
 from dvc.repo import Repo
 
+import downloads
+
 ROOT = Path(__file__).parents[1]
 VARIANTS = ["asen", "m3"]
 PER_VARIANT = ("train", "evaluate", "umap")
@@ -166,6 +168,8 @@ def spare(started, tmp_path_factory):
         ("train.lr", "1e-3", r"params\.yaml, train\.lr: expected float, got '1e-3' \(.*write 0\.0001\)"),
         ("train.epochs", "two", r"params\.yaml, train\.epochs: expected int, got 'two'"),
         ("source", "csv", r"data/catalogue/catalogue\.csv"),
+        ("source", "fashionai", r"fashionai is not complete in .*data/fashionai; what is missing stands above"),
+        ("preset", "publishd", r"unknown preset .*'publishd'; did you mean 'published'"),
         ("model.backbone", "resnet1O", r"resnet1O.*did you mean .*resnet18"),
     ],
 )
@@ -202,6 +206,30 @@ def test_own_photos_through_the_command_line(spare, tiny_catalogue):
     spare.put("source", "csv")  # -S wrote it down; a photo that changes is seen although DVC knows no photo
     tiny_catalogue.photos[0].write_bytes(tiny_catalogue.photos[1].read_bytes() + b"\0")
     assert stages_run(spare.dvc("repro", "--dry", "prepare"))[0] == "inputs"
+    spare.dvc("repro", "inputs")
+    assert "prepare" in spare.stale()
+    spare.reset()
+
+
+def test_a_public_benchmark_through_the_command_line(spare, tmp_path):
+    download = downloads.deepfashion(tmp_path)
+    downloads.released_split(download)
+    options = {"source": "deepfashion", "benchmark.folder": tmp_path, "images.store": "jpeg", "split.query": 0.2}
+    arguments = [word for name, value in options.items() for word in ("-S", f"{name}={value}")]
+    said = spare.dvc("exp", "run", *arguments, "prepare")
+    assert "All that is needed is there" in said
+    prepared = spare.folder / "data" / "prepared"
+    assert sorted(path.name for path in prepared.iterdir()) == [
+        "images.bin", "images.idx.npy", "manifest.parquet", "protocol.json", "split", "taxonomy.json"
+    ]  # fmt: skip
+    frame = pd.read_parquet(prepared / "manifest.parquet")
+    test = frame[frame["split"] == "test"]
+    assert (prepared / "split/filenames_test.txt").read_text().split("\n")[:-1] == test["image"].tolist()
+    assert json.loads((spare.folder / "data" / "inputs.json").read_text())["source"] == "deepfashion"
+    for name, value in options.items():
+        spare.put(name, str(value))
+    label_file = tmp_path / downloads.LABEL_FILE
+    label_file.write_bytes(label_file.read_bytes() + b"\n")
     spare.dvc("repro", "inputs")
     assert "prepare" in spare.stale()
     spare.reset()
