@@ -54,6 +54,14 @@ class Embeddings:
         parts = (part[index] if part is not None else None for part in (self.attribute, self.posterior, self.classes))
         return Embeddings(wanted, *parts)
 
+    def of(self, attribute: int, taxonomy: Taxonomy) -> "Embeddings":
+        """What they say of one attribute alone, as views: at 1,000 classes a copy of all would take gigabytes."""
+        own = taxonomy.classes_of(attribute)
+        parts = zip(
+            (self.attribute, self.posterior, self.classes), (slice(attribute, attribute + 1), own, own), strict=True
+        )
+        return Embeddings(self.rows, *(part[:, which] if part is not None else None for part, which in parts))
+
     @property
     def scores(self) -> list[str]:
         """The scores that these embeddings can give."""
@@ -136,8 +144,11 @@ def rank(
         generator = torch.Generator().manual_seed(seed * 1009 + attribute)
         values = torch.rand(len(query_rows), len(candidate_rows), generator=generator)
     else:
-        query, candidate = embeddings.take(query_rows), embeddings.take(candidate_rows)
-        values = similarity(score, query, candidate, attribute, prepared.taxonomy)
+        narrow, alone = (
+            embeddings.of(attribute, prepared.taxonomy),
+            Taxonomy((prepared.taxonomy.attributes[attribute],)),
+        )
+        values = similarity(score, narrow.take(query_rows), narrow.take(candidate_rows), 0, alone)
     return Ranking(query_rows, candidate_rows, metrics.rank_order(values, ties.values))
 
 
