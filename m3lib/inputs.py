@@ -30,8 +30,7 @@ def fingerprint(settings: Settings) -> dict[str, str | int]:
     sizes = hashlib.sha256()
     for name in names:
         sizes.update(json.dumps([name, file_size(table.path.parent / name)]).encode())
-    digest = hashlib.sha256(table.path.read_bytes()).hexdigest()
-    return {"source": "csv", "table": digest, "photos": sizes.hexdigest(), "rows": len(names)}
+    return {"source": "csv", "table": digest(table.path), "photos": sizes.hexdigest(), "rows": len(names)}
 
 
 def of_download(settings: Settings) -> dict[str, str | int]:
@@ -46,7 +45,7 @@ def of_download(settings: Settings) -> dict[str, str | int]:
     for path, size in walk(folder):
         name = path.relative_to(folder).as_posix()
         if path.suffix in LABEL_FILES:
-            told.update(json.dumps([name, hashlib.sha256(path.read_bytes()).hexdigest()]).encode())
+            told.update(json.dumps([name, digest(path)]).encode())
         else:
             photos.update(json.dumps([name, size]).encode())
             count += 1
@@ -60,6 +59,12 @@ def walk(folder: Path) -> Iterator[tuple[Path, int]]:
             yield from walk(Path(entry.path))
         elif entry.is_file():
             yield Path(entry.path), entry.stat().st_size
+
+
+def digest(path: Path) -> str:
+    """Of a file's bytes, read in pieces: a label file may have a gigabyte."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_size(path: Path) -> int | None:
@@ -93,7 +98,7 @@ def weight_files(settings: Settings) -> dict[str, str]:
     models = [settings.variant(name).model for name in settings.variants]
     names = sorted({name for model in models for name in (model.weights, model.local_weights) if name})
     try:
-        return {name: hashlib.sha256(data_path(name).read_bytes()).hexdigest() for name in names}
+        return {name: digest(data_path(name)) for name in names}
     except OSError as error:
         raise InputError(f"params.yaml, model.weights: {error.filename} can't be read ({error.strerror})") from None
 
