@@ -63,7 +63,14 @@ def differing(params: dict[str, dict]) -> dict[str, str]:
     flat = {name: settings_of(values) for name, values in params.items()}
     shared = sorted(set.intersection(*(set(values) for values in flat.values())))
     varied = [key for key in shared if len({values[key] for values in flat.values()}) > 1]
+    varied = [key for key in varied if not all(follows(key, values) for values in flat.values())]
     return {name: " ".join(f"{key}={values[key]}" for key in varied) for name, values in flat.items()}
+
+
+def follows(key: str, values: dict[str, str]) -> bool:
+    """Whether a row's own setting, such as systems.asen.train.lr, says what the general one says."""
+    general = key.split(".", 2)[2:] if key.startswith("systems.") else []
+    return bool(general) and values[key] == values.get(general[0])
 
 
 def rows_of(root: Path, commit: str, params: dict) -> list[dict]:

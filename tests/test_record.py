@@ -125,6 +125,13 @@ def test_settings_that_differ_are_told_and_others_are_not():
     assert record.differing({"a": base, "c": base | {"seed": 5}}) == {"a": "", "c": ""}
 
 
+def test_a_rows_own_setting_is_told_where_it_differs_from_the_general_one():
+    found = [{"train": {"lr": lr}, "systems": {"m3": {"train": {"lr": own}}}} for lr, own in [(1, 1), (2, 2), (1, 2)]]
+    assert record.differing(dict(zip("ab", found[:2], strict=True))) == {"a": "train.lr=1", "b": "train.lr=2"}
+    told = record.differing(dict(zip("ac", found[::2], strict=True)))
+    assert told == {"a": "systems.m3.train.lr=1", "c": "systems.m3.train.lr=2"}
+
+
 def test_a_sweep_has_a_column_per_setting(tmp_path):
     rows = [
         [0, "m3", "valid", "weighted", True, "MAP@all", "", 20.0 + 2 * seed + lr, f"train.lr={lr}"]
