@@ -299,7 +299,8 @@ def with_preset(values: Any) -> Any:
 
     `variants`, `seed` and `threads` stay out of presets: the pipeline's stages are named and cached by them.
     """
-    if not isinstance(values, dict) or not isinstance(values.get("presets"), dict) or "preset" not in values:
+    readable = isinstance(values, dict) and isinstance(values.get("presets"), dict)
+    if not readable or not isinstance(values.get("preset"), str):
         return values  # `build` says what is wrong
     presets = values["presets"]
     name = nearest(values["preset"], list(presets), "preset in params.yaml, preset:")

@@ -226,9 +226,7 @@ def test_a_public_benchmark_through_the_command_line(spare, tmp_path):
     test = frame[frame["split"] == "test"]
     assert (prepared / "split/filenames_test.txt").read_text().split("\n")[:-1] == test["image"].tolist()
     assert json.loads((spare.folder / "data" / "inputs.json").read_text())["source"] == "deepfashion"
-    for name, value in options.items():
-        spare.put(name, str(value))
-    label_file = tmp_path / downloads.LABEL_FILE
+    label_file = tmp_path / downloads.LABEL_FILE  # the settings stand in params.yaml now: -S wrote them down
     label_file.write_bytes(label_file.read_bytes() + b"\n")
     spare.dvc("repro", "inputs")
     assert "prepare" in spare.stale()
