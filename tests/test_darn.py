@@ -10,18 +10,15 @@ from downloads import (
     EDITS,
     apply,
     check_drawn_roles,
-    check_odd_photos,
     check_words,
-    cut_off,
     darn_set,
     labels_of,
     released_split,
     resolve,
     rows_of,
-    save_odd_photos,
     set_line,
 )
-from m3lib import benchmarks, config, images, sources
+from m3lib import benchmarks, config
 from m3lib import darn as reader
 from m3lib.errors import InputError
 from m3lib.manifest import assign_splits
@@ -143,23 +140,6 @@ def test_missing_photos_are_counted_up_to_the_limit(download):
     with pytest.raises(InputError) as raised:
         download.read(max_bad=0.05, protocol="pair")
     check_words(raised, ["10 of 179", str(download.folder), "images.max_bad = 0.05", "'pic/"])
-
-
-def test_a_photo_that_is_cut_off_is_left_out_of_the_store(download, tmp_path):
-    cut_off(download.photo(11))
-    asked = download.settings(max_bad=0.02)
-    (tmp_path / "prepared").mkdir()
-    source = images.pack(sources.read(asked), tmp_path / "prepared", asked.images, workers=1)
-    assert len(source.manifest) == 178
-    assert str(download.photo(11)) in source.notes[-1]
-
-
-def test_grey_cmyk_and_turned_photos(download):
-    names = list(download.labelled)[:3]
-    save_odd_photos([download.folder / name for name in names])
-    source = download.read()
-    rows = {name: i for i, name in enumerate(source.manifest["image"])}
-    check_odd_photos([source.load(rows[name]) for name in names])
 
 
 # bad tables: the change, words of the sentence beside the file's name

@@ -2,7 +2,6 @@
 
 import shutil
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,18 +21,15 @@ from downloads import (
     apply,
     by_name,
     check_drawn_roles,
-    check_odd_photos,
     check_words,
-    cut_off,
     deepfashion,
     labels_of,
     released_split,
     resolve,
     rows_of,
-    save_odd_photos,
     set_line,
 )
-from m3lib import benchmarks, images, sources
+from m3lib import benchmarks, images
 from m3lib import deepfashion as reader
 from m3lib.errors import InputError
 
@@ -221,27 +217,6 @@ def test_missing_photos_are_counted_up_to_the_limit(download):
     with pytest.raises(InputError) as raised:
         download.read(max_bad=0.01)
     check_words(raised, ["2 of 89", str(download.folder), "images.max_bad = 0.01", "'img/Dress_"])
-
-
-def test_a_photo_that_is_cut_off_is_left_out_of_the_store(download, tmp_path):
-    cut_off(download.photo(11))
-    asked = download.settings(max_bad=0.02)
-    (tmp_path / "prepared").mkdir()
-    source = images.pack(sources.read(asked), tmp_path / "prepared", asked.images, workers=1)
-    assert len(source.manifest) == 88
-    assert "1 of 89 images can't be read" in source.notes[-2]
-    assert str(download.photo(11)) in source.notes[-1]
-    with pytest.raises(InputError) as raised:
-        images.pack(sources.read(asked), tmp_path / "prepared", replace(asked.images, max_bad=0.001), workers=1)
-    check_words(raised, ["1 of the first", "images.max_bad", str(download.photo(11))])
-
-
-def test_grey_cmyk_and_turned_photos(download):
-    names = list(download.labelled)[:3]
-    save_odd_photos([download.folder / name for name in names])
-    source = download.read()
-    rows = {name: i for i, name in enumerate(source.manifest["image"])}
-    check_odd_photos([source.load(rows[name]) for name in names])
 
 
 # bad files: the file, its change, words of the sentence beside the file's name

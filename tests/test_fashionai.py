@@ -8,18 +8,15 @@ from downloads import (
     EDITS,
     apply,
     check_drawn_roles,
-    check_odd_photos,
     check_words,
-    cut_off,
     fashionai,
     labels_of,
     released_split,
     resolve,
     rows_of,
-    save_odd_photos,
     set_line,
 )
-from m3lib import benchmarks, config, images, sources
+from m3lib import benchmarks, config
 from m3lib import fashionai as reader
 from m3lib.errors import InputError
 from m3lib.manifest import assign_splits
@@ -164,24 +161,6 @@ def test_missing_photos_are_counted_up_to_the_limit(download):
     with pytest.raises(InputError) as raised:
         download.read(max_bad=0.01)
     check_words(raised, ["3 of 200", str(download.folder), "images.max_bad = 0.01", "'fashionAI_attributes_train"])
-
-
-def test_a_photo_that_is_cut_off_is_left_out_of_the_store(download, tmp_path):
-    cut_off(download.photo(11))
-    asked = download.settings(max_bad=0.02, split=SPLIT)
-    (tmp_path / "prepared").mkdir()
-    source = images.pack(sources.read(asked), tmp_path / "prepared", asked.images, workers=1)
-    assert len(source.manifest) == 199
-    assert str(download.photo(11)) in source.notes[-1]
-    assert list(download.labels)[11] not in set(source.manifest["image"])
-
-
-def test_grey_cmyk_and_turned_photos(download):
-    names = list(download.labels)[:3]
-    save_odd_photos([download.folder / name for name in names])
-    source = download.read(split=SPLIT)
-    rows = {name: i for i, name in enumerate(source.manifest["image"])}
-    check_odd_photos([source.load(rows[name]) for name in names])
 
 
 # bad files: the change of the first label.csv, words of the sentence beside the file's name
