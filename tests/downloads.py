@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from m3lib import config, darn, sources
+from m3lib import deepfashion as deepfashion_reader
 from m3lib import fashionai as fashionai_reader
 from m3lib.manifest import Source
 from m3lib.taxonomy import Attribute, Taxonomy
@@ -19,6 +20,7 @@ from tiny import SETTINGS
 SPLIT = config.Split(valid=0.3, test=0.3, query=0.2)
 SIZE = (18, 24)  # of a photo, width and height
 PARTS = ("train", "val", "test")
+OFFICIAL = {"train": "train", "val": "valid", "test": "test"}
 CLOTH = (  # name and type, in the order of the file: the types are mixed
     ("crew neck", 4),
     ("floral print", 1),
@@ -245,6 +247,17 @@ def by_name(taxonomy: Taxonomy, ids: Sequence[int]) -> Labels:
     for m in ids:
         own[taxonomy.names[taxonomy.attribute_of_class[m]]].append(taxonomy.class_name(m))
     return dict(own)
+
+
+def read_classes(done: Download) -> tuple[Taxonomy, list[int]]:
+    return deepfashion_reader.read_classes(done.folder / CLOTH_FILE)
+
+
+def read_labels(done: Download) -> tuple[dict[str, Labels], int]:
+    """What the reader finds in a DeepFashion download, by name, and how many rows repeat another."""
+    taxonomy, class_ids = read_classes(done)
+    labels, repeated = deepfashion_reader.read_labels(done.folder / LABEL_FILE, class_ids)
+    return {name: by_name(taxonomy, ids) for name, ids in labels.items()}, repeated
 
 
 def labels_of(source: Source, *splits: str) -> dict[str, Labels]:
