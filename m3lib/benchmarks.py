@@ -40,26 +40,6 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Photos:
-    """Loads photo i from a folder, cut to its box where it has one."""
-
-    folder: Path
-    names: tuple[str, ...]
-    boxes: tuple[tuple[int, int, int, int] | None, ...] = ()
-
-    def __call__(self, i: int) -> np.ndarray:
-        photo = images.decode(self.folder / self.names[i])
-        box = self.boxes[i] if self.boxes else None
-        if box is None:
-            return photo
-        left, top, right, bottom = box
-        cut = photo[max(top, 0) : bottom, max(left, 0) : right]
-        if not cut.size:
-            raise InputError(f"{self.names[i]!r}: its bounding box {box} lies outside the photo")
-        return cut
-
-
-@dataclass(frozen=True)
 class Need:
     """A part of a download. paths: any one of them will do, relative to the folder. optional: what happens without."""
 
@@ -129,7 +109,7 @@ def read(dataset: Dataset, settings: Settings) -> Source:
     return Source(
         known.taxonomy,
         frame,
-        Photos(base, tuple(frame["image"]), boxes),
+        images.Photos(base, tuple(frame["image"]), boxes),
         (*known.notes, *notes, *shared, *gone, *unlabelled, *boxless, f"protocol: {protocol}"),
         "any" if protocol == "any" else "pair",
     )

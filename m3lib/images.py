@@ -116,6 +116,26 @@ def border_colour(image: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Photos:
+    """Loads photo i from a folder, cut to its box where it has one."""
+
+    folder: Path
+    names: tuple[str, ...]
+    boxes: tuple[tuple[int, int, int, int] | None, ...] = ()
+
+    def __call__(self, i: int) -> np.ndarray:
+        photo = decode(self.folder / self.names[i])
+        box = self.boxes[i] if self.boxes else None
+        if box is None:
+            return photo
+        left, top, right, bottom = box
+        cut = photo[max(top, 0) : bottom, max(left, 0) : right]
+        if not cut.size:
+            raise InputError(f"{self.names[i]!r}: its bounding box {box} lies outside the photo")
+        return cut
+
+
+@dataclass(frozen=True)
 class Rows:
     """Some rows of a loader, numbered anew."""
 

@@ -3,7 +3,6 @@
 import hashlib
 import posixpath
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,17 +23,6 @@ SPLITS = {
     "dev": "valid",
     "test": "test",
 }
-
-
-@dataclass(frozen=True)
-class Photos:
-    """Loads photo i from a folder."""
-
-    folder: Path
-    names: tuple[str, ...]
-
-    def __call__(self, i: int) -> np.ndarray:
-        return images.decode(self.folder / self.names[i])
 
 
 def read(settings: Settings) -> Source:
@@ -64,7 +52,9 @@ def read_csv(settings: Csv, split: Split, max_bad: float) -> Source:
     roles = assign_roles(keys, splits, split.query)
     frame = pd.DataFrame({"image": names, "split": splits, "role": roles, "labels": labels})
     frame, unlabelled = labelled(frame)
-    return Source(taxonomy, frame, Photos(table.path.parent, tuple(frame["image"])), notes + label_notes + unlabelled)
+    return Source(
+        taxonomy, frame, images.Photos(table.path.parent, tuple(frame["image"])), notes + label_notes + unlabelled
+    )
 
 
 def open_catalogue(settings: Csv) -> tuple[Table, list[str]]:
