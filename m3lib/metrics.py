@@ -12,14 +12,19 @@ All scores are fractions in [0, 1].
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-BLOCK = 1 << 20  # (pair, candidate) cells looked at together: 10 MB, and up to 60 MB if every candidate is relevant
+BLOCK = 1 << 24  # (pair, candidate) cells looked at together on a GPU: 16 MB, and 128 MB if every one is relevant
+PAIRS = 64  # (query, class) pairs that a thread takes at a time
+FEW = 32  # tied values of a row, above which its whole order is found
+NAN = "some similarities are NaN, so there is no ranking"
 
 
 def tie_keys(names: Sequence[str]) -> Tensor:
@@ -36,12 +41,12 @@ def rank_order(similarity: Tensor, tie: Tensor) -> Tensor:
 
     similarity: (Q, C) floats. tie: (C,) int64, distinct, so that the ranking does not depend on the order in which
     candidates are given. Rows are independent: any block of queries is ranked as the whole would be.
-    Raises ValueError for NaN, which no ranking can place.
+    Raises FloatingPointError for NaN, which no ranking can place.
     """
     if similarity.ndim != 2 or tie.shape != similarity.shape[1:]:
         raise ValueError(f"want (Q, C) similarities and (C,) tie keys, got {[*similarity.shape]} and {[*tie.shape]}")
     if similarity.isnan().any():
-        raise ValueError("some similarities are NaN, so there is no ranking: check the embeddings for NaN or Inf")
+        raise FloatingPointError(NAN)
     by_tie = tie.to(similarity.device).argsort(stable=True)  # (C,)
     return by_tie[similarity[:, by_tie].sort(dim=1, descending=True, stable=True).indices]  # (Q, C)
 
@@ -63,34 +68,43 @@ class Scores:
     recall_100: np.ndarray  # (P,) float64: h / R
 
 
-def evaluate_attribute(order: Tensor, query_labels: ArrayLike, candidate_labels: ArrayLike, k: int = 100) -> Scores:
+def evaluate_attribute(
+    similarity: Tensor, tie: Tensor, query_labels: ArrayLike, candidate_labels: ArrayLike, k: int = 100
+) -> Scores:
     """Scores of every (query, positive class) pair; a quotient whose divisor is 0 counts as 0.
 
-    order: (Q, C) from `rank_order`. query_labels: (Q, K) bool and candidate_labels: (C, K) bool, arrays or tensors,
-    over the same classes; a query without a positive class asks nothing. k >= 1 may exceed C.
-    Raises ValueError for shapes that don't belong together.
+    similarity: (Q, C) floats and tie: (C,) distinct int64, as for `rank_order`; columns in the order of their tie keys
+    save a copy. query_labels: (Q, K) bool and candidate_labels: (C, K) bool, arrays or tensors, over the same classes;
+    a query without a positive class asks nothing. k >= 1 may exceed C. Queries are independent: any block of them
+    scores as the whole would. On the CPU, rows are shared among torch's threads.
+    Raises ValueError for shapes that don't belong together, FloatingPointError for NaN, which no ranking can place.
     """
-    query_labels = torch.as_tensor(query_labels, dtype=torch.bool)
-    candidate_labels = torch.as_tensor(candidate_labels, dtype=torch.bool)
-    (num_queries, num_candidates), num_classes = order.shape, query_labels.shape[-1]
-    if query_labels.shape != (num_queries, num_classes) or candidate_labels.shape != (num_candidates, num_classes):
-        shapes = [[*array.shape] for array in (order, query_labels, candidate_labels)]
-        raise ValueError(f"want (Q, C) ranks, (Q, K) and (C, K) labels, got {shapes}")
+    query_labels = torch.as_tensor(query_labels, dtype=torch.bool).cpu()
+    candidate_labels = torch.as_tensor(candidate_labels, dtype=torch.bool).cpu()
+    (num_queries, num_candidates), num_classes = similarity.shape, query_labels.shape[-1]
+    if (
+        query_labels.shape != (num_queries, num_classes)
+        or candidate_labels.shape != (num_candidates, num_classes)
+        or tie.shape != (num_candidates,)
+    ):
+        shapes = [[*array.shape] for array in (similarity, tie, query_labels, candidate_labels)]
+        raise ValueError(f"want (Q, C) similarities, (C,) tie keys, (Q, K) and (C, K) labels, got {shapes}")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
 
-    query, class_id = query_labels.to(order.device).nonzero(as_tuple=True)  # (P,), (P,)
-    carriers = candidate_labels.to(order.device).T.contiguous()  # (K, C)
-    step = max(1, BLOCK // max(1, num_candidates))
-    blocks = []  # of (4, <= step)
-    for q, v in zip(query.split(step), class_id.split(step), strict=True):
-        hit = carriers[v].gather(1, order[q])  # (step, C), True where the candidate at that rank is relevant
-        blocks.append(_precision_sums(hit.cpu().numpy(), k))
-    relevant, hits, sum_all, sum_k = np.concatenate(blocks, axis=1)  # (P,) each
+    tie = tie.cpu()
+    if (tie.diff() <= 0).any():
+        by_tie = tie.argsort()
+        similarity, candidate_labels = similarity[:, by_tie.to(similarity.device)], candidate_labels[by_tie]
+    query, class_id = query_labels.nonzero(as_tuple=True)  # (P,), (P,)
+    carriers = candidate_labels.T.contiguous()  # (K, C)
+    find = ranks_by_search if similarity.device.type == "cpu" else ranks_by_sorting
+    relevant, rank = find(similarity, carriers, query, class_id)
+    hits, sum_all, sum_k = precision_sums(relevant, rank, k)  # (P,) each
     return Scores(
-        query=query.cpu().numpy(),
-        class_id=class_id.cpu().numpy(),
-        relevant=relevant.astype(np.int64),
+        query=query.numpy(),
+        class_id=class_id.numpy(),
+        relevant=relevant,
         ap_all=_divide(sum_all, relevant),
         ap_100_hits=_divide(sum_k, hits),
         ap_100_min=_divide(sum_k, np.minimum(relevant, k)),
@@ -98,20 +112,89 @@ def evaluate_attribute(order: Tensor, query_labels: ArrayLike, candidate_labels:
     )
 
 
-def _precision_sums(hit: np.ndarray, k: int) -> np.ndarray:
-    """(4, B) float64: R, h, and the sums of Prec_i over all relevant ranks and over those up to k.
+def join(parts: Sequence[Scores]) -> Scores:
+    """Scores of several blocks of queries, one after the other."""
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return Scores(*(np.concatenate(column) for column in columns))
 
-    hit: (B, C) bool. Only the relevant ranks are visited: the j-th of a row, at rank r_j, has precision j / r_j.
+
+def ranks_by_search(
+    similarity: Tensor, carriers: Tensor, query: Tensor, class_id: Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """(P,) R of every pair, and (sum of R,) the ranks of its relevant candidates, rising, pair after pair.
+
+    Sorting the values of a row alone is several times quicker than finding its order; the relevant ones are then looked
+    up in it. Only a row with a tie that a relevant candidate is part of needs the order.
+    similarity: (Q, C), equal values to fall in the order of the columns; carriers: (K, C) bool.
     """
-    rows, num_candidates = hit.shape
-    relevant = hit.sum(axis=1)  # (B,)
-    row, column = np.divmod(np.flatnonzero(hit), num_candidates)  # (n,), (n,), row by row in rank order
-    j = np.arange(1, len(row) + 1) - np.repeat(relevant.cumsum() - relevant, relevant)  # (n,), 1 to R in each row
-    precision = j / (column + 1)  # (n,)
-    early = column < k  # (n,)
-    hits = np.bincount(row[early], minlength=rows)
-    sum_k = np.bincount(row[early], precision[early], minlength=rows)
-    return np.stack([relevant, hits, np.bincount(row, precision, minlength=rows), sum_k])
+    rows, carriers, queries = similarity.numpy(), carriers.numpy(), query.numpy()
+    members = {v: np.flatnonzero(carriers[v]) for v in class_id.unique().tolist()}  # class to (R,) columns
+    classes, size = class_id.tolist(), rows.shape[1]
+
+    def ranks_of(start: int) -> list[np.ndarray]:
+        asked, found = queries[start : start + PAIRS], []
+        first = asked[0]
+        ordered = np.sort(rows[first : asked[-1] + 1], axis=1)  # rising, NaN at the end
+        if np.isnan(ordered[:, -1:]).any():
+            raise FloatingPointError(NAN)
+        for q, v in zip(asked.tolist(), classes[start:], strict=False):
+            line = ordered[q - first]
+            values = np.sort(rows[q][members[v]])  # (R,)
+            end = np.searchsorted(line, values, side="right")  # so many values up to this one
+            tied = line[end - 2] == values  # with the one before; of a lowest value itself if all are equal
+            rank = size + 1 - end
+            if tied.any():
+                rank = among_ties(rows[q], carriers[v], values, rank, np.unique(values[tied]))
+            found.append(rank[::-1])
+        return found
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy lets other threads run while it sorts
+        found = list(chain.from_iterable(pool.map(ranks_of, range(0, len(classes), PAIRS))))
+    none = np.zeros(0, dtype=np.int64)
+    return np.array([len(rank) for rank in found], dtype=np.int64), np.concatenate([none, *found])
+
+
+def among_ties(row: np.ndarray, carrier: np.ndarray, values: np.ndarray, rank: np.ndarray, tied: np.ndarray):
+    """(R,) ranks, falling, where some values are tied: equal ones fall in the order of the columns.
+
+    row: (C,); carrier: (C,) bool; values: (R,) of the carriers, rising; rank: (R,) of the first of each value's equals;
+    tied: (t,) the values in question.
+    """
+    if len(tied) > FEW:
+        return np.flatnonzero(carrier[np.argsort(-row, kind="stable")])[::-1] + 1
+    for value in tied:
+        rank[values == value] += np.flatnonzero(carrier[row == value])[::-1]
+    return rank
+
+
+def ranks_by_sorting(
+    similarity: Tensor, carriers: Tensor, query: Tensor, class_id: Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same by torch alone, where sorting is the quickest: on a GPU."""
+    if similarity.isnan().any():
+        raise FloatingPointError(NAN)
+    device, num_candidates = similarity.device, max(1, similarity.shape[1])
+    order = similarity.sort(dim=1, descending=True, stable=True).indices  # (Q, C)
+    carriers, step, found = carriers.to(device), max(1, BLOCK // num_candidates), []
+    for q, v in zip(query.to(device).split(step), class_id.to(device).split(step), strict=True):
+        hit = carriers[v].gather(1, order[q])  # (step, C), True where the candidate at that rank is relevant
+        found.append((hit.sum(dim=1).cpu().numpy(), (hit.nonzero()[:, 1] + 1).cpu().numpy()))
+    none = np.zeros(0, dtype=np.int64)
+    relevant, ranks = zip((none, none), *found, strict=True)
+    return np.concatenate(relevant), np.concatenate(ranks)
+
+
+def precision_sums(relevant: np.ndarray, rank: np.ndarray, k: int) -> np.ndarray:
+    """(3, P) float64: h, and the sums of Prec_i over all relevant ranks and over those up to k.
+
+    relevant: (P,) R; rank: (sum of R,) rising in each pair. The j-th of a pair, at rank r_j, has precision j / r_j.
+    """
+    pair = np.repeat(np.arange(len(relevant)), relevant)  # (n,)
+    j = np.arange(1, len(pair) + 1) - np.repeat(relevant.cumsum() - relevant, relevant)  # (n,), 1 to R in each pair
+    precision, early = j / rank, rank <= k  # (n,), (n,)
+    sums = [np.bincount(pair, precision, minlength=len(relevant))]
+    sums.append(np.bincount(pair[early], precision[early], minlength=len(relevant)))
+    return np.stack([np.bincount(pair[early], minlength=len(relevant)), *sums])
 
 
 def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -149,12 +149,19 @@ def typical_class(prepared: Prepared, split: str, attribute: str) -> str:
 
 
 def panel_content(
-    prepared: Prepared, ranking: Ranking, attribute: int, class_: str | None, rows: int = 3, top: int = 10
+    prepared: Prepared,
+    ranking: Ranking,
+    attribute: int,
+    class_: str | None = None,
+    rows: int = 3,
+    top: int = 10,
+    among: np.ndarray | None = None,
 ):
     """What `figures.retrieval_panel` draws: queries, their results, which are right, captions.
 
     With a class, queries that carry it, and a result is right if it carries it too. Without, queries of different
-    classes, and a result is right if it shares a class with its query.
+    classes, and a result is right if it shares a class with its query. among: these manifest rows, all of them, are
+    the queries.
     """
     taxonomy, own = prepared.taxonomy, prepared.taxonomy.classes_of(attribute)
     query_labels, candidate_labels = (part.numpy() for part in ranking.hits(prepared, own))
@@ -164,14 +171,29 @@ def panel_content(
         query_labels, candidate_labels = query_labels & only, candidate_labels & only
     first = np.argmax(query_labels, axis=1)  # (Q,) the first class that a query carries
     asked = np.flatnonzero(query_labels.any(axis=1))
-    if class_ is None:
+    if among is not None:
+        asked, rows = asked[np.isin(ranking.query_rows[asked], among)], len(among)
+    elif class_ is None:
         asked = asked[np.sort(np.unique(first[asked], return_index=True)[1])]
-    asked, found = asked[:rows], ranking.order[asked[:rows], :top].numpy()  # (rows,), (rows, top)
+    asked, found = asked[:rows], ranking.order(asked[:rows])[:, :top].numpy()  # (rows,), (rows, top)
     right = (query_labels[asked][:, None] & candidate_labels[found]).any(axis=2)
     captions = [" + ".join(np.array(taxonomy.attributes[attribute].classes)[labels]) for labels in query_labels[asked]]
     images = prepared.images
     results = [[images[row] for row in ranking.candidate_rows[line]] for line in found]
     return [images[row] for row in ranking.query_rows[asked]], results, right, captions
+
+
+def looks(
+    prepared: Prepared, split: str, attribute: int, kept: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The queries whose attention 02_train kept and that are known under an attribute, and their maps of it.
+
+    kept: what `training.look` gave, and "rows". Returns (R,) rising manifest rows, and (R, H, W) by whose map it is.
+    """
+    rows = kept["rows"]
+    known = prepared.labels[rows][:, prepared.taxonomy.classes_of(attribute)].any(axis=1)
+    known &= np.isin(rows, prepared.rows(split, "query"))
+    return rows[known], {whose: maps[known, attribute] for whose, maps in kept.items() if whose != "rows"}
 
 
 def neighbours(variants: Collection[str]) -> list[tuple[str, str]]:

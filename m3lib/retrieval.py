@@ -1,11 +1,12 @@
 """From embeddings to similarities, rankings and scores.
 
-A score says how alike a query and a candidate are under one attribute. Each is an inner product of one vector per
-image, so that ranking is one matrix product. Letters: Q queries, C candidates, M_n classes of the attribute, d the size
-of phi.
+A score says how alike a query and a candidate are under one attribute. Each is an inner product of a vector of the
+query and one of the candidate, so that ranking is one matrix product, and an index holds one vector an image. Letters:
+Q queries, C candidates, M_n classes of the attribute, d the size of phi.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,10 @@ from m3lib.manifest import Prepared
 from m3lib.taxonomy import Taxonomy
 
 SOFTNESS = 0.5  # of the score soft_segment: the share of the segments' agreement
+PART = 4096  # numbers of an image's vector that are multiplied at once, whatever the memory: the sum's order is fixed
+PIECE = 1 << 13  # candidates at once, about: a piece of their vectors takes up to 128 MB, thrice while it is made
+FEWEST = 16  # rows of a matrix product, below which some libraries add in another order
+MEMORY = 1 << 30  # bytes that an evaluation may take for a block of similarities and what belongs to it
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,7 @@ class Embeddings:
         index = torch.searchsorted(self.rows, wanted)
         if (index >= len(self.rows)).any() or (self.rows[index] != wanted).any():
             raise InputError("the embeddings don't cover this split; run `dvc repro` to bring them up to date")
-        parts = (part[index] if part is not None else None for part in (self.attribute, self.posterior, self.classes))
-        return Embeddings(wanted, *parts)
+        return self.at(index)
 
     def of(self, attribute: int, taxonomy: Taxonomy) -> "Embeddings":
         """What they say of one attribute alone, as views: at 1,000 classes a copy of all would take gigabytes."""
@@ -62,10 +66,59 @@ class Embeddings:
         )
         return Embeddings(self.rows, *(part[:, which] if part is not None else None for part, which in parts))
 
+    def at(self, which: slice | np.ndarray) -> "Embeddings":
+        """Those of some images, by their places here."""
+        return Embeddings(*(part[which] if part is not None else None for part in self.tensors()))
+
+    def to(self, device: str) -> "Embeddings":
+        return Embeddings(*(part.to(device) if part is not None else None for part in self.tensors()))
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.rows, self.attribute, self.posterior, self.classes
+
     @property
     def scores(self) -> list[str]:
         """The scores that these embeddings can give."""
         return [score for score, needs in SCORES.items() if all(getattr(self, need) is not None for need in needs)]
+
+
+def parts(score: str, side: str, of: Embeddings, attribute: int, taxonomy: Taxonomy) -> Iterator[Tensor]:
+    """The vectors of images under one attribute, in parts of at most PART numbers: (I, V_j) float32 each.
+
+    side: "query" or "candidate". f_n and phi_m have unit length, so their inner products are cosines.
+    """
+    own, asks, needs = taxonomy.classes_of(attribute), side == "query", SCORES[score]
+    p = of.posterior[:, own].float() if "posterior" in needs else None  # (I, M_n)
+    likely = F.one_hot(p.argmax(dim=1), p.shape[1]).float() if score in ("segment", "top_class") else None  # (I, M_n)
+    if "attribute" in needs:
+        f = of.attribute[:, attribute].float()  # (I, D)
+        yield f * (1 - SOFTNESS) if asks and score == "soft_segment" else f
+    if score == "segment":
+        yield likely * 2.0 if asks else likely
+    if score in ("soft_segment", "posterior", "weighted"):
+        yield p * {"soft_segment": SOFTNESS, "posterior": 1.0, "weighted": 0.5}[score] if asks else p
+    if "classes" in needs:
+        phi = of.classes[:, own]  # (I, M_n, d)
+        ones = torch.ones(phi.shape[:2], device=phi.device)
+        of_query, of_candidate = {
+            "concat": (ones / phi.shape[1], ones),
+            "top_class": (likely, ones),
+            "weighted": (None if p is None else p / 2, p),
+        }[score]
+        weight = of_query if asks else of_candidate  # (I, M_n)
+        step = max(1, PART // phi.shape[2])
+        for w, some in zip(weight.split(step, dim=1), phi.split(step, dim=1), strict=True):
+            yield (w[..., None] * some).flatten(1)
+
+
+def query_vectors(score: str, of: Embeddings, attribute: int, taxonomy: Taxonomy) -> Tensor:
+    """(I, V) float32: `query_vectors(...) @ candidate_vectors(...).T` is the similarity."""
+    return torch.cat(list(parts(score, "query", of, attribute, taxonomy)), dim=1)
+
+
+def candidate_vectors(score: str, of: Embeddings, attribute: int, taxonomy: Taxonomy) -> Tensor:
+    """(I, V) float32, what an index of this score holds."""
+    return torch.cat(list(parts(score, "candidate", of, attribute, taxonomy)), dim=1)
 
 
 def similarity(score: str, query: Embeddings, candidate: Embeddings, attribute: int, taxonomy: Taxonomy) -> Tensor:
@@ -79,59 +132,58 @@ def similarity(score: str, query: Embeddings, candidate: Embeddings, attribute: 
     top_class: cos(phi_m(q), phi_m(c)) for the m that the query most probably is.
     weighted: sum over m of p_m(q) p_m(c) (1 + cos(phi_m(q), phi_m(c))) / 2.
     posterior: sum over m of p_m(q) p_m(c), the probability of one class for both if the two are independent.
+
+    A query's row does not depend, to the bit, on the other queries asked with it: a matrix product of a few rows may
+    add in another order, so there are FEWEST rows in every product.
     """
-    own = taxonomy.classes_of(attribute)
-    if "posterior" in SCORES[score]:
-        p_q, p_c = query.posterior[:, own].float(), candidate.posterior[:, own].float()  # (Q, M_n), (C, M_n)
-    if "attribute" in SCORES[score]:
-        cosine = query.attribute[:, attribute].float() @ candidate.attribute[:, attribute].float().T
-    if score == "attribute":
-        return cosine
-    if score == "segment":
-        return cosine + 2.0 * (p_q.argmax(dim=1)[:, None] == p_c.argmax(dim=1))
-    if score == "soft_segment":
-        return (1 - SOFTNESS) * cosine + SOFTNESS * p_q @ p_c.T
-    if score == "posterior":
-        return p_q @ p_c.T
-    phi_q, phi_c = query.classes[:, own].float(), candidate.classes[:, own].float()  # (Q, M_n, d), (C, M_n, d)
-    if score == "concat":
-        return phi_q.flatten(1) @ phi_c.flatten(1).T / phi_q.shape[1]
-    if score == "top_class":
-        return top_class(p_q, phi_q, phi_c)
-    agree = (p_q[..., None] * phi_q).flatten(1) @ (p_c[..., None] * phi_c).flatten(1).T
-    return (p_q @ p_c.T + agree) / 2
-
-
-def top_class(p_q: Tensor, phi_q: Tensor, phi_c: Tensor) -> Tensor:
-    """(Q, C) cosine in the space of each query's most probable class."""
-    chosen = p_q.argmax(dim=1)  # (Q,)
-    result = torch.empty(len(phi_q), len(phi_c))
-    for m in chosen.unique():
-        asking = chosen == m
-        result[asking] = phi_q[asking, m] @ phi_c[:, m].T
-    return result
+    rows, columns = len(query.rows), len(candidate.rows)
+    result = torch.zeros(max(rows, FEWEST), columns, device=query.rows.device)
+    pieces = torch.arange(columns).tensor_split(-(-columns // PIECE)) if columns else ()
+    for piece in pieces:
+        columns_of_piece = slice(int(piece[0]), int(piece[-1]) + 1)
+        asked = parts(score, "query", query, attribute, taxonomy)
+        answers = parts(score, "candidate", candidate.at(columns_of_piece), attribute, taxonomy)
+        for q, c in zip(asked, answers, strict=True):
+            result[:, columns_of_piece].addmm_(F.pad(q, (0, 0, 0, len(result) - rows)), c.T)
+    return result[:rows]
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """One attribute of one split: query and candidate rows, and the candidates in order for each query."""
+    """One attribute of one split: who asks, who answers, and how alike they are."""
 
-    query_rows: np.ndarray  # (Q,)
-    candidate_rows: np.ndarray  # (C,)
-    order: Tensor  # (Q, C) int64 into candidate_rows, best first
+    query_rows: np.ndarray  # (Q,) manifest rows
+    candidate_rows: np.ndarray  # (C,) manifest rows, by rising tie key
+    ties: Tensor  # (C,) int64, rising
+    similarity: Callable[[slice | np.ndarray], Tensor]  # of some queries to all candidates: (b, C) floats
+
+    def order(self, queries: slice | np.ndarray) -> Tensor:
+        """(b, C) int64 into candidate_rows, best first, of some of the queries."""
+        return metrics.rank_order(self.similarity(queries), self.ties)
 
     def hits(self, prepared: Prepared, classes: slice) -> tuple[Tensor, Tensor]:
         """The (Q, M_n) and (C, M_n) labels of queries and candidates."""
         labels = torch.from_numpy(prepared.labels[:, classes])
         return labels[self.query_rows], labels[self.candidate_rows]
 
+    def blocks(self, memory: int) -> list[slice]:
+        """The queries in blocks whose similarities take at most half of `memory` bytes (but FEWEST rows at least)."""
+        step = max(FEWEST, memory // (2 * 4 * max(1, len(self.candidate_rows))))
+        return [slice(start, start + step) for start in range(0, len(self.query_rows), step)]
+
 
 def rank(
-    prepared: Prepared, split: str, attribute: int, score: str, embeddings: Embeddings | None, seed: int
+    prepared: Prepared,
+    split: str,
+    attribute: int,
+    score: str,
+    embeddings: Embeddings | None,
+    seed: int,
+    device: str = "cpu",
 ) -> Ranking:
-    """Rank the split's candidates for its queries; those unknown under the attribute take no part.
+    """Set the split's candidates against its queries; those unknown under the attribute take no part.
 
-    score "random" needs no embeddings: similarities are drawn from the seed.
+    score "random" needs no embeddings: each query draws its similarities from the seed.
     """
     own = prepared.taxonomy.classes_of(attribute)
     known = prepared.labels[:, own].any(axis=1)
@@ -141,15 +193,22 @@ def rank(
     ties = metrics.tie_keys(prepared.manifest["image"].to_numpy()[candidate_rows].tolist()).sort()
     candidate_rows = candidate_rows[ties.indices.numpy()]
     if score == "random":
-        generator = torch.Generator().manual_seed(seed * 1009 + attribute)
-        values = torch.rand(len(query_rows), len(candidate_rows), generator=generator)
+
+        def alike(queries: slice | np.ndarray) -> Tensor:
+            asked = np.arange(len(query_rows))[queries]
+            streams = (np.random.Philox(key=seed * 1009 + attribute, counter=[0, 0, 0, row]) for row in asked)
+            drawn = np.stack([np.random.Generator(stream).random(len(candidate_rows)) for stream in streams])
+            return torch.from_numpy(drawn).to(device)
+
     else:
-        narrow, alone = (
-            embeddings.of(attribute, prepared.taxonomy),
-            Taxonomy((prepared.taxonomy.attributes[attribute],)),
-        )
-        values = similarity(score, narrow.take(query_rows), narrow.take(candidate_rows), 0, alone)
-    return Ranking(query_rows, candidate_rows, metrics.rank_order(values, ties.values))
+        narrow = embeddings.of(attribute, prepared.taxonomy)
+        alone = Taxonomy((prepared.taxonomy.attributes[attribute],))
+        query, candidate = (narrow.take(rows).to(device) for rows in (query_rows, candidate_rows))
+
+        def alike(queries: slice | np.ndarray) -> Tensor:
+            return similarity(score, query.at(queries), candidate, 0, alone)
+
+    return Ranking(query_rows, candidate_rows, ties.values, alike)
 
 
 def evaluate(
@@ -159,19 +218,32 @@ def evaluate(
     embeddings: Embeddings | None = None,
     seed: int = 0,
     relevance: str | None = None,
+    memory: int = MEMORY,
+    device: str = "cpu",
 ) -> dict[str, metrics.Scores]:
-    """Every attribute's per-query scores on a split.
+    """Every attribute's per-query scores on a split, the same whatever `memory` (bytes, about) it may take.
+
+    device: where similarities are computed and ranked, by torch's name; "cpu" uses torch's number of threads.
 
     relevance, if not the data set's own: `pair`, a query is an (image, class it carries) pair and a candidate is right
     if it carries the class; `any`, a query is an image and a candidate is right if it shares a class with it.
+    Raises InputError for embeddings that hold NaN or infinity.
     """
     results = {}
     relevance = relevance or prepared.relevance
     for n, name in enumerate(prepared.taxonomy.names):
-        ranking = rank(prepared, split, n, score, embeddings, seed)
-        labels = ranking.hits(prepared, prepared.taxonomy.classes_of(n))
-        labels = labels if relevance == "pair" else sharing(*labels)
-        results[name] = metrics.evaluate_attribute(ranking.order, *labels)
+        ranking = rank(prepared, split, n, score, embeddings, seed, device)
+        asking, answering = ranking.hits(prepared, prepared.taxonomy.classes_of(n))
+        found = []
+        for block in ranking.blocks(memory):
+            labels = (asking[block], answering) if relevance == "pair" else sharing(asking[block], answering)
+            try:
+                scores = metrics.evaluate_attribute(ranking.similarity(block), ranking.ties, *labels)
+            except FloatingPointError as error:
+                raise InputError(f"{name}, {split}, score {score}: {error}; check the embeddings") from None
+            query = scores.query + block.start
+            found.append(replace(scores, query=query, class_id=scores.class_id if relevance == "pair" else query))
+        results[name] = metrics.join(found)
     return results
 
 

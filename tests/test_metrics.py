@@ -1,6 +1,7 @@
 """Ranks and scores against literals, slow loops, scikit-learn, closed forms, and the published tables."""
 
 import csv
+from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
@@ -10,14 +11,13 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from m3lib import metrics
 from m3lib.metrics import (
     Scores,
     bootstrap,
     evaluate_attribute,
     expected_random_ap,
+    join,
     paired_bootstrap,
-    rank_order,
     summarise,
     tie_keys,
 )
@@ -77,44 +77,14 @@ def naive(similarity, tie, query_labels, candidate_labels, k):
     return np.array(rows, dtype=float).reshape(-1, len(FIELDS)).T
 
 
+def ranked(order):
+    """Similarities and tie keys that give this order, (Q, C)."""
+    return -order.argsort(dim=1).float(), torch.arange(order.shape[1])
+
+
 def assert_same(a: Scores, b: Scores):
     for field in FIELDS:
         np.testing.assert_array_equal(getattr(a, field), getattr(b, field), err_msg=field)
-
-
-# ---- rank_order and tie_keys
-
-
-def test_rank_order_literal():
-    similarity = torch.tensor([[0.1, 0.9, 0.1, 0.5], [0.0, -0.0, 0.0, -0.0], [1.0, torch.inf, -torch.inf, 1.0]])
-    tie = torch.tensor([7, 3, 2, 5])
-    assert rank_order(similarity, tie).tolist() == [[1, 3, 2, 0], [2, 1, 3, 0], [1, 3, 0, 2]]
-
-
-def test_rank_order_refuses_nan_and_shapes():
-    with pytest.raises(ValueError, match="NaN"):
-        rank_order(torch.tensor([[0.0, torch.nan]]), torch.arange(2))
-    with pytest.raises(ValueError, match="tie keys"):
-        rank_order(torch.zeros(2, 3), torch.arange(2))
-
-
-def test_rank_order_knows_names_not_places(rng):
-    for _ in range(10):
-        similarity, tie, *_ = random_case(rng, multi=False)
-        order = rank_order(similarity, tie)
-        shuffle = torch.from_numpy(rng.permutation(len(tie)))
-        assert torch.equal(shuffle[rank_order(similarity[:, shuffle], tie[shuffle])], order)
-        assert torch.equal(torch.cat([rank_order(row[None], tie) for row in similarity]), order)
-
-
-def test_tie_keys_are_stable_and_spread():
-    keys = tie_keys([f"img/{i:05}.jpg" for i in range(2000)])
-    assert keys.dtype == torch.int64
-    assert keys.min() >= 0
-    assert len(keys.unique()) == 2000
-    assert tie_keys(["a", "b"]).tolist() == [2340832890917691671, 4771952420932724666]  # b2sum -l 64, halved
-    place = torch.arange(2000.0)
-    assert abs(torch.corrcoef(torch.stack([keys.argsort().float(), place]))[0, 1]) < 0.1
 
 
 # ---- evaluate_attribute
@@ -127,7 +97,7 @@ def test_literal_scores():
     candidate_labels[[3, 5, 4], 0] = True
     candidate_labels[1, 1] = True
     query_labels = np.ones((1, 3), dtype=bool)
-    scores = evaluate_attribute(order, query_labels, candidate_labels, k=3)
+    scores = evaluate_attribute(*ranked(order), query_labels, candidate_labels, k=3)
     assert scores.query.tolist() == [0, 0, 0]
     assert scores.class_id.tolist() == [0, 1, 2]
     assert scores.relevant.tolist() == [3, 1, 0]
@@ -136,17 +106,19 @@ def test_literal_scores():
     assert scores.ap_100_min == pytest.approx([(1 + 2 / 3) / 3, 0, 0])
     assert scores.recall_100 == pytest.approx([2 / 3, 0, 0])
 
-    one = evaluate_attribute(order, query_labels, candidate_labels, k=1)
+    one = evaluate_attribute(*ranked(order), query_labels, candidate_labels, k=1)
     assert (one.ap_100_hits[0], one.ap_100_min[0], one.recall_100[0]) == pytest.approx((1, 1, 1 / 3))
     for k in (6, 100):  # a cut that cuts nothing
-        whole = evaluate_attribute(order, query_labels, candidate_labels, k=k)
+        whole = evaluate_attribute(*ranked(order), query_labels, candidate_labels, k=k)
         assert whole.ap_100_hits == pytest.approx(whole.ap_all)
         assert whole.ap_100_min == pytest.approx(whole.ap_all)
         assert whole.recall_100.tolist() == [1, 1, 0]
 
 
 def test_nothing_asked_gives_no_pairs():
-    scores = evaluate_attribute(torch.tensor([[0, 1]]), np.zeros((1, 2), dtype=bool), np.ones((2, 2), dtype=bool))
+    scores = evaluate_attribute(
+        *ranked(torch.tensor([[0, 1]])), np.zeros((1, 2), dtype=bool), np.ones((2, 2), dtype=bool)
+    )
     assert all(len(getattr(scores, field)) == 0 for field in FIELDS)
 
 
@@ -154,14 +126,16 @@ def test_shapes_that_do_not_belong_together_are_refused():
     order = torch.tensor([[0, 1]])
     for q, c, k in [((2, 3), (2, 3), 1), ((1, 3), (3, 3), 1), ((1, 3), (2, 4), 1), ((1, 3), (2, 3), 0)]:
         with pytest.raises(ValueError, match=r"want|at least 1"):
-            evaluate_attribute(order, np.ones(q, dtype=bool), np.ones(c, dtype=bool), k=k)
+            evaluate_attribute(*ranked(order), np.ones(q, dtype=bool), np.ones(c, dtype=bool), k=k)
+    with pytest.raises(ValueError, match="tie keys"):
+        evaluate_attribute(torch.zeros(1, 2), torch.arange(3), np.ones((1, 1), dtype=bool), np.ones((2, 1), dtype=bool))
 
 
 @pytest.mark.parametrize("multi", [False, True])
 def test_matches_a_naive_loop(rng, multi):
     for _ in range(40):
         similarity, tie, ql, cl, k = random_case(rng, multi)
-        scores = evaluate_attribute(rank_order(similarity, tie), ql, cl, k)
+        scores = evaluate_attribute(similarity, tie, ql, cl, k)
         for field, want in zip(FIELDS, naive(similarity, tie, ql, cl, k), strict=True):
             np.testing.assert_allclose(getattr(scores, field), want, rtol=1e-12, err_msg=field)
             assert getattr(scores, field).dtype == (np.int64 if field in FIELDS[:3] else np.float64)
@@ -170,7 +144,7 @@ def test_matches_a_naive_loop(rng, multi):
 def test_matches_scikit_learn(rng):
     similarity = torch.from_numpy(rng.permutation(30 * 200).reshape(30, 200).astype(np.float32))  # untied
     ql, cl = rng.random((30, 5)) < 0.4, rng.random((200, 5)) < 0.2
-    scores = evaluate_attribute(rank_order(similarity, torch.arange(200)), ql, cl)
+    scores = evaluate_attribute(similarity, torch.arange(200), ql, cl)
     want = [
         average_precision_score(cl[:, v], similarity[i]) for i, v in zip(scores.query, scores.class_id, strict=True)
     ]
@@ -180,21 +154,25 @@ def test_matches_scikit_learn(rng):
 def test_order_of_candidates_and_queries_changes_nothing(rng):
     for _ in range(10):
         similarity, tie, ql, cl, k = random_case(rng, multi=True)
-        scores = evaluate_attribute(rank_order(similarity, tie), ql, cl, k)
+        scores = evaluate_attribute(similarity, tie, ql, cl, k)
         c, q = rng.permutation(len(cl)), rng.permutation(len(ql))
-        assert_same(evaluate_attribute(rank_order(similarity[:, c], tie[c]), ql, cl[c], k), scores)
-        moved = evaluate_attribute(rank_order(similarity[q], tie), ql[q], cl, k)
+        assert_same(evaluate_attribute(similarity[:, c], tie[c], ql, cl[c], k), scores)
+        moved = evaluate_attribute(similarity[q], tie, ql[q], cl, k)
         back = np.lexsort((moved.class_id, q[moved.query]))
         assert_same(Scores(q[moved.query][back], *(getattr(moved, f)[back] for f in FIELDS[1:])), scores)
 
 
-def test_block_size_changes_nothing(rng, monkeypatch):
-    similarity, tie, ql, cl, k = random_case(rng, multi=True)
-    order = rank_order(similarity, tie)
-    scores = evaluate_attribute(order, ql, cl, k)
-    for block in (1, 2 * len(cl), 3 * len(cl) + 1):
-        monkeypatch.setattr(metrics, "BLOCK", block)
-        assert_same(evaluate_attribute(order, ql, cl, k), scores)
+@pytest.mark.parametrize("multi", [False, True])
+def test_a_block_of_queries_scores_as_the_whole(rng, multi):
+    for _ in range(20):
+        similarity, tie, ql, cl, k = random_case(rng, multi)
+        scores, step = evaluate_attribute(similarity, tie, ql, cl, k), int(rng.integers(1, len(ql) + 1))
+        parts = []
+        for start in range(0, len(ql), step):
+            block = slice(start, start + step)
+            part = evaluate_attribute(similarity[block], tie, ql[block], cl, k)
+            parts.append(replace(part, query=part.query + start))
+        assert_same(join(parts), scores)
 
 
 # ---- the random ranking
@@ -205,13 +183,13 @@ def test_constant_embedding_scores_like_chance(rng):
     class_of = np.repeat(np.arange(4), sizes)  # candidates lie sorted by class, the worst file order
     labels = np.eye(4, dtype=bool)
     flat = torch.zeros(4, len(class_of))
-    file_order = evaluate_attribute(rank_order(flat, torch.arange(200)), labels, labels[class_of]).ap_all
+    file_order = evaluate_attribute(flat, torch.arange(200), labels, labels[class_of]).ap_all
     want = expected_random_ap(sizes, 200)
     assert file_order[0] == 1  # what broken ties would report
     aps = []
     for _ in range(300):
         tie = tie_keys([f"{rng.integers(2**40)}/{v}/{c}.jpg" for c, v in enumerate(class_of)])
-        aps.append(evaluate_attribute(rank_order(flat, tie), labels, labels[class_of]).ap_all)
+        aps.append(evaluate_attribute(flat, tie, labels, labels[class_of]).ap_all)
     error = np.std(aps, axis=0) / np.sqrt(len(aps))
     assert np.all(np.abs(np.mean(aps, axis=0) - want) < 6 * error)
 
@@ -231,7 +209,7 @@ def test_expected_random_ap_by_exhaustion():
 @pytest.mark.parametrize(("R", "C"), [(1, 900), (37, 500), (300, 400)])
 def test_expected_random_ap_by_simulation(rng, R, C):
     similarity = torch.from_numpy(rng.random((4000, C), dtype=np.float32))
-    ap = evaluate_attribute(rank_order(similarity, torch.arange(C)), np.ones((4000, 1)), np.arange(C)[:, None] < R)
+    ap = evaluate_attribute(similarity, torch.arange(C), np.ones((4000, 1)), np.arange(C)[:, None] < R)
     assert abs(ap.ap_all.mean() - expected_random_ap(R, C)) < 6 * ap.ap_all.std() / np.sqrt(4000)
 
 
@@ -309,8 +287,8 @@ def test_random_ranking_of_the_released_rows(rng, data_set, overall, recall, att
     for a in range(len(attributes)):
         q, c = queries[queries[:, 1] == a, 2], candidates[candidates[:, 1] == a, 2]
         one_hot = np.eye(max(q.max(), c.max()) + 1, dtype=bool)
-        order = rank_order(torch.from_numpy(rng.random((len(q), len(c)), dtype=np.float32)), torch.arange(len(c)))
-        scores[str(a)] = evaluate_attribute(order, one_hot[q], one_hot[c])
+        similarity = torch.from_numpy(rng.random((len(q), len(c))))
+        scores[str(a)] = evaluate_attribute(similarity, torch.arange(len(c)), one_hot[q], one_hot[c])
         expected.append(expected_random_ap(scores[str(a)].relevant, len(c)))
         share.append(scores[str(a)].relevant / len(c))
     summary, ap = summarise(scores), np.concatenate([s.ap_all for s in scores.values()])
@@ -342,7 +320,7 @@ def test_deepfashion_as_image_class_pairs(rng):
         q, c = hot[queries][:, attribute == a], hot[candidates][:, attribute == a]
         c = c[c.any(axis=1)]
         one_shuffle = torch.from_numpy(rng.permutation(len(c))).expand(len(q), -1)
-        s = scores[str(a)] = evaluate_attribute(one_shuffle, q, c)
+        s = scores[str(a)] = evaluate_attribute(one_shuffle, torch.arange(len(c)), q, c)
         share.append(s.relevant / len(c))
         recall.append(100 / len(c) * (s.relevant > 0))
     assert list(summarise(scores)["queries"].values()) == [3725, 5344, 3728, 3435, 2991]

@@ -42,7 +42,10 @@ def naive_similarity(score: str, query: Embeddings, candidate: Embeddings, i: in
 
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("attribute", range(N))
-def test_scores_against_a_loop_over_pairs(score, attribute):
+@pytest.mark.parametrize(("part", "piece"), [(4096, 8192), (2 * D, 4)])
+def test_scores_against_a_loop_over_pairs(score, attribute, part, piece, monkeypatch):
+    monkeypatch.setattr(retrieval, "PART", part)  # classes in several parts, candidates in several pieces
+    monkeypatch.setattr(retrieval, "PIECE", piece)
     query, candidate = make_embeddings(7), make_embeddings(9, seed=10)
     got = retrieval.similarity(score, query, candidate, attribute, TAXONOMY)
     assert got.dtype == torch.float32
@@ -166,7 +169,7 @@ def test_rank_orders_the_known_candidates_by_falling_similarity(score):
         candidates = [candidates[i] for i in metrics.tie_keys(names).argsort()]  # columns in no order of labels
         assert (found.query_rows.tolist(), found.candidate_rows.tolist()) == (queries, candidates)
         values = retrieval.similarity(score, embeddings.take(queries), embeddings.take(candidates), n, TAXONOMY)
-        for line, order in zip(values, found.order, strict=True):
+        for line, order in zip(values, found.order(slice(None)), strict=True):
             assert sorted(order.tolist()) == list(range(len(candidates)))
             assert (line[order].diff() <= 0).all()
 
@@ -177,21 +180,99 @@ def test_equal_similarities_fall_by_the_names_hash():
     found = retrieval.rank(prepared, "test", 0, "attribute", flat, seed=0)
     names = prepared.manifest["image"].to_numpy()[found.candidate_rows].tolist()
     expected = metrics.tie_keys(names).argsort().tolist()
-    assert all(order.tolist() == expected for order in found.order)
+    assert all(order.tolist() == expected for order in found.order(slice(None)))
 
 
 def test_the_random_ranking_is_the_seeds_and_the_attributes():
     prepared = make_split()
 
-    def order(n: int, seed: int) -> list:
-        return retrieval.rank(prepared, "test", n, "random", None, seed).order.tolist()
+    def order(n: int, seed: int) -> torch.Tensor:
+        return retrieval.rank(prepared, "test", n, "random", None, seed).order(slice(None))
 
-    assert order(0, 1) == order(0, 1)
-    assert order(0, 1) != order(0, 2)
+    assert torch.equal(order(0, 1), order(0, 1))
+    assert len(order(0, 1).unique(dim=0)) == len(order(0, 1))  # each query draws for itself
+    assert not torch.equal(order(0, 1), order(0, 2))
     ranking = retrieval.rank(prepared, "test", 0, "random", None, 1)
-    firsts = np.concatenate([retrieval.rank(prepared, "test", 0, "random", None, s).order[:, 0] for s in range(300)])
+    firsts = np.concatenate(
+        [retrieval.rank(prepared, "test", 0, "random", None, s).order(slice(None))[:, 0] for s in range(300)]
+    )
     counts = np.bincount(firsts, minlength=len(ranking.candidate_rows))
     assert counts.min() > 0.5 * counts.mean()
+
+
+@pytest.mark.parametrize("score", [*SCORES, "random"])
+@pytest.mark.parametrize("relevance", ["pair", "any"])
+def test_neither_memory_nor_the_order_of_files_changes_a_bit(score, relevance, monkeypatch):
+    monkeypatch.setattr(retrieval, "PART", 2 * D)  # classes in several parts, candidates in several pieces
+    monkeypatch.setattr(retrieval, "PIECE", 20)
+    prepared, embeddings = make_split(400), make_embeddings(400)
+    whole = retrieval.evaluate(prepared, "test", score, embeddings, relevance=relevance)
+    assert same_scores(retrieval.evaluate(prepared, "test", score, embeddings, 0, relevance, memory=1), whole)
+    assert len(retrieval.rank(prepared, "test", 0, score, embeddings, 0).blocks(1)) > 1
+    if score != "random":  # which draws for the rows as they come
+        order = np.random.default_rng().permutation(400)
+        moved = replace(prepared, manifest=prepared.manifest.iloc[order].reset_index(drop=True))
+        shuffled = replace(embeddings.at(torch.from_numpy(order)), rows=torch.arange(400))
+        other = retrieval.evaluate(moved, "test", score, shuffled, relevance=relevance)
+        for name, scores in whole.items():
+            by_image = [
+                sorted(zip(part.manifest["image"][queries].tolist(), *values, strict=True))
+                for part, found in ((prepared, scores), (moved, other[name]))
+                for queries in [np.array(known(part, "test", "query", TAXONOMY.names.index(name)))[found.query]]
+                for values in [(found.ap_all, found.ap_100_min, found.recall_100)]
+            ]
+            assert by_image[0] == by_image[1]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_query_asked_alone_is_as_like_to_the_bit(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        query, candidate = (Embeddings(torch.arange(n), unit_rows(n, 1, 700, seed=n), None, None) for n in (130, 90))
+        whole = retrieval.similarity("attribute", query, candidate, 0, TAXONOMY)
+        for some in (slice(0, 1), slice(7, 9), slice(20, 41), slice(129, 130)):
+            assert torch.equal(retrieval.similarity("attribute", query.at(some), candidate, 0, TAXONOMY), whole[some])
+    finally:
+        torch.set_num_threads(before)
+
+
+def same_scores(a: dict, b: dict) -> bool:
+    return all(np.array_equal(vars(a[name])[key], vars(b[name])[key]) for name in a for key in vars(a[name]))
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_similarity_is_the_product_of_the_vectors(score):
+    query, candidate = make_embeddings(7), make_embeddings(9, seed=10)
+    for n in range(N):
+        vectors = [
+            retrieval.query_vectors(score, query, n, TAXONOMY),
+            retrieval.candidate_vectors(score, candidate, n, TAXONOMY),
+        ]
+        alike = retrieval.similarity(score, query, candidate, n, TAXONOMY)
+        torch.testing.assert_close(vectors[0] @ vectors[1].T, alike)
+
+
+def test_a_candidate_is_right_if_any_class_is_shared():
+    prepared, embeddings = make_split(200), make_embeddings(200)
+    found = retrieval.evaluate(prepared, "test", "attribute", embeddings, relevance="any")
+    for n, name in enumerate(TAXONOMY.names):
+        own = TAXONOMY.classes_of(n)
+        queries, candidates = (known(prepared, "test", role, n) for role in ("query", "candidate"))
+        alike = retrieval.similarity("attribute", embeddings.take(queries), embeddings.take(candidates), n, TAXONOMY)
+        for i, (row, values) in enumerate(zip(queries, alike.tolist(), strict=True)):
+            ranked = [candidates[j] for j in np.argsort(-np.array(values), kind="stable")]
+            right = [bool((prepared.labels[row, own] & prepared.labels[c, own]).any()) for c in ranked]
+            ranks = [rank for rank, hit in enumerate(right, start=1) if hit]
+            ap = sum(j / rank for j, rank in enumerate(ranks, start=1)) / max(1, len(ranks))
+            assert found[name].ap_all[i] == pytest.approx(ap)
+
+
+def test_embeddings_that_are_not_numbers_are_told():
+    prepared, embeddings = make_split(), make_embeddings(60)
+    embeddings.attribute[known(prepared, "test", "query", 0)[0]] = torch.nan
+    with pytest.raises(InputError, match=r"colour, test, score attribute: .*NaN.*"):
+        retrieval.evaluate(prepared, "test", "attribute", embeddings)
 
 
 def test_evaluate_scores_every_known_query_class_pair():
