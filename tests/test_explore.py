@@ -1,0 +1,218 @@
+"""The page of notebooks/explore.ipynb with a stand-in for the index, and how an attention map is overlaid."""
+
+import io
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from matplotlib import colormaps
+from PIL import Image
+
+from m3lib import explore, figures
+from m3lib.errors import InputError
+from m3lib.search import Match
+from tiny import TAXONOMY, make_prepared, random_labels
+
+NASTY = '<img src=x onerror="alert(1)">\'&amp;"\n$x$.jpg'
+SIDE = 8
+
+
+class FakeIndex:
+    """Every second picture of the prepared set, the query first, then by row; remembers what it was asked."""
+
+    def __init__(self, prepared, maps=True):
+        self.rows = list(range(0, len(prepared.manifest), 2))
+        self.images = prepared.manifest["image"].iloc[self.rows].tolist()
+        self.attributes, self.maps, self.asked = TAXONOMY.names, maps, []
+
+    def classes(self, attribute):
+        return list(TAXONOMY.attributes[self.attributes.index(attribute)].classes)
+
+    def read(self, image):
+        return image[:SIDE, :SIDE]
+
+    def search(self, image, attribute, classes=(), k=10):
+        self.asked.append((image, attribute, list(classes), k))
+        if k > len(self.images):
+            raise InputError("k is too large")
+        known = isinstance(image, str)
+        order = sorted(range(len(self.images)), key=lambda i: (known and self.images[i] != image, i))
+        names = (list(classes) or self.classes(attribute)) if self.maps else [None]
+        return [
+            Match(self.images[i], 1 / (place + 2), names[min(place, len(names) - 1)], self.rows[i])
+            for place, i in enumerate(order[:k])
+        ]
+
+    def look(self, image, attribute):
+        level = np.ones((SIDE, SIDE))
+        return {"attribute": level, "classes": dict.fromkeys(self.classes(attribute), level)} if self.maps else {}
+
+
+def make_page(maps=True, name="000.jpg"):
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (24, SIDE, SIDE, 3), dtype=np.uint8)
+    prepared = make_prepared(random_labels("single", 24, rng), [("test", "query")] * 24, pictures)
+    prepared.manifest.loc[0, "image"] = name
+    index = FakeIndex(prepared, maps)
+    return explore.Page(index, prepared), index
+
+
+class Reader(HTMLParser):
+    """The images of some HTML, with their alt texts, all tags, and the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.alt, self.tags, self.text = [], [], ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag == "img":
+            self.alt.append(dict(attrs)["alt"])
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def shown(page):
+    return Reader(page.pictures.value)
+
+
+def said(page):
+    return Reader(page.message.value).text
+
+
+def upload(page, name, content):
+    """What the browser sends."""
+    file = {"name": name, "type": "", "size": len(content), "last_modified": 0, "content": memoryview(content)}
+    page.upload.set_state({"value": [file]})
+
+
+def png(side=20):
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_the_query_its_two_maps_and_the_results_without_the_query():
+    page, index = make_page()
+    assert index.asked == [("000.jpg", "colour", [], 11)]
+    looks = ["where it looks for colour", "where it looks for colour: green"]  # the class of the best match
+    found = [f"result {place}, {2 * place:03}.jpg" for place in range(1, 11)]
+    assert shown(page).alt == ["the query, 000.jpg", *looks, *found]
+    assert "1. green, 0.333" in shown(page).text
+    assert said(page) == "10 photos like 000.jpg by colour, the most alike first."
+
+
+def test_every_control_asks_anew():
+    page, index = make_page()
+    page.number.value = 3
+    assert (page.name.value, index.asked[-1][0]) == ("004.jpg", "004.jpg")
+    page.name.value = "010.jpg"
+    assert (page.number.value, index.asked[-1][0]) == (6, "010.jpg")
+    page.attribute.value = "details"
+    assert index.asked[-1] == ("010.jpg", "details", [], 11)
+    assert page.class_.options == (("any", ""), *((name, name) for name in ("pocket", "collar", "belt", "hood")))
+    page.class_.value = "belt"
+    assert index.asked[-1] == ("010.jpg", "details", ["belt"], 11)
+    assert shown(page).alt[2] == "where it looks for details: belt"
+    page.count.value = 4
+    assert index.asked[-1][3] == 5
+    assert len(shown(page).alt) == 3 + 4
+    page.attribute.value = "sleeve"  # which has no belt
+    assert index.asked[-1] == ("010.jpg", "sleeve", [], 5)
+
+
+def test_an_upload_is_searched_until_a_name_is_given():
+    page, index = make_page()
+    upload(page, "mine.png", png())
+    picture, *rest = index.asked[-1]
+    assert picture.shape == (SIDE, SIDE, 3)  # as the index reads it
+    assert rest == ["colour", [], 10]
+    assert shown(page).alt[0] == "the query, mine.png"
+    assert shown(page).alt[3] == "result 1, 000.jpg"  # whatever the text box still says, nothing is left out
+    page.attribute.value = "sleeve"
+    assert index.asked[-1][0].shape == (SIDE, SIDE, 3)
+    page.number.value = 2
+    assert index.asked[-1][0] == "002.jpg"
+    assert page.upload.value == ()
+
+
+def test_mistakes_are_one_sentence_and_the_page_goes_on():
+    page, _ = make_page(name=NASTY)
+    page.name.value = "0<b>"
+    assert "'0<b>'" in said(page)
+    assert page.pictures.value == ""
+    page.name.value = "04"
+    assert said(page).endswith("no photo of the index is named '04'; write a whole name, such as '004.jpg'")
+    upload(page, f"{NASTY}.png", png()[:200])
+    assert Reader(page.message.value).tags == ["p", "b"]
+    assert repr(f"{NASTY}.png") in said(page)
+    assert "/tmp" not in said(page)
+    upload(page, "text.txt", b"no photo")
+    assert "'text.txt': not a photo in a known format" in said(page)
+    page.name.value = "004.jpg"
+    assert said(page).startswith("10 photos")
+
+
+def test_a_name_may_hold_anything():
+    page, _ = make_page(name=NASTY)
+    assert shown(page).alt[0] == f"the query, {NASTY}"
+    assert NASTY in shown(page).text
+    assert set(shown(page).tags) == {"div", "figure", "img", "figcaption", "br"}
+    assert page.pictures.value.count("mathjax_ignore") == page.pictures.value.count("<div")
+    page.name.value = "004.jpg"
+    assert shown(page).alt[3] == f"result 1, {NASTY}"
+
+
+def test_a_network_without_attention_or_class_probabilities():
+    page, _ = make_page(maps=False)
+    assert shown(page).alt[:2] == ["the query, 000.jpg", "result 1, 002.jpg"]
+    assert "1. 0.333" in shown(page).text
+
+
+def test_every_control_has_a_label():
+    page, _ = make_page()
+    controls = [control for row in page.box.children[:2] for control in row.children]
+    assert controls == [page.number, page.name, page.upload, page.attribute, page.class_, page.count]
+    assert all(control.description for control in controls)
+
+
+def test_a_missing_index_is_one_sentence(tmp_path):
+    told = explore.open_page(tmp_path, "data/index").value
+    assert "dvc repro index" in Reader(told).text
+    assert str(tmp_path) in Reader(told).text
+
+
+@pytest.mark.parametrize("peak", [1e-6, 1.0, 40.0])
+def test_overlay_against_a_loop(peak):
+    rng = np.random.default_rng()
+    picture, level = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8), rng.random((5, 7)) * peak
+    found = figures.overlay(picture, level)
+    assert found.shape == (5, 7, 3)
+    assert found.dtype == np.uint8
+    for y, x in np.ndindex(5, 7):
+        red, green, blue = picture[y, x] / 255
+        grey, heat = 0.299 * red + 0.587 * green + 0.114 * blue, level[y, x] / level.max()
+        glow = colormaps["inferno"](float(heat))
+        wanted = [255 * ((1 - figures.GLOW * heat) * grey + figures.GLOW * heat * glow[c]) for c in range(3)]
+        assert found[y, x] == pytest.approx(wanted, abs=0.51)
+
+
+def test_overlay_of_a_uniform_and_of_an_empty_map():
+    picture = np.random.default_rng().integers(0, 256, (6, 4, 3), dtype=np.uint8)
+    grey = np.repeat(np.asarray(Image.fromarray(picture).convert("L"))[..., None], 3, axis=2).astype(float)
+    empty = figures.overlay(picture, np.zeros((6, 4)))
+    np.testing.assert_allclose(empty, grey, atol=1)
+    uniform = figures.overlay(picture, np.full((6, 4), 0.25))
+    np.testing.assert_array_equal(uniform, figures.overlay(picture, np.full((6, 4), 8.0)))
+    yellow = figures.GLOW * 255 * np.array(colormaps["inferno"](1.0)[:3])
+    np.testing.assert_allclose(uniform, yellow + (1 - figures.GLOW) * empty, atol=1)
+
+
+def test_overlay_leaves_the_picture_and_the_map_as_they_were():
+    picture, level = np.full((3, 3, 3), 100, np.uint8), np.eye(3, dtype=np.float32)
+    figures.overlay(picture, level)
+    assert (picture == 100).all()
+    np.testing.assert_array_equal(level, np.eye(3))

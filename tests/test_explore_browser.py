@@ -1,0 +1,213 @@
+"""notebooks/explore.ipynb end to end: JupyterLab, headless Chromium, and the keyboard, on a tiny index of stripes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Locator, Page, expect, sync_playwright
+
+from m3lib import config, indexing, manifest, models, training
+from m3lib.search import Index
+from stripes import SIDE, STRIPES, make_stripes
+from tiny import ROOT, SETTINGS, make_variant
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+PATIENCE = 120  # seconds for one step on a busy machine
+NAME = 'photos/<b>"1"</b> & $x$.jpg'
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"no browser on this machine: none of {', '.join(BROWSERS)}")
+expect.set_options(timeout=1000 * PATIENCE)
+
+
+class Lab:
+    """JupyterLab on loopback, behind a token, in a folder that has what the notebook needs, and a browser's page."""
+
+    def __init__(self, folder: Path, page: Page):
+        self.folder, self.page, self.chosen = folder, page, None
+        page.on("filechooser", lambda chooser: chooser.set_files(self.chosen))  # listened to from the start: no race
+        own = "JUPYTER_CONFIG", "JUPYTER_DATA", "JUPYTER_RUNTIME", "JUPYTERLAB_SETTINGS", "JUPYTERLAB_WORKSPACES"
+        homes = {f"{name}_DIR": str(folder / "jupyter" / name.lower()) for name in own}
+        self.runtime = Path(homes["JUPYTER_RUNTIME_DIR"])
+        options = ["--ip=127.0.0.1", "--no-browser", "--allow-root"]
+        options += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]  # asks no registry
+        with (folder / "lab.log").open("w") as log:
+            self.server = subprocess.Popen(
+                [sys.executable, "-m", "jupyterlab", *options, "notebooks"],
+                cwd=folder,
+                env=os.environ | homes | {"IPYTHONDIR": str(folder / "jupyter"), "PYTHONPATH": str(folder)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def open(self) -> None:
+        """The notebook as a reader finds it."""
+        running = self.address()
+        self.page.goto(f"{running['url']}lab/tree/explore.ipynb?reset&token={running['token']}")
+        self.page.get_by_role("heading", name="Explore: what is alike").wait_for()
+        expect(self.page.locator(".jp-Notebook-ExecutionIndicator")).to_have_attribute("data-status", "idle")
+
+    def address(self) -> dict:
+        """What the server writes down about itself once it listens."""
+        for _ in range(10 * PATIENCE):
+            for path in self.runtime.glob("jpserver-*.json"):
+                if text := path.read_text():
+                    return json.loads(text)
+            assert self.server.poll() is None, (self.folder / "lab.log").read_text()
+            time.sleep(0.1)
+        raise TimeoutError((self.folder / "lab.log").read_text())
+
+    def run_all(self) -> None:
+        self.page.get_by_role("menuitem", name="Run", exact=True).click()
+        self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+    def put_index(self, there: bool) -> None:
+        shutil.rmtree(self.folder / "data" / "index", ignore_errors=True)
+        if there:
+            shutil.copytree(self.folder / "made", self.folder / "data" / "index")
+
+    def told(self, role: str) -> Locator:
+        return self.page.locator(f".jp-OutputArea [role={role}]")
+
+    def alts(self) -> list[str]:
+        return [image.get_attribute("alt") for image in self.page.locator(".jp-OutputArea figure img").all()]
+
+    def focus(self) -> tuple[str, str]:
+        """The label of what has the focus, and its value."""
+        script = "(({labels, innerText, value}) => [labels?.[0]?.innerText ?? innerText, value])"
+        return tuple(self.page.evaluate(f"{script}(document.activeElement)"))
+
+    def upload(self, path: Path) -> None:
+        self.chosen = path
+        self.page.get_by_role("button", name="or upload one").focus()
+        self.page.keyboard.press("Enter")
+
+    def stop(self) -> None:
+        """SIGTERM lets the server end its kernels; a kernel ends by itself too, once the server is gone."""
+        self.server.terminate()
+        try:
+            self.server.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.server.pid, signal.SIGKILL)
+            self.server.wait()
+
+
+def make_run(folder: Path) -> None:
+    """Prepared pictures, and an index of them in `made`, by an M3-Net that was not trained."""
+    prepared, home, weights = make_stripes(), folder / "data" / "prepared", folder / "m3.safetensors"
+    parts = list(islice(cycle(manifest.PARTS), len(prepared.manifest)))
+    table = prepared.manifest.assign(split=[split for split, _ in parts], role=[role for _, role in parts])
+    table.loc[1, "image"] = NAME
+    home.mkdir(parents=True)
+    manifest.save(manifest.Source(STRIPES, table, load=None), home)
+    np.save(home / "images.npy", prepared.images)
+    training.make_deterministic(0, 1)
+    variant = make_variant("m3")
+    training.write_whole(weights, models.build(variant, STRIPES).state_dict())
+    pictures = replace(SETTINGS.images, height=SIDE, width=SIDE, store="raw")
+    wanted = config.Index(variant="m3", gallery="all", kind="auto")
+    indexing.build(folder / "made", manifest.open_prepared(home), weights, variant, pictures, wanted, 0, 1)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(ROOT / "m3lib", folder / "m3lib", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("notebooks/explore.ipynb", "dvc.yaml"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    make_run(folder)
+    with sync_playwright() as driver:
+        page = driver.chromium.launch(executable_path=BROWSER).new_page(viewport={"width": 1200, "height": 1300})
+        page.set_default_timeout(1000 * PATIENCE)
+        lab = Lab(folder, page)
+        try:
+            yield lab
+        finally:
+            lab.stop()
+
+
+def expected(lab, name, attribute, **wanted):
+    """The alt texts that the page has to show, by a search of our own."""
+    matches = Index.open(lab.folder / "made").search(name, attribute=attribute, k=11, **wanted)
+    others = [match for match in matches if match.path != name][:10]
+    looks = f"where it looks for {attribute}"
+    results = [f"result {place}, {match.path}" for place, match in enumerate(others, 1)]
+    return [f"the query, {name}", looks, f"{looks}: {others[0].class_}", *results]
+
+
+def test_by_keyboard_from_no_index_to_results(lab):
+    lab.put_index(False)
+    lab.open()
+    lab.run_all()
+    expect(lab.told("alert")).to_contain_text("run `dvc repro index`")
+    expect(lab.page.locator(".jp-OutputArea [data-mime-type*=error]")).to_have_count(0)
+
+    lab.put_index(True)
+    lab.run_all()
+    expect(lab.told("status")).to_have_text("10 photos like 000.jpg by colour, the most alike first.")
+    assert lab.alts() == expected(lab, "000.jpg", "colour")
+
+    press = lab.page.keyboard.press
+    cells = lab.page.locator(".jp-Notebook-cell").count()
+    lab.page.get_by_label("Photo (1 to 72)").focus()
+    press("ArrowUp")
+    expect(lab.page.get_by_label("or its name")).to_have_value(NAME)
+    expect(lab.told("status")).to_have_text(f"10 photos like {NAME} by colour, the most alike first.")
+    assert lab.alts() == expected(lab, NAME, "colour")
+    press("Tab")
+    lab.page.keyboard.type("005.jpg")  # over what the Tab has marked
+    press("Enter")
+    expect(lab.page.get_by_label("Photo (1 to 72)")).to_have_value("6")
+    press("Tab")
+    assert lab.focus()[0].startswith("or upload one")
+    press("d")
+    press("d")  # JupyterLab's way to delete a cell
+    press("Tab")
+    press("ArrowDown")
+    assert lab.focus() == ("Attribute", "stripes")
+    expect(lab.told("status")).to_have_text("10 photos like 005.jpg by stripes, the most alike first.")
+    assert lab.alts() == expected(lab, "005.jpg", "stripes")
+    press("Tab")
+    press("ArrowDown")
+    assert lab.focus() == ("Class", "across")
+    expect(lab.told("status")).to_have_text("10 photos like 005.jpg by stripes: across, the most alike first.")
+    assert lab.alts() == expected(lab, "005.jpg", "stripes", classes=["across"])
+    press("Tab")
+    assert lab.focus() == ("Results (1 to 60)", "10")
+    press("ArrowDown")
+    expect(lab.told("status")).to_have_text("9 photos like 005.jpg by stripes: across, the most alike first.")
+    assert lab.page.locator(".jp-Notebook-cell").count() == cells
+
+
+def test_uploads_and_mistakes(lab, tmp_path):
+    lab.put_index(True)
+    lab.open()
+    lab.run_all()
+    expect(lab.told("status")).to_contain_text("10 photos")
+    name = lab.page.get_by_label("or its name")
+    name.fill("5.jpg")
+    name.press("Enter")
+    expect(lab.told("alert")).to_contain_text(
+        "no photo of the index is named '5.jpg'; write a whole name, such as '005"
+    )
+    expect(lab.page.locator(".jp-OutputArea figure")).to_have_count(0)
+    (tmp_path / "<i>.jpg").write_bytes(b"no photo")
+    lab.upload(tmp_path / "<i>.jpg")
+    expect(lab.told("alert")).to_contain_text("'<i>.jpg': not a photo in a known format; upload another photo")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)).save(tmp_path / "mine.png")
+    lab.upload(tmp_path / "mine.png")
+    expect(lab.told("status")).to_contain_text("10 photos like mine.png")
+    assert lab.alts()[0] == "the query, mine.png"
+    assert len(lab.alts()) == 1 + 2 + 10
