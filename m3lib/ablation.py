@@ -3,12 +3,8 @@
 A recorded table has a row per experiment, variant, split, score, metric and attribute; see `record.py`.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
-
-from m3lib.errors import InputError
 
 LOSSES = {
     "m3": "Losses 1, 2, 3",
@@ -26,16 +22,6 @@ CONDITIONING = {
     "m3_c": "classes alone (M3-Net_c)",
 }
 UNSEEN = ("m3", "m3_unseen", "asen_v2_unseen")
-
-
-def read(path: Path) -> pd.DataFrame:
-    """The recorded rows; raises InputError when nothing was recorded."""
-    try:
-        return pd.read_csv(path, keep_default_na=False)
-    except OSError as error:
-        raise InputError(
-            f"{path} can't be read ({error.strerror}); record it with `make record NAME=ablation`"
-        ) from None
 
 
 def overall(table: pd.DataFrame) -> pd.DataFrame:

@@ -3,8 +3,7 @@
 import pandas as pd
 import pytest
 
-from m3lib import ablation
-from m3lib.errors import InputError
+from m3lib import ablation, recorded
 
 COLUMNS = ["seed", "variant", "split", "score", "own", "metric", "attribute", "percent"]
 ROWS = [
@@ -29,7 +28,7 @@ ROWS += [
 @pytest.fixture
 def table(tmp_path):
     pd.DataFrame(ROWS, columns=COLUMNS).to_csv(tmp_path / "a.csv", index=False)
-    return ablation.read(tmp_path / "a.csv")
+    return recorded.read(tmp_path / "a.csv")
 
 
 def test_a_row_per_variant_and_a_column_per_score(table):
@@ -55,8 +54,3 @@ def test_the_reading_has_a_sentence_for_each_question(table):
     assert lines[0] == "1: -1.0 points to M3-Net (-1.0 to -1.0 over the seeds)."
     assert "texture: pitch +0.10" in lines[-2]
     assert lines[-1] == "Classes left out of training, by score: concat 4.0."
-
-
-def test_without_a_record_it_says_how_to_make_one(tmp_path):
-    with pytest.raises(InputError, match="make record NAME=ablation"):
-        ablation.read(tmp_path / "none.csv")

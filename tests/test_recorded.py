@@ -1,0 +1,91 @@
+"""A recorded sweep read back: what was tried, the best by validation, and figures that show every run."""
+
+from itertools import product
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from m3lib import figures, recorded
+from m3lib.errors import InputError
+
+RATES, EPOCHS, QUERIES = (0.004, 0.008), (4, 8), ("[a, b]", "one_hot")
+
+
+@pytest.fixture
+def table():
+    """Two variants, two seeds, a full grid, random percents, and rows that a reader must leave aside."""
+    rng, rows = np.random.default_rng(), []
+    columns = ("variant", "seed", "settings", "split", "own", "metric", "attribute", "percent")
+    grid = [f"train.lr={r} train.epochs={e} model.queries={q}" for r in RATES for e in EPOCHS for q in QUERIES]
+    for key in product(("m3", "asen"), (0, 1), grid, ("valid", "test")):
+        rows.append((*key, True, "MAP@all", "", 50 * rng.random()))
+        rows.append((*key, False, "MAP@all", "", 99))
+        rows.append((*key, True, "MAP@all", "neck", 99))
+        rows.append((*key, True, "Recall@100", "", 99))
+        rows.append(("random", *key[1:], True, "MAP@all", "", 99))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_settings_are_told_apart_with_numbers_as_numbers():
+    found = recorded.settings_of("train.lr=0.004 systems.m3.train.held_out=['a: b', 'c'] images.fit=pad")
+    assert found == {"train.lr": 0.004, "systems.m3.train.held_out": "['a: b', 'c']", "images.fit": "pad"}
+    assert recorded.settings_of("") == {}
+
+
+def test_runs_are_the_variants_own_overall_figures(table):
+    runs = recorded.runs(table, "test")
+    assert len(runs) == 2 * 2 * len(RATES) * len(EPOCHS) * len(QUERIES)
+    assert runs["percent"].max() < 99
+    assert set(runs["variant"]) == {"m3", "asen"}
+    assert recorded.tried(runs) == ["train.lr", "train.epochs", "model.queries"]
+    assert set(runs["model.queries"]) == set(QUERIES)
+    assert recorded.tried(runs[runs["train.lr"] == 0.004]) == ["train.epochs", "model.queries"]
+
+
+def test_the_best_is_chosen_by_the_mean_on_validation_and_reported_on_test(table):
+    found = recorded.best(table)
+    assert list(found.columns) == ["train.lr", "train.epochs", "model.queries", "valid", "test", "seeds"]
+    own = table[table["own"] & (table["metric"] == "MAP@all") & (table["attribute"] == "")]
+    for variant, row in found.iterrows():
+        means = {}
+        for settings in own["settings"].unique():
+            for split in ("valid", "test"):
+                chosen = own[(own["variant"] == variant) & (own["settings"] == settings) & (own["split"] == split)]
+                means[settings, split] = sum(chosen["percent"]) / len(chosen)
+        best = max(own["settings"].unique(), key=lambda settings: means[settings, "valid"])
+        assert (row["valid"], row["test"]) == pytest.approx((means[best, "valid"], means[best, "test"]))
+        told = f"train.lr={row['train.lr']:g} train.epochs={row['train.epochs']:g} model.queries={row['model.queries']}"
+        assert (told, row["seeds"]) == (best, 2)
+
+
+def test_a_sweep_over_seeds_alone_has_nothing_to_show(table):
+    only = table.assign(settings="")
+    runs = recorded.runs(only, "valid")
+    assert recorded.tried(runs) == []
+    assert len(runs) == 32
+
+
+def test_nothing_recorded_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"lr\.csv can't be read .*make record NAME=lr"):
+        recorded.read(tmp_path / "lr.csv")
+
+
+@pytest.mark.parametrize("setting", ["train.lr", "train.epochs", "model.queries"])
+def test_panels_hold_every_run(table, setting):
+    runs = recorded.runs(table, "valid")
+    figure = figures.sweep_panels(runs, setting, "valid")
+    for axis, variant in zip(figure.axes, ("m3", "asen"), strict=True):
+        dots = axis.collections[-1].get_offsets()
+        assert sorted(dots[:, 1]) == pytest.approx(sorted(runs["percent"][runs["variant"] == variant]))
+    plt.close(figure)
+
+
+def test_parallel_coordinates_have_a_line_a_run_that_ends_at_its_figure(table):
+    runs = recorded.runs(table, "valid")
+    figure = figures.parallel_coordinates(runs, recorded.tried(runs), "valid")
+    low, high = runs["percent"].min(), runs["percent"].max()
+    ends = [line.get_ydata()[-1] for line in figure.axes[0].lines if len(line.get_xdata()) == 4]
+    assert ends == pytest.approx(sorted((runs["percent"] - low) / (high - low)))
+    plt.close(figure)
