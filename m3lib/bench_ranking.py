@@ -190,7 +190,7 @@ def evaluate_whole(folder: str, queries: str, candidates: str, sizes: str) -> No
     own = peak - int(mapped.split()[1]) / 1e6
     print(f"  2 threads: {time.perf_counter() - start:.1f} s; MAP@all {100 * found:.3f}")
     print(
-        f"  peak memory {peak:.2f} GB: {own:.2f} GB of its own, the rest the mapped file, which the system may take back"
+        f"  peak memory {peak:.2f} GB: {own:.2f} GB its own, the rest the mapped file, which the system may take back"
     )
 
 

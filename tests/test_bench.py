@@ -1,9 +1,12 @@
-"""bench.py: what the last run cost, from hand-made timings."""
+"""The benches: sums from hand-made timings, and each goes through at a small size."""
+
+import re
 
 import pandas as pd
 import pytest
 
-from m3lib import bench, bench_data
+from m3lib import bench, bench_data, bench_load, bench_ranking
+from m3lib.bench_ranking import Case
 
 TIMINGS = pd.DataFrame(
     [
@@ -29,3 +32,26 @@ def test_the_data_bench_runs_at_small_size(capsys):
     told = capsys.readouterr().out
     assert "labels of 300 photos x 1,000 classes" in told
     assert "1.00 of the decoder's rate" in told
+
+
+def test_every_way_to_a_ranking_gives_the_same_figure(capsys):
+    case = bench_ranking.Case(queries=16, candidates=120, classes=4, score="weighted", dim=8)
+    bench_ranking.compare("small", case, rounds=1)
+    table = capsys.readouterr().out
+    found = {way(case, case.product()) for way in (Case.ours, Case.official, Case.scikit_learn)}
+    assert max(found) - min(found) < 1e-6
+    assert "times the floor" in table
+
+
+def test_a_whole_evaluation_in_a_process_of_its_own(tmp_path, capfd):
+    bench_ranking.whole(tmp_path, 20, 60, (3, 5))
+    assert re.search(r"2 threads: [\d.]+ s; MAP@all \d+\.\d+\n  peak memory [\d.]+ GB", capfd.readouterr().out)
+
+
+def test_the_load_bench_goes_through(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_load, "STEPS", 2)
+    bench_load.make_catalogue(tmp_path, 1200)
+    settings = bench_load.settings_for(tmp_path)
+    did = [step(tmp_path, settings) for step in bench_load.STEPS_OF.values()]
+    assert re.match(r"1,1\d\d photos at 48 px", did[0])  # photos unknown under all attributes are left out
+    assert re.search(r"\d+ queries, MAP@all \d", did[-1])
