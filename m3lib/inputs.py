@@ -52,11 +52,16 @@ def of_download(settings: Settings) -> dict[str, str | int]:
     return {"source": dataset.name, "labels": told.hexdigest(), "photos": photos.hexdigest(), "rows": count}
 
 
-def walk(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Every file under a folder and its size in bytes, in one order on every machine; links to folders are followed."""
+def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, int]]:
+    """Every file under a folder and its size in bytes, in one order on every machine.
+
+    Links to folders are followed, but for one that leads back to a folder above it.
+    """
+    above = (*above, folder.resolve())
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.is_dir():
-            yield from walk(Path(entry.path))
+            if Path(entry.path).resolve() not in above:
+                yield from walk(Path(entry.path), above)
         elif entry.is_file():
             yield Path(entry.path), entry.stat().st_size
 
@@ -82,35 +87,49 @@ def check_backbones(settings: Settings, root: Path) -> None:
     models = [settings.variant(name).model for name in settings.variants]
     names = {name.partition(".")[0] for model in models for name in (model.backbone, model.local_backbone)}
     kept = root / "data" / "work" / "backbones.txt"
-    known = kept.read_text().split() if kept.is_file() else []
+    known = kept.read_text(errors="replace").split() if kept.is_file() else []
     if not names <= set(known):
         import timm
 
         known = timm.list_models()
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text("\n".join(known) + "\n")
+        with images.whole_file(kept) as file:
+            file.write(("\n".join(known) + "\n").encode())
     for name in sorted(names):
         nearest(name, known, "backbone in params.yaml (model.backbone takes any timm model)")
 
 
 def weight_files(settings: Settings) -> dict[str, str]:
-    """The weight files that the variants start from, by the name in params.yaml, and a digest of each."""
+    """The weight files that the variants start from, by the name in params.yaml, and a digest of each.
+
+    Raises InputError for one that is missing or no safetensors file: a pickle would run what stands in it.
+    """
     models = [settings.variant(name).model for name in settings.variants]
     names = sorted({name for model in models for name in (model.weights, model.local_weights) if name})
     try:
+        for name in names:
+            if not is_safetensors(data_path(name)):
+                raise InputError(f"params.yaml, model.weights: {name} is no safetensors file; convert it to one")
         return {name: digest(data_path(name)) for name in names}
     except OSError as error:
         raise InputError(f"params.yaml, model.weights: {error.filename} can't be read ({error.strerror})") from None
 
 
+def is_safetensors(path: Path) -> bool:
+    """By its name, its size, and the start of its header; torch, imported late, reads the rest."""
+    with path.open("rb") as file:
+        length, first = int.from_bytes(file.read(8), "little"), file.read(1)
+    return path.suffix == ".safetensors" and first == b"{" and length <= path.stat().st_size - 8
+
+
 def write_if_changed(path: Path, values: dict) -> bool:
     """Whether the file said something else, or was not there."""
-    text = json.dumps(values, indent=1) + "\n"
-    if path.is_file() and path.read_text() == text:
+    text = (json.dumps(values, indent=1) + "\n").encode()
+    if path.is_file() and path.read_bytes() == text:
         return False
     path.parent.mkdir(exist_ok=True)
     with images.whole_file(path) as file:
-        file.write(text.encode())
+        file.write(text)
     return True
 
 
@@ -142,6 +161,9 @@ def main(arguments: Sequence[str] = ()) -> int:
         changed = write_if_changed(root / "data" / "inputs.json", found)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'data'}: {error.strerror or error}", file=sys.stderr)
         return 1
     counted = f", {found['rows']} photos" if "rows" in found else ""
     print(f"source {found['source']}{counted}: {'changed' if changed else 'as before'}")

@@ -163,9 +163,29 @@ def open_prepared(folder: Path) -> Prepared:
         relevance = json.loads((folder / "protocol.json").read_text())["relevance"]
         manifest = pd.read_parquet(folder / "manifest.parquet")
         images = open_store(folder)
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise InputError(f"{folder} is not a prepared data set ({error}); run `dvc repro prepare` first") from None
-    missing = [column for column in COLUMNS if column not in manifest]
-    if missing or len(manifest) != len(images):
-        raise InputError(f"{folder}: manifest and image store don't match; run `dvc repro --force prepare`")
+    except Exception as error:  # whatever json, pyarrow and numpy raise on a damaged file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{folder} is not a prepared data set ({reason}); run `dvc repro prepare` first") from None
+    if fault := find_fault(taxonomy, manifest, images, relevance):
+        raise InputError(f"{folder}: {fault}; run `dvc repro --force prepare`")
     return Prepared(taxonomy, manifest, images, relevance)
+
+
+def find_fault(taxonomy: Taxonomy, manifest: pd.DataFrame, images: np.ndarray | JpegStore, relevance: object) -> str:
+    """What does not belong together in a prepared folder, perhaps of another version; empty if all does."""
+    missing = [column for column in COLUMNS if column not in manifest]
+    if missing:
+        return f"manifest.parquet has no column {missing[0]!r}"
+    if len(manifest) != len(images):
+        return f"{len(manifest)} rows in manifest.parquet and {len(images)} pictures don't match"
+    if relevance not in ("pair", "any"):
+        return f"protocol.json asks for the relevance {relevance!r}, expected pair or any"
+    if not set(zip(manifest["split"], manifest["role"], strict=True)) <= set(PARTS):
+        return "manifest.parquet has a split or role that this version does not know"
+    try:
+        ids = np.concatenate([np.asarray(labels) for labels in manifest["labels"]] or [np.empty(0, np.int64)])
+    except ValueError:
+        return "manifest.parquet has labels that are no lists of class ids"
+    if len(ids) and (ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= taxonomy.num_classes):
+        return f"manifest.parquet has a label that is none of taxonomy.json's {taxonomy.num_classes} class ids"
+    return ""

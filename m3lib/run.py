@@ -7,6 +7,7 @@ long a stage took goes to timings.csv in data/work instead.
 
 import fcntl
 import os
+import re
 import resource
 import sys
 import time
@@ -21,16 +22,21 @@ from papermill import execute_notebook
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from m3lib.config import find_root
+from m3lib.config import NAME, find_root
 from m3lib.errors import InputError
 
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # where an object lay in memory
 VOLATILE = [
     "metadata.papermill",
     "cell.metadata.papermill",
     "cell.metadata.execution",
     "metadata.language_info.version",
 ]
-SOCKETS = Config({"KernelManager": {"transport": "ipc"}})  # the kernel listens on no network interface
+MEMORY = "memory ran out: lower train.batch, or images.height and images.width (params.yaml), or free some"
+TOLD = {  # what a cell's error says where no code of ours is to blame, and what a person is told
+    r"No space left on device|Disk quota exceeded|File too large": "the disk is full: free some space, then run again",
+    r"MemoryError|[Cc]an't allocate memory|Cannot allocate memory|[Oo]ut of memory": MEMORY,
+}
 
 
 def run(root: Path, notebook: str, variant: str | None) -> Path:
@@ -39,6 +45,9 @@ def run(root: Path, notebook: str, variant: str | None) -> Path:
     Raises InputError with a person's mistake as its sentence, PapermillExecutionError for any other failing cell. The
     executed copy then ends at that cell.
     """
+    for name in (notebook, variant):
+        if name is not None and not NAME.fullmatch(name):
+            raise InputError(f"{name!r} is no name of a notebook or a variant")
     source = root / "data" / "notebooks" / f"{notebook}.ipynb"
     if not source.is_file():
         raise InputError(f"{source.relative_to(root)} does not exist; run the stages with `dvc repro`")
@@ -47,6 +56,8 @@ def run(root: Path, notebook: str, variant: str | None) -> Path:
     executed.parent.mkdir(parents=True, exist_ok=True)
     with only_writer(root, stem):
         executed.unlink(missing_ok=True)
+        for left in (root / "data" / "work").glob(f"{stem}-ipc-*"):  # sockets of a run that was killed
+            left.unlink()
         started = time.time()
         try:
             execute(source, executed, {"variant": variant} if variant else {}, root)
@@ -61,7 +72,16 @@ def run(root: Path, notebook: str, variant: str | None) -> Path:
 
 
 def execute(source: Path, executed: Path, parameters: dict[str, str], root: Path) -> None:
-    """Run the cells; a cell that raises InputError is reported as that sentence."""
+    """Run the cells; a cell that raises InputError is reported as that sentence.
+
+    The kernel listens on sockets in data/work. ipykernel itself adds one port on loopback, for the output of forked
+    children, which takes nothing without a random key.
+    """
+    try:
+        nbformat.validate(nbformat.read(source, as_version=4))
+    except Exception:  # nbformat raises whatever it stumbles over
+        raise InputError(f"{source.relative_to(root)} is no notebook; run `dvc repro --force notebooks`") from None
+    sockets = Config({"KernelManager": {"transport": "ipc", "ip": f"data/work/{executed.stem}-ipc"}})
     try:
         execute_notebook(
             source,
@@ -72,11 +92,14 @@ def execute(source: Path, executed: Path, parameters: dict[str, str], root: Path
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,  # a cell's tqdm bar reaches the terminal as it is
             cwd=root,
-            config=SOCKETS,
+            config=sockets,
         )
     except PapermillExecutionError as error:
         if error.ename == InputError.__name__:
             raise InputError(error.evalue) from None
+        for pattern, sentence in TOLD.items():
+            if re.search(pattern, f"{error.ename}: {error.evalue}"):
+                raise InputError(sentence) from None
         raise
 
 
@@ -85,6 +108,9 @@ def clean(executed: Path) -> float:
     notebook = nbformat.read(executed, as_version=4)
     cells = sum(cell.metadata.get("papermill", {}).get("duration") or 0.0 for cell in notebook.cells)
     strip_output(notebook, True, True, False, extra_keys=VOLATILE, drop_output_types={"stream:stderr"})
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
+        if "text/plain" in output.get("data", {}):
+            output.data["text/plain"] = ADDRESS.sub("", output.data["text/plain"])
     nbformat.write(notebook, executed)
     return cells
 
@@ -125,9 +151,11 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
     except DeadKernelError:
-        print(f"\nerror: the kernel of {stem} died; if memory ran out, lower train.batch", file=sys.stderr)
+        print(f"\nerror: the kernel of {stem} died; most likely {MEMORY}", file=sys.stderr)
     except PapermillExecutionError as error:
         print("\n".join(error.traceback), file=sys.stderr)
+    except OSError as error:
+        print(f"\nerror: {error.filename or stem}: {error.strerror or error}", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"\n{stem} was interrupted; `dvc repro` goes on from its last checkpoint", file=sys.stderr)
     else:

@@ -73,7 +73,10 @@ def open_catalogue(settings: Csv) -> tuple[Table, list[str]]:
 
 
 def photo_names(table: Table, column: str) -> list[str]:
-    """Raises InputError when a row names no photo, one outside the table's folder, or another row's."""
+    """Raises InputError when a row names no photo, one outside the table's folder, or another row's.
+
+    A link in that folder is followed: whoever made it may read what it points to. Nothing is ever written there.
+    """
     names, first = [], {}
     for row, cell in enumerate(table.column(column)):
         name = posixpath.normpath(cell.strip())
@@ -89,10 +92,13 @@ def photo_names(table: Table, column: str) -> list[str]:
 
 
 def content_hash(path: Path) -> str:
-    """Of a file's bytes; empty when it can't be read."""
+    """Of a file's bytes; empty when it can't be read, or is no file (a pipe would be waited for for ever)."""
     try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    except OSError:
+        if not path.is_file():
+            return ""
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
+    except (OSError, ValueError):  # ValueError: a name that no file system takes
         return ""
 
 

@@ -81,10 +81,15 @@ class Work:
         if first != f"{fingerprint}\n".encode():
             return False
         whole = [line for line in lines if line.endswith(b"\n")]  # only the last can be cut
-        for line in whole:
-            self.stop, sizes, bad = json.loads(line)
-            self.sizes += sizes
-            self.bad |= dict(bad)
+        try:
+            for line in whole:
+                self.stop, sizes, bad = json.loads(line)
+                self.sizes += sizes
+                self.bad |= dict(bad)
+            if min(self.sizes, default=0) < 0 or len(self.sizes) + len(self.bad) != self.stop <= self.total:
+                return False
+        except (ValueError, TypeError):  # damaged on the disk
+            return False
         if self.part.stat().st_size < self.size():
             return False
         os.truncate(self.journal, len(first) + sum(map(len, whole)))
@@ -105,14 +110,11 @@ class Work:
         """Raise InputError unless the rest of the store fits on the disk, as far as can be told."""
         raw = self.total * self.settings.height * self.settings.width * 3
         whole = raw if self.settings.store == "raw" else JPEG_SHARE * raw
-        needed, free = whole - sum(self.sizes), shutil.disk_usage(self.part).free
-        if needed > free:
-            jpeg = f"set images.store to jpeg (at most {JPEG_SHARE * raw / 1e9:.1f} GB in all), "
-            raise InputError(
-                f"the image store needs {'' if self.settings.store == 'raw' else 'up to '}{needed / 1e9:.1f} GB, but "
-                f"{free / 1e9:.1f} GB are free in {self.part.parent}: {jpeg if self.settings.store == 'raw' else ''}"
-                "make images.height and images.width smaller (params.yaml), or free some space"
-            )
+        about, jpeg = "up to ", ""
+        if self.settings.store == "raw":
+            about, jpeg = "", f"set images.store to jpeg (at most {JPEG_SHARE * raw / 1e9:.1f} GB in all), "
+        advice = f"{jpeg}make images.height and images.width smaller (params.yaml), or free some space"
+        require_space(self.part.parent, whole - sum(self.sizes), f"the image store needs {about}", advice)
 
     def add(self, chunk: Chunk) -> None:
         self.file.write(chunk.data)
@@ -169,6 +171,13 @@ class Work:
             self.close()
 
 
+def require_space(folder: Path, needed: float, what: str, advice: str) -> None:
+    """Raise InputError unless the disk of a folder has room for so many bytes."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(f"{what}{needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free in {folder}: {advice}")
+
+
 def sync(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
@@ -185,11 +194,13 @@ class JpegStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.offsets = np.load(folder / INDEX, allow_pickle=False)  # (I + 1,) int64
+        if self.offsets.ndim != 1 or self.offsets.dtype != np.int64 or len(self.offsets) < 2:
+            raise ValueError(f"{INDEX} is no index")
         with (folder / JPEGS).open("rb") as file:
             self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if self.offsets[0] != 0 or self.offsets[-1] != len(self.data):
+        if self.offsets[0] != 0 or self.offsets[-1] != len(self.data) or (np.diff(self.offsets) < 0).any():
             raise ValueError(f"{JPEGS} and {INDEX} don't belong together")
-        self.rows = np.arange(len(self.offsets) - 1)
+        self.rows, self.shape = np.arange(len(self.offsets) - 1), ()
         self.shape = (len(self.rows), *self[0].shape)
 
     def __len__(self) -> int:
@@ -210,8 +221,11 @@ class JpegStore:
         data = self.data[self.offsets[row] : self.offsets[row + 1]]
         try:
             with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-                return np.asarray(image)
-        except OSError:
+                picture = np.asarray(image)
+            if picture.shape[2:] != (3,) or (self.shape and picture.shape != self.shape[1:]):
+                raise ValueError("of another size than the others")
+            return picture
+        except Exception:  # Pillow raises anything on damage
             raise InputError(
                 f"picture {row} of {self.folder / JPEGS} is damaged; run `dvc repro --force prepare`"
             ) from None
@@ -221,4 +235,7 @@ def open_store(folder: Path) -> np.ndarray | JpegStore:
     """(I, H, W, 3) uint8 of either kind; raises OSError, EOFError or ValueError when files are missing or cut."""
     if (folder / JPEGS).exists():
         return JpegStore(folder)
-    return np.load(folder / RAW, mmap_mode="r", allow_pickle=False)
+    pictures = np.load(folder / RAW, mmap_mode="r", allow_pickle=False)
+    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
+        raise ValueError(f"{RAW} holds no pictures")
+    return pictures

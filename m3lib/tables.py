@@ -3,7 +3,6 @@
 import codecs
 import csv
 import io
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from m3lib.config import Csv
 from m3lib.errors import InputError
-from m3lib.taxonomy import Attribute, Taxonomy, nearest
+from m3lib.taxonomy import Attribute, Taxonomy, nearest, one_line
 
 OTHER = "other"
 SHOWN = 8  # classes that a note names
@@ -40,8 +39,8 @@ class Table:
 
 
 def clean(text: str) -> str:
-    """Trimmed, and in one Unicode form, so that what looks equal is equal."""
-    return unicodedata.normalize("NFC", text).strip()
+    """On one line, trimmed, and in one Unicode form, so that what looks equal is equal."""
+    return one_line(text)
 
 
 def split_values(cell: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Attributes (what is asked about) and their classes (what it can be)."""
 
 import json
+import unicodedata
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -82,12 +83,29 @@ class Taxonomy:
 
     def save(self, path: Path) -> None:
         records = [{"name": a.name, "multi": a.multi, "classes": list(a.classes)} for a in self.attributes]
-        path.write_text(json.dumps({"attributes": records}, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps({"attributes": records}, indent=1, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "Taxonomy":
-        records = json.loads(path.read_text())["attributes"]
+        """Raises OSError, ValueError, KeyError or TypeError for a file that `save` did not write, or InputError."""
+        records = json.loads(path.read_text(encoding="utf-8"))["attributes"]
+        for r in records:
+            if not all(isinstance(text, str) for text in (r["name"], *r["classes"])) or type(r["multi"]) is not bool:
+                raise TypeError(f"an attribute is {r!r}")
         return cls(tuple(Attribute(r["name"], tuple(r["classes"]), r["multi"]) for r in records))
+
+
+def one_line(text: str) -> str:
+    """A name as it may be printed and drawn: NFC, no ends of lines, control characters or turns of direction."""
+    bidi = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    kept = (" " if c in bidi or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
+    return " ".join(unicodedata.normalize("NFC", "".join(kept)).split())
+
+
+def caption(text: str, longest: int = 40) -> str:
+    """A name in a figure: cut where it is long, `$` escaped, since matplotlib would read formulas between two."""
+    return (text if len(text) <= longest else text[: longest - 1] + "…").replace("$", r"\$")
 
 
 def nearest(name: str, known: list[str] | tuple[str, ...], what: str) -> str:

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
+from safetensors.numpy import save_file
 
 from m3lib import config, inputs
 from test_sources import edit_cell
@@ -115,8 +117,8 @@ def test_weight_files_are_told_by_their_content(workspace, capsys):
     assert inputs.main() == 1
     assert "start.safetensors can't be read (No such file or directory)" in capsys.readouterr().err
     told = []
-    for content in (b"one", b"two"):
-        (workspace / "start.safetensors").write_bytes(content)
+    for content in (0.0, 1.0):
+        save_file({"weight": np.array([content])}, workspace / "start.safetensors")
         assert inputs.main() == 0
         told.append(json.loads((workspace / "data/weights.json").read_text()))
     assert [list(each) for each in told] == [["start.safetensors"]] * 2

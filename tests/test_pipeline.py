@@ -4,132 +4,17 @@ The whole pipeline runs once, for most tests; the first ones go on beside it, in
 """
 
 import json
-import os
+import random
 import re
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from dvc.repo import Repo
 
 import downloads
-
-ROOT = Path(__file__).parents[1]
-VARIANTS = ["asen", "m3"]
-PER_VARIANT = ("train", "evaluate", "umap")
-ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_"))},
-    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    "DVC_NO_ANALYTICS": "true",
-    **dict.fromkeys(("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"), "A Test"),
-    **dict.fromkeys(("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"), "test@example.org"),
-}
-TINY = {
-    "threads": "1",
-    "wardrobe.images": "200",
-    "wardrobe.size": "48",
-    "images.height": "48",
-    "images.width": "48",
-    "split.valid": "0.15",
-    "split.test": "0.4",
-    "model.backbone_options": "{channels: [16, 16, 32, 32], stem_width: 8}",
-    "train.epochs": "2",
-    "umap.attributes": "1",
-    "umap.points": "60",
-    "variants": "[asen, m3]",
-}
-
-
-MADE = (
-    "dvc.lock",
-    "data/curves/",
-    "data/metrics",
-    "data/inputs.json",
-    "data/weights.json",
-    "data/pairs.csv",
-)  # by the pipeline, for other settings
-
-
-class Copy:
-    """A clone-like copy of the repository's files, committed, with tiny settings."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        names = self.git("ls-files", "-co", "--exclude-standard", "-z", cwd=ROOT).split("\0")
-        for name in filter(None, names):
-            if (ROOT / name).is_file() and not name.startswith(MADE):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, folder / name)
-        self.git("init", "--quiet")
-        for setting, value in TINY.items():
-            self.put(setting, value)
-        self.commit()
-
-    def git(self, *arguments: str, cwd: Path | None = None) -> str:
-        command = ["git", *arguments]
-        done = subprocess.run(
-            command, cwd=cwd or self.folder, env=ENVIRONMENT, capture_output=True, text=True, check=True
-        )
-        return done.stdout
-
-    def commit(self) -> None:
-        self.git("add", "--all")
-        self.git("commit", "--quiet", "--message", "x")
-
-    def put(self, setting: str, value: str) -> None:
-        """Change params.yaml by its text, as a person does."""
-        section, _, key = setting.rpartition(".")
-        if section:
-            self.edit("params.yaml", rf"(?ms)^({section}:.*?\n  {key}: )[^#\n]*", rf"\g<1>{value}  ")
-        else:
-            self.edit("params.yaml", rf"(?m)^({key}: )[^#\n]*", rf"\g<1>{value}  ")
-
-    def edit(self, name: str, pattern: str, new: str) -> None:
-        path = self.folder / name
-        text, count = re.subn(pattern, new, path.read_text(), count=1)
-        assert count == 1, f"{pattern} is not in {name}"
-        path.write_text(text)
-
-    def reset(self) -> None:
-        self.git("checkout", "--quiet", "--", "params.yaml", "m3lib", "notebooks")
-
-    def start(self, *arguments: str) -> subprocess.Popen:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(["dvc", *arguments], cwd=self.folder, env=ENVIRONMENT, start_new_session=True, **pipes)
-
-    def dvc(self, *arguments: str, ok: bool = True) -> str:
-        """What a dvc command says; its exit status must be as expected."""
-        process = self.start(*arguments)
-        said, _ = process.communicate(timeout=400)
-        assert (process.returncode == 0) == ok, said
-        return said
-
-    def stale(self) -> set[str]:
-        """The stages that dvc finds changed, without the one that always is."""
-        with Repo(str(self.folder)) as repo:
-            return {name.rpartition(":")[2] for name in repo.status()} - {"inputs"}
-
-    def kill(self) -> None:
-        """SIGKILL to whatever works in this folder, dvc first, its kernels too."""
-        for link in sorted(Path("/proc").glob("[0-9]*/cwd"), key=lambda link: int(link.parent.name)):
-            try:
-                if link.readlink().is_relative_to(self.folder):
-                    os.kill(int(link.parent.name), signal.SIGKILL)
-            except OSError:
-                continue
-
-
-def stages_run(said: str) -> list[str]:
-    return re.findall(r"Running stage '([^']+)'", said)
-
-
-def every(*names):
-    return {f"{name}@{variant}" for name in names for variant in VARIANTS}
+from workspace import PER_VARIANT, VARIANTS, Copy, every, stages_run
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +123,7 @@ def test_every_output_has_its_documented_name(whole):
         "01_prepare",
         "05_report",
         "06_ablation",
+        "07_index",
         *(f"{n}-{v}" for n in ("02_train", "03_evaluate", "04_umap") for v in VARIANTS),
     ]
     executed = whole.folder / "notebooks" / "executed"
@@ -275,7 +161,8 @@ def test_metrics_and_plots(whole):
 
 
 def test_the_second_run_runs_nothing(whole):
-    assert set(stages_run(whole.said)) == {"inputs", "notebooks", "prepare", *every(*PER_VARIANT), "report", "ablation"}
+    once = {"inputs", "notebooks", "prepare", "report", "ablation", "index"}
+    assert set(stages_run(whole.said)) == once | every(*PER_VARIANT)
     said = whole.dvc("repro")
     assert stages_run(said) == ["inputs"], said
     assert whole.git("status", "--porcelain") == ""
@@ -304,14 +191,14 @@ def test_an_edit_makes_stale_what_it_touches(whole):
         return change
 
     # Directly; umap@m3 and report hang on the embeddings and metrics that these two write.
-    assert after(whole, row) == {"train@m3", "evaluate@m3"}
-    assert after(whole, lambda: whole.put("loss.margin", "0.3")) == every("train")
+    assert after(whole, row) == {"train@m3", "evaluate@m3", "index"}
+    assert after(whole, lambda: whole.put("loss.margin", "0.3")) == every("train") | {"index"}
     assert after(whole, lambda: whole.put("umap.neighbors", "14")) == every("umap")
     assert after(whole, lambda: whole.put("wardrobe.seed", "1")) == {"prepare"}
     assert after(whole, lambda: whole.edit("params.yaml", "^# Every", "# All")) == set()
     drawing = after(whole, append("figures"))
-    assert drawing == every("evaluate", "umap") | {"report", "ablation"}
-    assert after(whole, append("training")) == every("train")
+    assert drawing == every("evaluate", "umap") | {"report", "ablation", "index"}
+    assert after(whole, append("training")) == every("train") | {"index"}
     assert after(whole, append("run")) == set()
 
 
@@ -364,20 +251,42 @@ def test_an_experiment_elsewhere_runs_its_own_code(whole):
     assert whole.git("status", "--porcelain") == ""
 
 
-def test_killed_during_training_and_run_again_gives_the_same_bytes(whole):
-    checkpoint = whole.folder / "data" / "work" / "m3.safetensors"
-    process = whole.start("repro", "--force", "--single-item", "train@m3")
-    while not checkpoint.exists():
+def wait_for(path, process):
+    while not path.exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate", "umap"])
+def test_killed_in_a_stage_and_run_again_gives_the_same_bytes(whole, stage):
+    checkpoint, [notebook] = whole.folder / "data/work/m3.safetensors", whole.folder.glob(f"notebooks/0?_{stage}.ipynb")
+    executed = whole.folder / "notebooks" / "executed" / f"{notebook.stem}-m3.ipynb"
+    command = ("repro", "--force", "--single-item", f"{stage}@m3")
+    executed.unlink()
+    process = whole.start(*command)
+    wait_for(checkpoint if stage == "train" else executed, process)
+    time.sleep(0 if stage == "train" else random.Random(stage).uniform(0, 1))
     whole.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert checkpoint.exists()
-    assert not (whole.folder / "data" / "embeddings" / "m3.safetensors").exists()
-    said = whole.dvc("repro", "--force", "--single-item", "train@m3")
-    assert "resumed after epoch" in said
+    assert checkpoint.exists() == (stage == "train")
+    said = whole.dvc(*command)
+    assert ("resumed after epoch" in said) == (stage == "train")
     assert not checkpoint.exists()
     assert whole.git("diff", "dvc.lock") == ""
     assert whole.stale() == set()
     assert whole.git("status", "--porcelain") == ""
+
+
+def test_of_two_runs_at_once_in_one_folder_the_second_is_refused(whole):
+    executed, command = whole.folder / "notebooks/executed/04_umap-m3.ipynb", ("repro", "-f", "-s", "umap@m3")
+    executed.unlink()
+    first = whole.start(*command)
+    wait_for(executed, first)
+    second = whole.dvc(*command, ok=False)
+    said, _ = first.communicate(timeout=400)
+    assert first.returncode == 0, said
+    assert re.search(r"is busy|acquire lock|already being run", second), second
+    assert "Traceback" not in second
+    assert whole.git("diff", "dvc.lock") == ""
+    assert whole.stale() == set()

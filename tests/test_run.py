@@ -96,6 +96,7 @@ def test_equal_runs_give_equal_bytes_here_and_in_another_folder(workspace, tmp_p
         'for _ in tqdm(range(3), desc="bar"):\n    time.sleep(0.01)\nprint("variant:", variant)',
         'print("a warning", file=sys.stderr)\nprint("to stdout")\n{"a": 1}',
         "import matplotlib.pyplot as plt\nplt.plot([1, 2]);",
+        "object()",  # shown with its address in memory
     ]
     elsewhere = tmp_path / "another folder"
     elsewhere.mkdir()
@@ -118,7 +119,9 @@ def test_equal_runs_give_equal_bytes_here_and_in_another_folder(workspace, tmp_p
         }
     assert texts[0] == texts[1]
     first = workspace.executed("small-m3")
-    assert [output.output_type for output in outputs(first)] == ["stream", "stream", "execute_result", "display_data"]
+    assert [output.output_type for output in outputs(first)] == [
+        *("stream", "stream", "execute_result", "display_data", "execute_result")
+    ]
     assert all(output.get("name") != "stderr" for output in outputs(first))
     for word in (str(tmp_path), "papermill", "duration", "iopub", "100%", time.strftime("%Y-")):
         assert word not in texts[0], word

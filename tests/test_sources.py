@@ -297,7 +297,9 @@ CELLS = st.lists(AWKWARD | st.text("ab,\"\n\u2028'|", max_size=4), max_size=3).m
 
 
 def naive_labels(cells: list[str]) -> list[set[str]]:
-    split = [[unicodedata.normalize("NFC", part).strip() for part in cell.split("|")] for cell in cells]
+    """On one line, since names are printed and drawn."""
+    spaced = [cell.replace("\u2028", " ") for cell in cells]
+    split = [[" ".join(unicodedata.normalize("NFC", part).split()) for part in cell.split("|")] for cell in spaced]
     return [{part for part in parts if part} for parts in split]
 
 

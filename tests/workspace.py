@@ -1,0 +1,136 @@
+"""A copy of the repository with tiny settings, in which tests run the pipeline for real."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from dvc.repo import Repo
+
+ROOT = Path(__file__).parents[1]
+VARIANTS = ["asen", "m3"]
+PER_VARIANT = ("train", "evaluate", "umap")
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_"))},
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "DVC_NO_ANALYTICS": "true",
+    **dict.fromkeys(("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"), "A Test"),
+    **dict.fromkeys(("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"), "test@example.org"),
+}
+TINY = {
+    "threads": "1",
+    "wardrobe.images": "200",
+    "wardrobe.size": "48",
+    "images.height": "48",
+    "images.width": "48",
+    "split.valid": "0.15",
+    "split.test": "0.4",
+    "model.backbone_options": "{channels: [16, 16, 32, 32], stem_width: 8}",
+    "train.epochs": "2",
+    "umap.attributes": "1",
+    "umap.points": "60",
+    "variants": "[asen, m3]",
+}
+
+
+MADE = (
+    "dvc.lock",
+    "data/curves/",
+    "data/metrics",
+    "data/inputs.json",
+    "data/weights.json",
+    "data/pairs.csv",
+)  # by the pipeline, for other settings
+
+
+class Clone:
+    """A folder with the repository in it, and what a person does there."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @classmethod
+    def of(cls, other: "Clone", folder: Path) -> "Clone":
+        """A git clone of another, which brings nothing of its cache."""
+        other.git("clone", "--quiet", str(other.folder), str(folder))
+        return cls(folder)
+
+    def git(self, *arguments: str, cwd: Path | None = None) -> str:
+        command = ["git", *arguments]
+        done = subprocess.run(
+            command, cwd=cwd or self.folder, env=ENVIRONMENT, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    def commit(self) -> None:
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", "x")
+
+    def put(self, setting: str, value: str) -> None:
+        """Change params.yaml by its text, as a person does."""
+        section, _, key = setting.rpartition(".")
+        if section:
+            self.edit("params.yaml", rf"(?ms)^({section}:.*?\n  {key}: )[^#\n]*", rf"\g<1>{value}  ")
+        else:
+            self.edit("params.yaml", rf"(?m)^({key}: )[^#\n]*", rf"\g<1>{value}  ")
+
+    def edit(self, name: str, pattern: str, new: str) -> None:
+        path = self.folder / name
+        text, count = re.subn(pattern, new, path.read_text(), count=1)
+        assert count == 1, f"{pattern} is not in {name}"
+        path.write_text(text)
+
+    def reset(self) -> None:
+        self.git("checkout", "--quiet", "--", "params.yaml", "m3lib", "notebooks")
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(["dvc", *arguments], cwd=self.folder, env=ENVIRONMENT, start_new_session=True, **pipes)
+
+    def dvc(self, *arguments: str, ok: bool = True) -> str:
+        """What a dvc command says; its exit status must be as expected."""
+        process = self.start(*arguments)
+        said, _ = process.communicate(timeout=400)
+        assert (process.returncode == 0) == ok, said
+        return said
+
+    def stale(self) -> set[str]:
+        """The stages that dvc finds changed, without the one that always is."""
+        with Repo(str(self.folder)) as repo:
+            return {name.rpartition(":")[2] for name in repo.status()} - {"inputs"}
+
+    def kill(self) -> None:
+        """SIGKILL to whatever works in this folder, dvc first, its kernels too."""
+        for link in sorted(Path("/proc").glob("[0-9]*/cwd"), key=lambda link: int(link.parent.name)):
+            try:
+                if link.readlink().is_relative_to(self.folder):
+                    os.kill(int(link.parent.name), signal.SIGKILL)
+            except OSError:
+                continue
+
+
+class Copy(Clone):
+    """A clone-like copy of the repository's files, edits that are not committed too, with tiny settings, committed."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        names = self.git("ls-files", "-co", "--exclude-standard", "-z", cwd=ROOT).split("\0")
+        for name in filter(None, names):
+            if (ROOT / name).is_file() and not name.startswith(MADE):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        self.git("init", "--quiet")
+        for setting, value in TINY.items():
+            self.put(setting, value)
+        self.commit()
+
+
+def stages_run(said: str) -> list[str]:
+    return re.findall(r"Running stage '([^']+)'", said)
+
+
+def every(*names):
+    return {f"{name}@{variant}" for name in names for variant in VARIANTS}
