@@ -24,14 +24,14 @@ lab: $(READY)  ## JupyterLab on this machine alone, with the kernel of .venv
 data: $(READY)  ## what of SOURCE=deepfashion (fashionai, darn) is there, what is missing, and where it is had
 	python -m m3lib.inputs $(SOURCE)
 
-bench: $(READY)  ## measure: seconds and memory of every stage of the last run; WHAT=data: reading and packing
+bench: $(READY)  ## measure: seconds and memory of every stage of the last run; WHAT=data|search|train: packing; searching; steps
 	python -m m3lib.bench$(if $(WHAT),_$(WHAT))
 
 record: $(READY)  ## gather experiments NAME-... into data/results/NAME.csv, and write README's tables from it
 	python -m m3lib.record $(NAME)
 
 clean:  ## remove what the pipeline made, not its cache: `make repro` brings it back
-	rm -rf notebooks/executed data/notebooks data/prepared data/models data/embeddings data/attention data/figures data/work dvc_plots
+	rm -rf notebooks/executed data/notebooks data/prepared data/models data/embeddings data/attention data/figures data/index data/work dvc_plots
 
 lock:  ## pin the newest versions that fit pyproject.toml
 	$(BIN)/uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \

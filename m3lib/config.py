@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from m3lib.errors import InputError
+from m3lib.errors import HUGE, InputError, shown
 from m3lib.taxonomy import did_you_mean, nearest
 
 
@@ -33,7 +34,7 @@ def data_path(text: str) -> Path:
 
     An experiment from DVC's queue runs in a copy without the photos and weights; DVC_ROOT then names the original.
     """
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # pathlib's own raises where there is no such user
     return path if path.is_absolute() else Path(os.environ.get("DVC_ROOT") or find_root()) / path
 
 
@@ -50,6 +51,7 @@ FIXED_IN_STAGES = [
     *(("train", key) for key in ("held_out", "precision")),
     *(("loss", key) for key in ("center_momentum", "positive_power")),
 ]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # goes into commands and file names
 PRESET_SECTIONS = ("wardrobe", "csv", "benchmark", "images", "split", "model", "loss", "train", "umap", "systems")
 Fraction = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0)]
@@ -149,7 +151,7 @@ class Loss:
 @dataclass(frozen=True)
 class Train:
     epochs: Count
-    sampler: Literal["batch", "asen", "asen_pp", "checked"]
+    sampler: Literal["batch", "balanced", "asen", "asen_pp", "checked"]
     batch: Annotated[int, Range(2)]
     triplets: Count
     optimizer: Literal["adamw", "adam"]
@@ -174,6 +176,13 @@ class Umap:
     points: Annotated[int, Range(50)]
     neighbors: Annotated[int, Range(2)]
     min_dist: Fraction
+
+
+@dataclass(frozen=True)
+class Index:
+    variant: str
+    gallery: Literal["all", "test"]
+    kind: Literal["auto", "exact", "compressed"]
 
 
 @dataclass(frozen=True)
@@ -212,8 +221,10 @@ class Variant:
 class Settings:
     source: Literal["wardrobe", "csv", "deepfashion", "fashionai", "darn"]
     preset: str
-    seed: Annotated[int, Range(0)]
-    threads: Count
+    seed: Annotated[int, Range(0, 2**32 - 1)]  # UMAP takes no more
+    threads: Annotated[int, Range(1, 1024)]
+    accelerator: Literal["auto", "cpu", "cuda"]
+    devices: Annotated[int, Range(1, 1024)]
     wardrobe: Wardrobe
     csv: Csv
     benchmark: Benchmark
@@ -223,6 +234,7 @@ class Settings:
     loss: Loss
     train: Train
     umap: Umap
+    index: Index
     variants: list
     systems: dict
     presets: dict
@@ -247,7 +259,7 @@ class Settings:
 def read_stages(stages: Any, merged: dict[str, Any], where: str) -> tuple[Stage, ...]:
     """A row's stages, each with the row's own losses and training where it changes nothing; one of them if none."""
     if not isinstance(stages, list):
-        raise InputError(f"params.yaml, {where}: expected a list of stages, got {stages!r}")
+        raise InputError(f"params.yaml, {where}: expected a list of stages, got {shown(stages)}")
     found = []
     for number, stage in enumerate(stages or [{"share": 1.0}]):
         at = f"{where}.{number}"
@@ -270,25 +282,47 @@ def leaves(values: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
         yield from leaves(value, (*path, str(key)))
 
 
-def load(path: Path) -> Settings:
-    """Read and check params.yaml; raises InputError naming the first setting that is wrong."""
+class Loader(yaml.SafeLoader):
+    """Plain values only, no Python objects; of two equal keys PyYAML itself would take the last without a word."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f"{key.value!r} stands there twice", key.start_mark)
+            seen.add(key.value)
+        return node
+
+
+def read_yaml(path: Path) -> Any:
     try:
-        values = yaml.safe_load(path.read_text())
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; restore it with `git checkout params.yaml`") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+        line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        told = filter(None, (getattr(error, part, None) for part in ("context", "problem")))
+        problem = ", ".join(told) or " ".join(str(error).split())
+        raise InputError(f"{path}{line}: not valid YAML ({problem})") from None
+    except Exception as error:  # a folder, no UTF-8, no date or number: PyYAML raises whatever its parts do
+        raise InputError(f"{path} can't be read ({type(error).__name__}: {error})") from None
+
+
+def load(path: Path) -> Settings:
+    """Read and check params.yaml; raises InputError naming the first setting that is wrong."""
+    values = read_yaml(path)
     settings = build(Settings, with_preset(values), "")
     if not settings.variants:
         raise InputError("params.yaml, variants: the list is empty; name at least one key of systems")
     for name in settings.systems:
-        check(name, str, f"systems.{name}, the key itself")
-    for name in settings.variants:
+        if not NAME.fullmatch(check(name, str, f"systems.{name}, the key itself")):
+            raise InputError(f"params.yaml, systems: {shown(name)} is no name: letters, digits, _ . + -, up to 64")
+    for number, name in enumerate(settings.variants):
         settings.variant(check(name, str, "variants"))
+        if name in settings.variants[:number]:
+            raise InputError(f"params.yaml, variants: {name!r} is listed twice")
+    if settings.index.variant:
+        nearest(settings.index.variant, settings.variants, "variant in params.yaml, index.variant (one of variants):")
     if settings.split.valid + settings.split.test >= 1:
         raise InputError("params.yaml, split: valid + test must leave something to train on (less than 1)")
     return settings
@@ -316,7 +350,7 @@ def with_preset(values: Any) -> Any:
 
 def mapping(value: Any, where: str) -> dict:
     if not isinstance(value, dict):
-        raise InputError(f"params.yaml, {where}: expected a mapping of settings, got {value!r}")
+        raise InputError(f"params.yaml, {where}: expected a mapping of settings, got {shown(value)}")
     return value
 
 
@@ -349,16 +383,20 @@ def check(value: Any, hint: Any, where: str) -> Any:
         return value if isinstance(value, hint) else build(hint, value, where)
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise InputError(f"params.yaml, {where}: expected one of {', '.join(get_args(hint))}, got {value!r}")
+            raise InputError(f"params.yaml, {where}: expected one of {', '.join(get_args(hint))}, got {shown(value)}")
         return value
     bounds = None
     if get_origin(hint) is Annotated:
         hint, bounds = get_args(hint)
     if hint is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) < HUGE else math.inf
     if type(value) is not hint:
         advice = " (YAML reads 1e-4 as text: write 0.0001)" if hint is float and isinstance(value, str) else ""
-        raise InputError(f"params.yaml, {where}: expected {hint.__name__}, got {value!r}{advice}")
-    if bounds and not (bounds.low <= value <= bounds.high and math.isfinite(value)):
-        raise InputError(f"params.yaml, {where}: must lie between {bounds.low:g} and {bounds.high:g}, got {value!r}")
+        raise InputError(f"params.yaml, {where}: expected {hint.__name__}, got {shown(value)}{advice}")
+    if hint is str and not value.isprintable():
+        raise InputError(f"params.yaml, {where}: {shown(value)} holds a character that can't be printed")
+    if bounds and not (bounds.low <= value <= bounds.high and abs(value) < HUGE):
+        raise InputError(
+            f"params.yaml, {where}: must lie between {bounds.low:g} and {bounds.high:g}, got {shown(value)}"
+        )
     return value

@@ -10,9 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
+from m3lib.taxonomy import caption
+
 RIGHT, WRONG, QUERY = "#2a9d3f", "#d1383d", "#222222"  # frames of the retrieval panels, as on the poster
 OTHER = "#c9ccd1"
 PLAIN = {"random": (0.8, 0.8, 0.8), "classifier": (0.55, 0.55, 0.55)}
+GLOW = 0.75  # at the peak of an attention map; the rest is the picture
 SHOWN_CLASSES = 10  # more colours than this can't be told apart
 
 
@@ -34,6 +37,7 @@ def attribute_bars(percent: pd.DataFrame, floor: pd.Series, ylabel: str) -> Figu
         label = "random ranking" if position == 0 else None
         axis.hlines(floor[name], position - 0.45, position + 0.45, color="black", linewidth=1.2, label=label)
     axis.set(xlabel="", ylabel=ylabel)
+    axis.set_xticks(range(percent.shape[1]), [caption(name) for name in percent.columns])
     axis.tick_params(axis="x", rotation=20 if percent.shape[1] > 5 else 0)
     axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
     return figure
@@ -88,27 +92,93 @@ def difference_chart(pairs: pd.DataFrame, xlabel: str) -> Figure:
     return figure
 
 
-def attention_panel(pictures: np.ndarray, maps: np.ndarray, names: Sequence[str]) -> Figure:
-    """A row a picture, a column an attribute: the picture, dark where the attention is weak.
+def overlay(picture: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: the picture in grey, and over it a glow as strong as the map is there, relative to its peak.
 
-    pictures: (B, H, W, 3) uint8; maps: (B, N, H, W), brought to [0, 1] each; all 0 shows a dark picture.
+    picture: (H, W, 3) uint8; level: (H, W), not negative. A map of zeros leaves the grey picture, a uniform one glows
+    all over. The glow runs from violet to yellow by lightness, so it is read without telling red from green.
+    """
+    heat = level / level.max() if level.max() > 0 else np.zeros_like(level)  # (H, W) in [0, 1]
+    grey = picture @ np.array([0.299, 0.587, 0.114]) / 255  # (H, W), luma of BT.601
+    share = GLOW * heat[..., None]
+    mixed = (1 - share) * grey[..., None] + share * plt.get_cmap("inferno")(heat)[..., :3]
+    return np.rint(255 * mixed).astype(np.uint8)
+
+
+def attention_panel(pictures: np.ndarray, maps: np.ndarray, names: Sequence[str]) -> Figure:
+    """A row a picture, a column an attribute: the picture, glowing where the attention is strong (see `overlay`).
+
+    pictures: (B, H, W, 3) uint8; maps: (B, N, H, W).
     """
     rows, columns = maps.shape[:2]
     figure, axes = plt.subplots(rows, columns + 1, figsize=(1.25 * (columns + 1), 1.35 * rows), squeeze=False)
     for row in range(rows):
         axes[row, 0].imshow(pictures[row])
         for column in range(columns):
-            level = maps[row, column]
-            reach = level.max() - level.min()
-            light = (level - level.min()) / reach if reach > 0 else np.zeros_like(level)
-            axes[row, column + 1].imshow(pictures[row] / 255 * (0.15 + 0.85 * light[..., None]))
+            axes[row, column + 1].imshow(overlay(pictures[row], maps[row, column]))
             if row == 0:
-                axes[row, column + 1].set_title(names[column], fontsize=8)
+                axes[row, column + 1].set_title(caption(names[column]), fontsize=8)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         sns.despine(ax=axis, left=True, bottom=True)
     figure.subplots_adjust(wspace=0.05, hspace=0.05)
     return figure
+
+
+def sweep_panels(runs: pd.DataFrame, setting: str, ylabel: str) -> Figure:
+    """A panel a variant: its figure against one setting, a dot a seed and a line through their means.
+
+    runs: columns variant, percent, and the setting, on a logarithmic axis where its numbers span fourfold or more.
+    """
+    grid = sns.relplot(
+        runs, x=setting, y="percent", col="variant", col_wrap=min(4, runs["variant"].nunique()), kind="line",
+        errorbar=None, color="black", linewidth=1, height=1.9, aspect=1.15, facet_kws={"sharey": False},
+    )  # fmt: skip
+    numeric = pd.api.types.is_numeric_dtype(runs[setting])
+    wide = numeric and runs[setting].min() > 0 and runs[setting].max() >= 4 * runs[setting].min()
+    for variant, axis in grid.axes_dict.items():
+        own = runs[runs["variant"] == variant]
+        axis.scatter(own[setting], own["percent"], color="black", s=16, alpha=0.6, linewidth=0)
+        axis.set_title(caption(variant), fontsize=9)
+        if numeric:
+            axis.set_xscale("log" if wide else "linear")
+            axis.set_xticks(
+                sorted(runs[setting].unique()), [tick_text(value) for value in sorted(runs[setting].unique())]
+            )
+            axis.xaxis.set_minor_locator(NullLocator())
+    grid.set_axis_labels(setting, ylabel)
+    return grid.figure
+
+
+def parallel_coordinates(runs: pd.DataFrame, settings: Sequence[str], label: str) -> Figure:
+    """A line a run, from setting to setting and on to its figure, the darker the better.
+
+    runs: columns percent and the settings; values of a setting stand at even steps, in their order.
+    """
+    columns = [*settings, "percent"]
+    place = {name: {value: k for k, value in enumerate(np.unique(runs[name]))} for name in settings}
+    low, high = runs["percent"].min(), runs["percent"].max()
+    colour = plt.get_cmap("viridis_r")
+    figure, axis = plt.subplots(figsize=(2.2 * len(columns), 3.4))
+    for _, run in runs.sort_values("percent").iterrows():
+        heights = [place[name][run[name]] / max(1, len(place[name]) - 1) for name in settings]
+        share = (run["percent"] - low) / max(high - low, 1e-9)
+        axis.plot(range(len(columns)), [*heights, share], color=colour(share), linewidth=1.3)
+    for number, name in enumerate(columns):
+        axis.axvline(number, color=OTHER, linewidth=1, zorder=0)
+        last = name == "percent"
+        ticks = {f"{low:.1f}": 0, f"{high:.1f}": 1} if last else {tick_text(v): k for v, k in place[name].items()}
+        top = 1 if last else max(1, len(ticks) - 1)
+        for text, height in ticks.items():
+            behind = {"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1}
+            axis.text(number + 0.04, height / top, text, fontsize=8, va="center", bbox=behind)
+    axis.set(xticks=range(len(columns)), xticklabels=[*settings, label], yticks=[], xlim=(-0.1, len(columns) - 0.6))
+    sns.despine(ax=axis, left=True, bottom=True)
+    return figure
+
+
+def tick_text(value: float | str) -> str:
+    return caption(value) if isinstance(value, str) else f"{value:g}"
 
 
 def seed_dots(rows: pd.DataFrame, xlabel: str) -> Figure:
@@ -126,19 +196,30 @@ def seed_dots(rows: pd.DataFrame, xlabel: str) -> Figure:
 
 
 def retrieval_panel(
-    queries: Sequence[np.ndarray], results: Sequence[Sequence[np.ndarray]], right: np.ndarray, captions: Sequence[str]
+    queries: Sequence[np.ndarray],
+    results: Sequence[Sequence[np.ndarray]],
+    right: np.ndarray,
+    captions: Sequence[str],
+    maps: Mapping[str, np.ndarray] | None = None,
 ) -> Figure:
     """One row a query: its picture, then its top results, framed green where right and red where wrong.
 
     queries: R pictures (H, W, 3); results: R lists of K pictures; right: (R, K) bool; captions: R texts over the query.
+    maps: (R, H, W) by name, laid over the query and shown beside it (see `overlay`).
     """
-    rows, columns = right.shape
-    figure, axes = plt.subplots(rows, columns + 1, figsize=(1.05 * (columns + 1), 1.28 * rows), squeeze=False)
+    maps = maps or {}
+    rows, shift = len(right), 1 + len(maps)
+    columns = shift + right.shape[1]
+    figure, axes = plt.subplots(rows, columns, figsize=(1.05 * columns, 1.28 * rows), squeeze=False)
     for row in range(rows):
         framed(axes[row, 0], queries[row], QUERY)
-        axes[row, 0].set_title(captions[row], fontsize=7, loc="left", pad=3)
+        axes[row, 0].set_title(caption(captions[row], 80), fontsize=7, loc="left", pad=3)
+        for column, (name, levels) in enumerate(maps.items(), 1):
+            framed(axes[row, column], overlay(queries[row], levels[row]), QUERY)
+            if row == rows - 1:
+                axes[row, column].set_xlabel(name, fontsize=7)
         for column, picture in enumerate(results[row]):
-            framed(axes[row, column + 1], picture, RIGHT if right[row, column] else WRONG)
+            framed(axes[row, column + shift], picture, RIGHT if right[row, column] else WRONG)
     figure.subplots_adjust(wspace=0.06, hspace=0.28)
     return figure
 
@@ -161,7 +242,7 @@ def umap_panels(points: Mapping[str, pd.DataFrame], columns: int = 2) -> Figure:
         axis.set_visible(False)
     for axis, (attribute, table) in zip(axes.flat, points.items(), strict=False):
         scatter(axis, table)
-        axis.set_title(attribute)
+        axis.set_title(caption(attribute))
     figure.tight_layout()
     return figure
 
@@ -174,7 +255,7 @@ def scatter(axis: Axes, table: pd.DataFrame) -> None:
         axis.scatter(table["x"][rest], table["y"][rest], s=7, color=OTHER, linewidth=0, label="other classes")
     for name in shown:
         own = table[table["class_"] == name]
-        axis.scatter(own["x"], own["y"], s=9, color=colours[name], linewidth=0, label=name)
+        axis.scatter(own["x"], own["y"], s=9, color=colours[name], linewidth=0, label=caption(name))
     axis.set(xticks=[], yticks=[])
     sns.despine(ax=axis, left=True, bottom=True)
     axis.legend(fontsize=7, markerscale=1.8, bbox_to_anchor=(1, 1), loc="upper left", handletextpad=0.1)
@@ -193,5 +274,7 @@ def class_chart(table: pd.DataFrame) -> Figure:
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left", fontsize=8)
+    legend = axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left", fontsize=8)
+    for text in legend.get_texts():
+        text.set_text(caption(text.get_text()))
     return figure

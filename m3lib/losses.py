@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+BLOCK = 2**24  # cosines made at a time, 64 MB
+
 
 class Anchors(NamedTuple):
     image: Tensor  # (A,) int64
@@ -47,24 +49,47 @@ def draw(similarity: Tensor, allowed: Tensor, hardness: float, generator: torch.
     """
     uniform = torch.rand(similarity.shape, generator=generator, device=generator.device).to(similarity.device)
     noise = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
-    logits = hardness * similarity.detach() + noise
+    logits = hardness * similarity + noise
     return logits.masked_fill(~allowed, -torch.inf).argmax(dim=1)
 
 
 class Triplets(NamedTuple):
-    """Cosine similarities of the drawn triplets: anchor to positive and anchor to negative, (A,) each."""
+    """The drawn triplets: the anchors' unit rows (A, d), and their cosines (A,) to a positive and to a negative."""
 
+    anchor: Tensor
     positive: Tensor
     negative: Tensor
 
 
-def draw_triplets(similarity: Tensor, anchors: Anchors, hardness: float, generator: torch.Generator) -> Triplets:
-    """One positive and one negative per anchor; similarity: (A, B), of the anchors to every image of the batch."""
-    positive = draw(-similarity, anchors.positives, hardness, generator)
-    negative = draw(similarity, anchors.negatives, hardness, generator)
-    return Triplets(
-        similarity.gather(1, positive[:, None]).squeeze(1), similarity.gather(1, negative[:, None]).squeeze(1)
-    )
+def draw_triplets(
+    embedding: Tensor, space: Tensor, anchors: Anchors, hardness: float, generator: torch.Generator
+) -> Triplets:
+    """One positive and one negative per anchor, compared in the anchor's space alone.
+
+    embedding: (B, S, d), unit rows in S spaces; space: (A,) int64. All pairs are compared without a gradient; only the
+    pairs drawn get one, so that what backward keeps is A rows and not every pair of every space.
+    """
+    alike = similarity(embedding, anchors.image, space)
+    positive = draw(-alike, anchors.positives, hardness, generator)
+    negative = draw(alike, anchors.negatives, hardness, generator)
+    rows = embedding[torch.stack([anchors.image, positive, negative]), space]  # (3, A, d)
+    return Triplets(rows[0], (rows[0] * rows[1]).sum(dim=1), (rows[0] * rows[2]).sum(dim=1))
+
+
+@torch.no_grad()
+def similarity(embedding: Tensor, image: Tensor, space: Tensor) -> Tensor:
+    """(A, B) cosine of each anchor to the batch in its own space, over the spaces that have anchors.
+
+    embedding: (B, S, d), unit; image, space: (A,) int64. Anchors of one space share a matrix product; the products are
+    made in blocks of at most BLOCK cosines (or one space), whatever the number of spaces.
+    """
+    size, alike = len(embedding), embedding.new_empty(len(image), len(embedding))
+    for part in space.argsort(stable=True).split(max(1, BLOCK // size**2)):
+        spaces, which = space[part].unique_consecutive(return_inverse=True)
+        rows = embedding[:, spaces]  # (B, s, d)
+        gram = torch.einsum("isd,jsd->sij", rows, rows)  # (s, B, B)
+        alike[part] = gram[which, image[part]]
+    return alike
 
 
 def triplet_loss(positive: Tensor, negative: Tensor, margin: float) -> Tensor:
@@ -72,18 +97,6 @@ def triplet_loss(positive: Tensor, negative: Tensor, margin: float) -> Tensor:
     if not len(positive):
         return positive.sum()
     return F.relu(margin - positive + negative).mean()
-
-
-def attribute_similarity(embedding: Tensor, anchors: Anchors, attribute_of_class: Tensor) -> Tensor:
-    """(A, B) cosine of each anchor to the batch in its attribute's space; embedding: (B, N, D), unit."""
-    gram = torch.einsum("ind,jnd->nij", embedding, embedding)  # (N, B, B)
-    return gram[attribute_of_class[anchors.class_id], anchors.image]
-
-
-def class_similarity(embedding: Tensor, anchors: Anchors) -> Tensor:
-    """(A, B) cosine of each anchor to the batch in its class's space; embedding: (B, M, d), unit."""
-    gram = torch.einsum("imd,jmd->mij", embedding, embedding)  # (M, B, B)
-    return gram[anchors.class_id, anchors.image]
 
 
 def center_cosines(embedding: Tensor, centers: Tensor, attribute_of_class: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class M3NetA(System):
 
     def forward(self, images: Tensor) -> Outputs:
         maps, _, h = self.attributes(self.backbone(images))
-        shared = self.reduce(h)[:, self.attribute_of_class]  # (B, M, d)
+        shared = spread(self.reduce(h), self.sizes)  # (B, M, d)
         phi = unit(shared * torch.relu(self.mask))
         return Outputs(unit(h), logits=self.heads(h), classes=phi, attribute_maps=maps)
 
@@ -48,10 +48,21 @@ class ClassBranch(nn.Module):
 
     def attend(self, features: Tensor, table: Tensor, sizes: list[int]) -> Tensor:
         """Maps (B, M, P). features (B, G, P, C): the g-th group of classes, sizes[g] of them, reads its own."""
-        keys = self.spatial.keys(features)  # (B, G, P, h)
+        keys = self.spatial.keys(features).unbind(1)  # G of (B, P, h)
         queries = self.spatial.queries(table).split(sizes)  # G of (M_g, h)
-        logits = torch.cat([query @ keys[:, g].mT for g, query in enumerate(queries)], dim=1)  # (B, M, P)
+        logits = torch.cat([query @ key.mT for query, key in zip(queries, keys, strict=True)], dim=1)  # (B, M, P)
         return logits.float().softmax(dim=-1)
+
+
+def spread(x: Tensor, sizes: list[int]) -> Tensor:
+    """(B, M, ...): each class gets its attribute's row of x (B, N, ...). Its gradient is a sum, where an index's is a
+    scatter that runs on one core."""
+    return torch.cat([part.expand(-1, size, -1) for part, size in zip(x.split(1, dim=1), sizes, strict=True)], dim=1)
+
+
+def evidence(kept: Tensor, head: Tensor) -> Tensor:
+    """(B, M) logits of what each class keeps, (B, M, C), by its own row of head (M, C), in the precision of `kept`."""
+    return (kept * head.to(kept.dtype)).sum(dim=2)
 
 
 class M3NetC(System):
@@ -72,7 +83,7 @@ class M3NetC(System):
         maps = self.classes.attend(X[:, None], table, [len(table)])  # (B, M, P), one group: all read the same
         u = maps.to(X.dtype) @ X  # (B, M, C)
         kept = u * self.classes.channel(u, table)  # (B, M, C)
-        logits = (kept * self.head).sum(dim=2) + self.bias  # (B, M)
+        logits = evidence(kept, self.head) + self.bias  # (B, M)
         return Outputs(logits=logits, classes=unit(self.classes.reduce(kept)), class_maps=maps)
 
 
@@ -108,18 +119,19 @@ class M3Net(System):
 
     def forward(self, images: Tensor) -> Outputs:
         X = self.backbone(images)  # (B, P, C)
-        own, table = self.attribute_of_class, self.class_table()
+        table = self.class_table()
         maps, gate, h = self.attributes(X)  # (B, N, P), (B, N, C), (B, N, C)
         if self.refine:
             focus = ((1 + maps.shape[2] * maps) / 2).to(X.dtype)  # (B, N, P), mean 1
             refined = X[:, None] * focus[..., None] * gate[:, :, None]  # (B, N, P, C)
             class_maps = self.classes.attend(refined, table, self.sizes)  # (B, M, P)
-            u = (class_maps.to(X.dtype) * focus[:, own]) @ X * gate[:, own]  # (B, M, C), the maps' sums of X'_n
+            groups = zip(class_maps.to(X.dtype).split(self.sizes, dim=1), refined.unbind(1), strict=True)
+            u = torch.cat([own @ kept for own, kept in groups], dim=1)  # (B, M, C)
         else:
             class_maps = self.classes.attend(X[:, None], table, [len(table)])  # (B, M, P)
             u = class_maps.to(X.dtype) @ X  # (B, M, C)
-        context = self.classes.channel.read_context(h)[:, own]  # (B, M, h)
+        context = spread(self.classes.channel.read_context(h), self.sizes)  # (B, M, h)
         kept = u * self.classes.channel(u, table, context)  # (B, M, C)
-        logits = self.heads(h) + (kept * self.head).sum(dim=2)  # (B, M)
+        logits = self.heads(h) + evidence(kept, self.head)  # (B, M)
         phi = unit(self.classes.reduce(kept))  # (B, M, d)
         return Outputs(unit(h), None, logits, phi, maps, class_maps)

@@ -35,12 +35,11 @@ def total_loss(
     if loss.pseudo and pseudo is not None:
         parts["pseudo"] = pseudo_loss(outputs.attribute, labels, pseudo, system, loss, generator)
     if loss.instance or loss.cluster:
-        alike = losses.class_similarity(outputs.classes, anchors)
-        pair = losses.draw_triplets(alike, anchors, loss.hardness, generator)
+        drawn = losses.draw_triplets(outputs.classes, anchors.class_id, anchors, loss.hardness, generator)
         if loss.instance:  # Loss 2 (poster): anchor, positive and negative in the space of one class
-            parts["instance"] = losses.triplet_loss(*pair, loss.margin)
+            parts["instance"] = losses.triplet_loss(drawn.positive, drawn.negative, loss.margin)
         if loss.cluster:  # Loss 3 (poster): the positive is the class center
-            parts["cluster"] = cluster_loss(outputs.classes, anchors, pair.negative, system.centers, loss.margin)
+            parts["cluster"] = cluster_loss(drawn, anchors.class_id, system.centers, loss.margin)
     return {name: getattr(loss, name) * value for name, value in parts.items()}
 
 
@@ -48,8 +47,8 @@ def attribute_loss(
     embedding: Tensor, anchors: losses.Anchors, own: Tensor, loss: Loss, generator: torch.Generator
 ) -> Tensor:
     """The triplet loss in the spaces of the anchors' attributes; embedding: (B, N, D), unit."""
-    alike = losses.attribute_similarity(embedding, anchors, own)
-    return losses.triplet_loss(*losses.draw_triplets(alike, anchors, loss.hardness, generator), loss.margin)
+    drawn = losses.draw_triplets(embedding, own[anchors.class_id], anchors, loss.hardness, generator)
+    return losses.triplet_loss(drawn.positive, drawn.negative, loss.margin)
 
 
 def pseudo_loss(
@@ -68,13 +67,11 @@ def pseudo_loss(
     return sum(parts)
 
 
-def cluster_loss(
-    embedding: Tensor, anchors: losses.Anchors, negative: Tensor, centers: losses.Centers, margin: float
-) -> Tensor:
+def cluster_loss(drawn: losses.Triplets, class_id: Tensor, centers: losses.Centers, margin: float) -> Tensor:
     """Loss 3: max(0, margin - cos(phi_m, center_m) + cos(phi_m, phi_m of the negative)), over centers seen so far."""
-    to_center = (embedding[anchors.image, anchors.class_id] * centers.value[anchors.class_id]).sum(dim=1)  # (A,)
-    seen = centers.seen[anchors.class_id]
-    return losses.triplet_loss(to_center[seen], negative[seen], margin)
+    to_center = (drawn.anchor * centers.value[class_id]).sum(dim=1)  # (A,)
+    seen = centers.seen[class_id]
+    return losses.triplet_loss(to_center[seen], drawn.negative[seen], margin)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from m3lib.errors import InputError
 from m3lib.manifest import Prepared
 from m3lib.taxonomy import Taxonomy
 
+PARTS = ("rows", "attribute", "posterior", "classes")  # of embeddings, and of their file
 SOFTNESS = 0.5  # of the score soft_segment: the share of the segments' agreement
 PART = 4096  # numbers of an image's vector that are multiplied at once, whatever the memory: the sum's order is fixed
 PIECE = 1 << 13  # candidates at once, about: a piece of their vectors takes up to 128 MB, thrice while it is made
@@ -44,11 +45,36 @@ class Embeddings:
 
     @classmethod
     def load(cls, path: Path) -> "Embeddings":
+        """Map a file into memory; raises InputError for one that holds no embeddings."""
         try:
             tensors = load_file(path)
+            found = cls(*(tensors.get(key) for key in PARTS))
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path} can't be read as embeddings ({error}); run `dvc repro train` first") from None
-        return cls(*(tensors.get(key) for key in ("rows", "attribute", "posterior", "classes")))
+        for fault in found.faults(set(tensors)):
+            raise InputError(f"{path} can't be read as embeddings ({fault}); run `dvc repro --force train`")
+        return found
+
+    def faults(self, names: set[str]) -> Iterator[str]:
+        """What keeps tensors of these names from being embeddings, the first thing first."""
+        if self.rows is None or not names <= set(PARTS) or len(names) < 2:
+            yield f"it holds {', '.join(sorted(names)) or 'nothing'}, not rows and some of {', '.join(PARTS[1:])}"
+            return
+        if self.rows.dtype != torch.int64 or self.rows.ndim != 1 or (self.rows.diff() <= 0).any():
+            yield "its rows are not rising row numbers"
+        for name, part, dims in zip(PARTS[1:], self.tensors()[1:], (3, 2, 3), strict=True):
+            if part is not None and (part.ndim != dims or len(part) != len(self.rows) or not part.is_floating_point()):
+                yield f"{name} is {part.dtype} {[*part.shape]} for {len(self.rows)} rows"
+
+    def check(self, score: str, taxonomy: Taxonomy) -> None:
+        """Raise InputError unless a score can be had from them under every attribute of a taxonomy."""
+        if score not in self.scores:
+            raise InputError(f"these embeddings can't give the score {score}; they give {', '.join(self.scores)}")
+        sizes = taxonomy.num_attributes, taxonomy.num_classes, taxonomy.num_classes
+        for name, part, size in zip(PARTS[1:], self.tensors()[1:], sizes, strict=True):
+            if part is not None and part.shape[1] != size:
+                told = f"these embeddings have {part.shape[1]} of {name}, the prepared data set has {size}"
+                raise InputError(f"{told}; run `dvc repro` to bring them up to date")
 
     def take(self, rows: np.ndarray) -> "Embeddings":
         """The embeddings of some manifest rows, in the order asked for."""
@@ -169,7 +195,7 @@ class Ranking:
     def blocks(self, memory: int) -> list[slice]:
         """The queries in blocks whose similarities take at most half of `memory` bytes (but FEWEST rows at least)."""
         step = max(FEWEST, memory // (2 * 4 * max(1, len(self.candidate_rows))))
-        return [slice(start, start + step) for start in range(0, len(self.query_rows), step)]
+        return [slice(start, start + step) for start in range(0, max(1, len(self.query_rows)), step)]
 
 
 def rank(
@@ -197,8 +223,8 @@ def rank(
         def alike(queries: slice | np.ndarray) -> Tensor:
             asked = np.arange(len(query_rows))[queries]
             streams = (np.random.Philox(key=seed * 1009 + attribute, counter=[0, 0, 0, row]) for row in asked)
-            drawn = np.stack([np.random.Generator(stream).random(len(candidate_rows)) for stream in streams])
-            return torch.from_numpy(drawn).to(device)
+            drawn = [np.random.Generator(stream).random(len(candidate_rows)) for stream in streams]
+            return torch.from_numpy(np.reshape(drawn, (len(asked), -1))).to(device)
 
     else:
         narrow = embeddings.of(attribute, prepared.taxonomy)
@@ -231,6 +257,8 @@ def evaluate(
     """
     results = {}
     relevance = relevance or prepared.relevance
+    if score != "random":
+        embeddings.check(score, prepared.taxonomy)
     for n, name in enumerate(prepared.taxonomy.names):
         ranking = rank(prepared, split, n, score, embeddings, seed, device)
         asking, answering = ranking.hits(prepared, prepared.taxonomy.classes_of(n))

@@ -1,6 +1,7 @@
 """Which images make a batch, and which of them are compared.
 
 `batch`: an epoch shuffles the images; every (image, class) of a batch is an anchor, with triplets of all attributes.
+`balanced`: the same, but a part of each batch is pairs of images of rare classes, which chance would leave alone in it.
 The others draw triplets of one attribute each, as the released code of the ASEN family does. Letters as in losses.py.
 """
 
@@ -14,22 +15,43 @@ from m3lib.config import Train
 from m3lib.errors import InputError
 from m3lib.losses import Anchors, find_anchors
 
+WHOLE = ("batch", "balanced")  # samplers whose batch is of images, with triplets of all attributes
+PAIRED = 0.25  # of a `balanced` batch, the share that is pairs of rare classes
+
 
 class Batch(NamedTuple):
     index: Tensor  # (B,) int64 into the training images
     labels: Tensor  # (B, M) bool: what the losses may know of them
     anchors: Anchors
 
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.index, self.labels.to(device), Anchors(*(part.to(device) for part in self.anchors)))
+
 
 def steps_per_epoch(num_images: int, train: Train) -> int:
-    return max(1, (num_images if train.sampler == "batch" else train.triplets) // train.batch)
+    return max(1, (num_images if train.sampler in WHOLE else train.triplets) // train.batch)
 
 
 def epoch(labels: Tensor, attribute_of_class: Tensor, train: Train, generator: torch.Generator) -> Iterator[Batch]:
     """The batches of one epoch; labels: (I, M) bool of all training images. Raises InputError if none can be drawn."""
-    if train.sampler == "batch":
-        return shuffled(labels, attribute_of_class, train.batch, generator)
+    if train.sampler in WHOLE:
+        draw = shuffled if train.sampler == "batch" else balanced
+        return draw(labels, attribute_of_class, train.batch, generator)
     return Triplets(labels, attribute_of_class, train.sampler).epoch(train, generator)
+
+
+def check_batch(labels: Tensor, train: Train) -> None:
+    """Raise InputError where a batch of images holds less than one pair of a class on average: nothing to compare."""
+    counts, size = labels.sum(dim=0).double(), len(labels)
+    alike = float((counts * (counts - 1)).sum()) / max(
+        1, size * (size - 1)
+    )  # classes that two images share, on average
+    if train.sampler not in WHOLE or alike * train.batch * (train.batch - 1) >= 2:
+        return
+    least = next((b for b in range(train.batch, size + 1) if alike * b * (b - 1) >= 2), None)
+    advice = "no two training pictures share a class" if least is None else f"set it to {least} or more"
+    pairs = f"{alike * train.batch * (train.batch - 1) / 2:.2g}"
+    raise InputError(f"train.batch {train.batch} holds {pairs} pairs of pictures of one class on average; {advice}")
 
 
 def shuffled(labels: Tensor, attribute_of_class: Tensor, batch: int, generator: torch.Generator) -> Iterator[Batch]:
@@ -38,8 +60,39 @@ def shuffled(labels: Tensor, attribute_of_class: Tensor, batch: int, generator: 
     if len(labels) >= batch:
         order = order[: len(labels) - len(labels) % batch]
     for index in order.split(batch):
-        index = index.sort().values  # rising rows read the memory map in one sweep
-        yield Batch(index, labels[index], find_anchors(labels[index], attribute_of_class))
+        yield batch_of(index, labels, attribute_of_class)
+
+
+def batch_of(index: Tensor, labels: Tensor, attribute_of_class: Tensor) -> Batch:
+    index = index.sort().values  # rising rows read the memory map in one sweep
+    return Batch(index, labels[index], find_anchors(labels[index], attribute_of_class))
+
+
+def balanced(labels: Tensor, attribute_of_class: Tensor, batch: int, generator: torch.Generator) -> Iterator[Batch]:
+    """As many images as `shuffled`, a quarter of each batch being pairs of images of rare classes, by turns.
+
+    A class is rare if a batch holds fewer than two of its images on average; classes of one image have no pair. The
+    rest of a batch is the images that have not yet been seen, in random order; none is twice in a batch.
+    """
+    order = torch.randperm(len(labels), generator=generator)
+    class_id, carriers = labels.T.nonzero(as_tuple=True)  # by class
+    counts = torch.bincount(class_id, minlength=labels.shape[1])  # (M,)
+    starts = counts.cumsum(0) - counts
+    rare = ((counts >= 2) & (counts * batch < 2 * len(labels))).nonzero().flatten()
+    size, pairs = min(batch, len(labels)), min(int(PAIRED * batch / 2), len(rare))
+    steps = max(1, len(labels) // batch)
+    turns = [
+        rare[torch.randperm(len(rare), generator=generator)] for _ in range(-(-steps * pairs // max(1, len(rare))))
+    ]
+    asked = torch.cat(turns)[: steps * pairs].view(steps, pairs) if turns else rare.new_empty(steps, 0)
+    for classes in asked:
+        share = torch.rand(2, pairs, generator=generator, dtype=torch.float64)
+        first, second = (share * torch.stack([counts[classes], counts[classes] - 1])).long()  # (pairs,) each
+        second += second >= first  # any other than the first
+        paired = carriers[starts[classes] + torch.stack([first, second])].unique()
+        order = order[~torch.isin(order, paired)]
+        fresh, order = order[: size - len(paired)], order[size - len(paired) :]
+        yield batch_of(torch.cat([paired, fresh]), labels, attribute_of_class)
 
 
 class Triplets:

@@ -1,9 +1,10 @@
-"""Training one variant, resumable at every epoch, and embedding images with it."""
+"""Training one variant, resumable at every epoch."""
 
 import hashlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -11,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from m3lib import batches, losses, metrics, models, retrieval, samplers
+from m3lib import batches, devices, inference, losses, metrics, models, parallel, retrieval, samplers, store
 from m3lib.config import Loss, Stage, Variant
 from m3lib.errors import InputError
 from m3lib.manifest import Prepared, hold_out
@@ -26,34 +26,41 @@ from m3lib.samplers import Batch
 from m3lib.schedule import Plan, learning_rate, make_optimizer
 from m3lib.system import Outputs
 
-EMBED_BATCH = 256  # images; only speed depends on it
+COMPARING = ("attribute", "local", "instance", "cluster")  # losses of triplets within a batch
 
 
 def make_deterministic(seed: int, threads: int) -> None:
     """One place for seeds and kernels: equal bytes on one kind of machine with equal threads."""
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a check of kernels that costs a tenth of a step
     torch.manual_seed(seed)
-
-
-def autocast(precision: str) -> torch.autocast:
-    """bf16 for the matrix products of the forward pass; losses and norms stay in fp32."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, CUDA's matrix products refuse to repeat
 
 
 class Trainer:
     """One training run: what it holds is exactly what a checkpoint holds.
 
-    Every epoch's randomness comes from (seed, epoch), so an epoch repeats bit by bit wherever it was resumed.
+    Every epoch's randomness comes from (seed, epoch), so an epoch repeats bit by bit wherever it was resumed. It is
+    drawn on the CPU whatever the device is: a seed means the same batches, views and triplets everywhere.
     """
 
-    def __init__(self, prepared: Prepared, variant: Variant, seed: int, threads: int):
+    def __init__(self, prepared: Prepared, variant: Variant, seed: int, threads: int, accelerator: str = "cpu"):
         make_deterministic(seed, threads)
+        self.device = devices.choose(accelerator, variant.train.precision)
+        if variant.train.batch % parallel.count():
+            given = f"train.batch {variant.train.batch} can't be shared by {parallel.count()} processes"
+            raise InputError(f"{given}: set it to a multiple (params.yaml)")
         self.prepared, self.variant, self.seed = hold_out(prepared, variant.train.held_out), variant, seed
         self.rows = prepared.rows("train")
         self.labels = torch.from_numpy(self.prepared.labels)[self.rows]  # (I, M)
+        self.own = torch.from_numpy(prepared.taxonomy.attribute_of_class)  # (M,)
+        if any(getattr(stage.loss, name) for stage in variant.stages for name in COMPARING):
+            samplers.check_batch(self.labels, variant.train)
         self.system = models.build(variant, prepared.taxonomy).to(memory_format=torch.channels_last)
         self.system.count_classes(self.labels, variant.loss.positive_power)
+        self.system.to(self.device)
+        parallel.share_norms(self.system)
         self.optimizer = make_optimizer(self.system, variant.train)
         self.plan = Plan(variant)
         self.steps_per_epoch = samplers.steps_per_epoch(len(self.rows), variant.train)
@@ -68,24 +75,43 @@ class Trainer:
         self.system.enter_stage(stage.loss)
         pseudo = self.refresh_centers(stage.loss)
         self.system.train()
-        sums: dict[str, float] = {}
-        drawn = samplers.epoch(self.labels, self.system.attribute_of_class, self.variant.train, generator)
-        for number, batch in enumerate(drawn):
+        sums: dict[str, Tensor] = {}
+        drawn = samplers.epoch(self.labels, self.own, self.variant.train, generator)
+        for number, (batch, pixels) in enumerate(batches.ahead(drawn, self.read)):
             self.set_learning_rate(epoch, number)
             try:
-                parts = self.step(batch, stage, generator, None if pseudo is None else pseudo[batch.index])
+                parts = self.step(batch, pixels, stage, generator, None if pseudo is None else pseudo[batch.index])
             except FloatingPointError as error:
                 place = f"{self.variant.name}, epoch {epoch + 1}, step {number + 1}"
                 raise InputError(f"{place}: {error}; lower train.lr") from None
+            except RuntimeError as error:
+                if not devices.out_of_memory(error):
+                    raise
+                traceback.clear_frames(error.__traceback__)  # what the step had made so far
+                place = f"out of memory on {self.device} at train.batch {self.variant.train.batch}"
+                raise InputError(f"{place}: {self.advise(batch, pixels, stage)}") from None
             for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + value
+                sums[name] = sums.get(name, 0.0) + value.double()
             bar.update(1)
-        return {name: value / self.steps_per_epoch for name, value in sums.items()}
+        return {name: float(value) / self.steps_per_epoch for name, value in sums.items()}
+
+    def read(self, batch: Batch) -> Tensor:
+        """(B, H, W, 3) uint8 pixels of a batch, on the CPU; of several processes, each reads its own share."""
+        rows = self.rows[batch.index.numpy()][parallel.share(len(batch.index))]
+        return batches.read(self.prepared.images, rows, pin=self.device.type == "cuda")
 
     def run_epoch(self, bar: tqdm) -> None:
-        """Train one epoch, look at validation, and keep the weights if they are the best so far."""
+        """Train one epoch, look at validation, and keep the weights if they are the best so far.
+
+        Of several processes, the first one looks; the others only train.
+        """
         parts = self.train_epoch(bar)
-        embeddings = embed(self.system, self.prepared, self.prepared.rows("valid"), self.variant.train.precision)
+        if not parallel.is_first():
+            self.history.append({"epoch": len(self.history) + 1, **parts})
+            return
+        embeddings = inference.embed(
+            self.system, self.prepared, self.prepared.rows("valid"), self.variant.train.precision
+        )
         scores = retrieval.evaluate(self.prepared, "valid", self.variant.score, embeddings)
         reached = metrics.summarise(scores)["map_all"]["overall_by_query"]
         self.history.append({"epoch": len(self.history) + 1, **parts, "valid_map_all": reached})
@@ -99,53 +125,94 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = value * (stage.global_lr if group["global"] else 1.0)
 
-    def step(self, batch: Batch, stage: Stage, generator: torch.Generator, pseudo: Tensor | None) -> dict[str, float]:
-        """Forward, loss, backward, step; returns the losses.
+    def step(
+        self, batch: Batch, pixels: Tensor, stage: Stage, generator: torch.Generator, pseudo: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Forward, loss, backward, step; returns the losses. pixels: of the batch, from `read`.
 
-        Raises FloatingPointError, before any weight moves, where the loss or its gradient is not finite.
+        Raises FloatingPointError, before any weight moves, where the loss or its gradient is not finite. That question
+        is asked once a step: each time, a GPU has to be waited for.
         """
-        pixels = self.prepared.images[self.rows[batch.index.numpy()]]
-        images = batches.views(batches.to_tensor(pixels), generator, stage.train)
-        with autocast(stage.train.precision):
-            outputs = self.system(images)
-        parts = total_loss(outputs, batch, self.system, stage.loss, generator, pseudo)
+        batch, pseudo = batch.to(self.device), None if pseudo is None else pseudo.to(self.device)
+        outputs, parts = self.losses(batch, pixels, stage, generator, pseudo)
         total = sum(parts.values())
-        if not torch.isfinite(total):
-            told = ", ".join(f"{name} {value.item():g}" for name, value in parts.items())
-            raise FloatingPointError(f"the loss became not a finite number ({told})")
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        parallel.add_up(weight.grad for weight in self.system.parameters() if weight.grad is not None)
         norm = torch.nn.utils.clip_grad_norm_(self.system.parameters(), stage.train.clip or torch.inf)
-        if not torch.isfinite(norm):
-            raise FloatingPointError("the gradient became not a finite number")
+        if not torch.isfinite(total.detach() + norm):
+            told = ", ".join(f"{name} {value.item():g}" for name, value in parts.items())
+            what = "gradient" if torch.isfinite(total) else "loss"
+            raise FloatingPointError(f"the {what} became not a finite number ({told})")
         self.optimizer.step()
         update_centers(outputs, batch.labels, self.system, stage.loss)
-        return {name: float(value.detach()) for name, value in parts.items()}
+        return {name: value.detach() for name, value in parts.items()}
+
+    def losses(
+        self, batch: Batch, pixels: Tensor, stage: Stage, generator: torch.Generator, pseudo: Tensor | None
+    ) -> tuple[Outputs, dict[str, Tensor]]:
+        images = batches.to_tensor(pixels.to(self.device, non_blocking=True))
+        whole = batches.Share(len(batch.labels), parallel.share(len(batch.labels)))
+        images = batches.views(images, generator, stage.train, whole)
+        with inference.autocast(stage.train.precision, self.device):
+            outputs = self.system(images)
+        outputs = Outputs(*(part if part is None else parallel.gather(part) for part in outputs[:4]))
+        return outputs, total_loss(outputs, batch, self.system, stage.loss, generator, pseudo)
+
+    def advise(self, batch: Batch, pixels: Tensor, stage: Stage) -> str:
+        """What to do after a step that ran out of memory, tried out: half of the batch, a quarter, ... or none."""
+        if parallel.count() > 1:  # the other processes wait for another step
+            return "lower train.batch"
+        size = len(pixels)
+        while size := size // 2:
+            self.optimizer.zero_grad(set_to_none=True)
+            devices.empty()
+            some = samplers.batch_of(torch.arange(size), batch.labels[:size].cpu(), self.own).to(self.device)
+            try:
+                sum(self.losses(some, pixels[:size], stage, torch.Generator(), None)[1].values()).backward()
+            except RuntimeError as error:
+                if not devices.out_of_memory(error):
+                    raise
+            else:
+                fits = max(1, size * self.variant.train.batch // len(pixels))
+                return f"lower train.batch, {fits} fit"
+        return "lower images.height, images.width or the model"
 
     @torch.no_grad()
     def refresh_centers(self, loss: Loss) -> Tensor | None:
         """MODC at the start of an epoch: exact centers, and (I, M) pseudo-labels where they are trained on."""
         if not (loss.center or loss.pseudo):
             return None
-        own, centers, labels = self.system.attribute_of_class, self.system.centers, self.labels
+        own, centers, labels = self.system.attribute_of_class, self.system.centers, self.labels.to(self.device)
         sums = torch.zeros_like(centers.value)
         for part, attribute in self.training_embeddings():
             sums += torch.einsum("bm,bmd->md", labels[part].float(), attribute[:, own])
+        parallel.add_up([sums])
         centers.set(sums, labels.sum(dim=0))
         if not loss.pseudo:
             return None
-        cosines = [losses.center_cosines(f, centers.value, own) for _, f in self.training_embeddings()]
-        cosines = torch.cat(cosines).masked_fill(~centers.seen, -1.0)  # (I, M); a class never seen is never nearest
-        return losses.pseudo_labels(cosines, labels, own, self.system.multi, loss.pseudo_margin)
+        cosines = torch.zeros(labels.shape, device=self.device)  # (I, M)
+        for part, attribute in self.training_embeddings():
+            cosines[part] = losses.center_cosines(attribute, centers.value, own)
+        parallel.add_up([cosines])
+        cosines = cosines.masked_fill(~centers.seen, -1.0)  # a class never seen is never nearest
+        return losses.pseudo_labels(cosines, labels, own, self.system.multi, loss.pseudo_margin).cpu()
 
     def training_embeddings(self) -> Iterator[tuple[slice, Tensor]]:
-        """(part of the training images, their attribute embeddings (b, N, D) in float32), in evaluation mode."""
-        for start in range(0, len(self.rows), EMBED_BATCH):
-            part = slice(start, start + EMBED_BATCH)
-            yield part, forward(self.system, self.prepared, self.rows[part], self.variant.train.precision).attribute
+        """(part of the training images, their attribute embeddings (b, N, D) in float32), in evaluation mode.
+
+        Of several processes, each goes through its share of the images.
+        """
+        own = parallel.share(len(self.rows))
+        for start in range(own.start, own.stop, inference.EMBED_BATCH):
+            part = slice(start, min(start + inference.EMBED_BATCH, own.stop))
+            pixels = batches.read(self.prepared.images, self.rows[part])
+            yield part, inference.see(self.system, pixels, self.variant.train.precision).attribute
 
     def save(self, path: Path, fingerprint: str) -> None:
-        """Write a checkpoint, whole or not at all."""
+        """Write a checkpoint, whole or not at all; of several processes, the first one writes."""
+        if not parallel.is_first():
+            return
         tensors = {f"system.{name}": value for name, value in self.system.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         for number, state in self.optimizer.state_dict()["state"].items():
@@ -154,14 +221,10 @@ class Trainer:
 
     def resume(self, path: Path, fingerprint: str) -> bool:
         """Take up a checkpoint of this very run; one of other settings, data or code is left aside."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
-            if metadata["fingerprint"] != fingerprint:
-                return False
-            tensors = load_file(path)
-        except (OSError, SafetensorError, KeyError, TypeError):
+        history = history_in(path, fingerprint)
+        if history is None:
             return False
+        tensors, self.history = load_file(path), history
         self.system.load_state_dict(strip(tensors, "system."))
         self.best = strip(tensors, "best.")
         state: dict[int, dict[str, Tensor]] = {}
@@ -171,7 +234,6 @@ class Trainer:
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         for weight, kept in self.optimizer.state.items():  # the fused step reads memory as it lies: channels last
             kept |= {k: torch.empty_like(weight).copy_(v) for k, v in kept.items() if v.shape == weight.shape}
-        self.history = json.loads(metadata["history"])
         return True
 
 
@@ -182,13 +244,18 @@ def strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata)
-    os.replace(partial, path)
+    try:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def run_fingerprint(prepared: Prepared, variant: Variant, seed: int, threads: int) -> str:
+def run_fingerprint(
+    prepared: Prepared, variant: Variant, seed: int, threads: int, accelerator: str = "cpu", processes: int = 1
+) -> str:
     """What a checkpoint belongs to: the settings, the manifest, and the code of m3lib."""
-    digest = hashlib.sha256(json.dumps([asdict(variant), seed, threads]).encode())
+    digest = hashlib.sha256(json.dumps([asdict(variant), seed, threads, accelerator, processes]).encode())
     digest.update(pd.util.hash_pandas_object(prepared.manifest[["image", "split"]]).to_numpy().tobytes())
     digest.update(np.packbits(prepared.labels).tobytes() + f"{prepared.images.shape} {type(prepared.images)}".encode())
     for module in sorted(Path(__file__).parent.glob("*.py")):
@@ -197,65 +264,64 @@ def run_fingerprint(prepared: Prepared, variant: Variant, seed: int, threads: in
 
 
 def fit(
-    prepared: Prepared, variant: Variant, seed: int, threads: int, checkpoint: Path
+    prepared: Prepared,
+    variant: Variant,
+    seed: int,
+    threads: int,
+    checkpoint: Path,
+    accelerator: str = "cpu",
+    processes: int = 1,
 ) -> tuple[models.System, pd.DataFrame]:
     """Train to the end, from a checkpoint where this run left one; returns the system at its best epoch, and curves.
 
     The curves have a row an epoch: epoch, the mean of each weighted loss, and valid_map_all (fraction). The checkpoint
     is written after every epoch; the caller removes it once the results are stored.
+
+    processes: more than one are started here, each on a device of its own, and leave a checkpoint of the whole run;
+    where that was done by hand, on several machines, there is nothing left to train.
     """
-    trainer = Trainer(prepared, variant, seed, threads)
-    fingerprint = run_fingerprint(prepared, variant, seed, threads)
+    fingerprint = run_fingerprint(prepared, variant, seed, threads, accelerator, processes)
+    alone = parallel.count() == 1
+    if processes > 1 and alone and len(history_in(checkpoint, fingerprint) or []) < Plan(variant).epochs:
+        parallel.launch(variant.name, accelerator, processes)
+    trainer = Trainer(prepared, variant, seed, threads, accelerator)
+    check_disk(trainer, checkpoint)
     if trainer.resume(checkpoint, fingerprint):
         print(f"resumed after epoch {len(trainer.history)}", file=sys.stderr)
     done, epochs = len(trainer.history), trainer.plan.epochs
-    bar = tqdm(total=epochs * trainer.steps_per_epoch, initial=done * trainer.steps_per_epoch, desc=variant.name)
-    with bar:
+    if processes > 1 and alone and done < epochs:
+        raise InputError(f"{variant.name}: {processes} processes ended before their last epoch, for the reason above")
+    each, shown = trainer.steps_per_epoch, parallel.is_first()
+    with tqdm(total=epochs * each, initial=done * each, desc=variant.name, disable=not shown) as bar:
         for _ in range(done, epochs):
             trainer.run_epoch(bar)
             trainer.save(checkpoint, fingerprint)
-            bar.set_postfix(valid_map=f"{100 * trainer.history[-1]['valid_map_all']:.1f}")
-    trainer.system.load_state_dict(trainer.best)
+            if shown:
+                bar.set_postfix(valid_map=f"{100 * trainer.history[-1]['valid_map_all']:.1f}")
+    if shown:
+        trainer.system.load_state_dict(trainer.best)
     return trainer.system, pd.DataFrame(trainer.history)
 
 
-@torch.no_grad()
-def forward(system: models.System, prepared: Prepared, rows: np.ndarray, precision: str) -> Outputs:
-    """The network's outputs for a few manifest rows, in evaluation mode."""
-    system.eval()
-    with autocast(precision):
-        return system(batches.to_tensor(prepared.images[rows]))
+def check_disk(trainer: Trainer, checkpoint: Path) -> None:
+    """Raise InputError, before the first step, unless the disk has room for all that this run will write."""
+    prepared, sample = trainer.prepared, trainer.prepared.rows("valid")[:1]
+    weights = sum(value.nbytes for value in trainer.system.state_dict().values())
+    checkpoints = 2 * 4 * weights  # the old one and the new: weights, the best ones, and two moments of each
+    image = sum(
+        part.nbytes for part in inference.embed(trainer.system, prepared, sample, "fp32").tensors() if part is not None
+    )
+    needed = checkpoints + image * (len(prepared.rows("valid")) + len(prepared.rows("test")))
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    what = f"the checkpoints and embeddings of {trainer.variant.name} take "
+    store.require_space(checkpoint.parent, needed, what, "free some space, or make model.class_embedding smaller")
 
 
-def look(system: models.System, prepared: Prepared, rows: np.ndarray, precision: str) -> dict[str, Tensor]:
-    """Where a network looks in some pictures: (B, N, H, W) float32 attention at pixel size, by whose it is.
-
-    "attribute": of every attribute; "class": of the first class that the picture carries under each attribute, 0 where
-    it is unknown. Sums over pixels are about 1. Empty for a network without attention.
-    """
-    outputs, found = forward(system, prepared, rows, precision), {}
-    if outputs.attribute_maps is not None:
-        found["attribute"] = outputs.attribute_maps
-    if outputs.class_maps is not None:
-        labels = torch.from_numpy(prepared.labels[rows])  # (B, M)
-        groups = zip(labels.split(system.sizes, 1), outputs.class_maps.split(system.sizes, 1), strict=True)
-        first = [(own.int().argmax(dim=1), own.any(dim=1), maps) for own, maps in groups]
-        found["class"] = torch.stack([maps[range(len(rows)), m] * known[:, None] for m, known, maps in first], dim=1)
-    sides = prepared.images.shape[1:3]
-    with torch.no_grad():
-        grid = system.backbone.features(batches.to_tensor(prepared.images[rows[:1]])).shape[2:]
-    share = grid[0] * grid[1] / (sides[0] * sides[1])  # of a position's weight that each of its pixels gets
-    large = {name: F.interpolate(maps.unflatten(2, grid), sides, mode="bilinear") for name, maps in found.items()}
-    return {name: share * maps for name, maps in large.items()}
-
-
-@torch.no_grad()
-def embed(system: models.System, prepared: Prepared, rows: np.ndarray, precision: str) -> retrieval.Embeddings:
-    """The embeddings of some manifest rows (rising), in evaluation mode and half precision."""
-    parts: list[list[Tensor | None]] = []
-    for start in range(0, len(rows), EMBED_BATCH):
-        outputs = forward(system, prepared, rows[start : start + EMBED_BATCH], precision)
-        kept = system.stored_attribute(outputs), system.posterior(outputs), outputs.classes
-        parts.append([None if part is None else part.half() for part in kept])
-    joined = (torch.cat(column) if column[0] is not None else None for column in zip(*parts, strict=True))
-    return retrieval.Embeddings(torch.from_numpy(rows), *joined)
+def history_in(checkpoint: Path, fingerprint: str) -> list[dict] | None:
+    """The records of the epochs that a checkpoint of this very run holds; None without one."""
+    try:
+        with safe_open(checkpoint, framework="pt") as file:
+            told = file.metadata()
+        return json.loads(told["history"]) if told["fingerprint"] == fingerprint else None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from m3lib import models, training
+from m3lib import models, store, training
 from m3lib.config import Variant
 from m3lib.errors import InputError
 from m3lib.schedule import Plan
@@ -230,3 +231,10 @@ def test_after_a_loss_that_is_not_finite_the_last_good_epoch_can_be_taken_up(und
     system, curves = run(short("m3"), path)
     assert same(system, undisturbed[0])
     assert curves == undisturbed[1]
+
+
+def test_a_run_that_would_not_fit_on_the_disk_is_told_before_its_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match=r"embeddings of m3 take [\d.]+ GB, but 0.0 GB are free in .*: free"):
+        run(short("m3"), tmp_path / "c.safetensors")
+    assert not list(tmp_path.iterdir())

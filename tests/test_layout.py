@@ -102,7 +102,7 @@ RUNS = [name for name, stage in STAGES.items() if notebook_of(stage)]
 
 
 def test_stages_with_a_notebook():
-    assert {notebook_of(STAGES[name]) for name in RUNS} == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert {notebook_of(STAGES[name]) for name in RUNS} == {path.stem for path in (ROOT / "notebooks").glob("0*.ipynb")}
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -133,7 +133,7 @@ def test_stages_without_a_notebook():
     module = STAGES["inputs"]["cmd"].removeprefix("python -m m3lib.")
     assert module in MODULES
     assert 'if __name__ == "__main__":' in (LIBRARY / f"{module}.py").read_text()
-    sources = sorted(f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb"))
+    sources = sorted(f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("0*.ipynb"))
     assert sorted(STAGES["notebooks"]["deps"]) == sources
 
 

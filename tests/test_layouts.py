@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from m3lib import config, darn, fashionai, images, manifest, metrics, released, retrieval, sources, training
+from m3lib import config, darn, fashionai, images, inference, manifest, metrics, released, retrieval, sources, training
 from m3lib.manifest import Prepared, Source
 from m3lib.taxonomy import Taxonomy
 from tiny import ROOT, SETTINGS, make_variant
@@ -135,7 +135,7 @@ def test_in_deepfashions_layout_a_training_gives_the_numbers_of_the_csv(tmp_path
         variant = make_variant("m3", epochs=1, batch=32)
         system, curves = training.fit(prepared, variant, 0, 1, tmp_path / f"{name}.safetensors")
         test = np.sort(prepared.rows("test"))
-        scores = retrieval.evaluate(prepared, "test", "weighted", training.embed(system, prepared, test, "fp32"))
+        scores = retrieval.evaluate(prepared, "test", "weighted", inference.embed(system, prepared, test, "fp32"))
         found[name] = [
             curves.to_dict("records"),
             without_names(metrics.summarise(scores)),

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from m3lib import losses, objective
 from naive_losses import (
@@ -69,15 +71,68 @@ def test_triplet_loss_against_its_formula():
     assert float(losses.triplet_loss(positive, negative, MARGIN)) == pytest.approx(expected, rel=1e-12)
 
 
-def test_similarities_against_a_loop():
-    anchors = losses.find_anchors(draw_labels("multi"), OWN)
-    f, phi = unit_rows(B, N, D, dtype=torch.float64), unit_rows(B, M, D, seed=1, dtype=torch.float64)
-    by_attribute = losses.attribute_similarity(f, anchors, OWN)
-    by_class = losses.class_similarity(phi, anchors)
-    for a, (i, m) in enumerate(zip(anchors.image.tolist(), anchors.class_id.tolist(), strict=True)):
-        n = int(OWN[m])
-        assert by_attribute[a].tolist() == pytest.approx([float(f[i, n] @ f[j, n]) for j in range(B)])
-        assert by_class[a].tolist() == pytest.approx([float(phi[i, m] @ phi[j, m]) for j in range(B)])
+@pytest.mark.parametrize("block", [1, B * B, 5 * B * B, 10**9])
+@pytest.mark.parametrize("seed", range(3))
+def test_similarities_against_a_loop(block, seed, monkeypatch):
+    """In blocks of one anchor, of five, and all at once; of class spaces and of attribute spaces."""
+    monkeypatch.setattr(losses, "BLOCK", block)
+    anchors = losses.find_anchors(draw_labels("multi", seed), OWN)
+    for count, space in ((M, anchors.class_id), (N, OWN[anchors.class_id])):
+        rows = unit_rows(B, count, D, seed=seed + count, dtype=torch.float64)
+        got = losses.similarity(rows.clone().requires_grad_(), anchors.image, space)
+        assert got.shape == (len(space), B)
+        assert not got.requires_grad
+        for a, (i, s) in enumerate(zip(anchors.image.tolist(), space.tolist(), strict=True)):
+            assert got[a].tolist() == pytest.approx([float(rows[i, s] @ rows[j, s]) for j in range(B)])
+
+
+@pytest.mark.parametrize("hardness", [0, 4])
+def test_triplets_and_their_gradients_are_those_of_comparing_all_pairs(hardness):
+    """The same draws from the same generator, and the gradient that (S, B, B) cosines would give."""
+    anchors = losses.find_anchors(draw_labels("partial", 1), OWN)
+    for count, space in ((M, anchors.class_id), (N, OWN[anchors.class_id])):
+        raw = torch.randn(B, count, D, generator=generator(count), dtype=torch.float64)
+        first, second = (raw.clone().requires_grad_() for _ in range(2))
+        drawn = losses.draw_triplets(first, space, anchors, hardness, generator(3))
+        every = torch.einsum("isd,jsd->sij", second, second)[space, anchors.image]  # (A, B)
+        draws, cosines = generator(3), []
+        for sign, allowed in ((-1, anchors.positives), (1, anchors.negatives)):
+            chosen = losses.draw(sign * every.detach(), allowed, hardness, draws)
+            cosines.append(every.gather(1, chosen[:, None]).squeeze(1))
+        weight = torch.randn(2, len(space), generator=generator(4), dtype=torch.float64)
+        assert torch.allclose(drawn.positive, cosines[0])
+        assert torch.allclose(drawn.negative, cosines[1])
+        assert torch.equal(drawn.anchor, first[anchors.image, space])
+        for got, found in ((drawn[1:], first), (cosines, second)):
+            sum((part * by).sum() for part, by in zip(got, weight, strict=True)).backward()
+            assert found.grad.abs().sum() > 0
+        torch.testing.assert_close(first.grad, second.grad)
+
+
+class Watched(TorchDispatchMode):
+    """Notes the largest tensor that any operation makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for part in made if isinstance(made, tuple) else (made,):
+            self.largest = max(self.largest, part.numel() if isinstance(part, Tensor) else 0)
+        return made
+
+
+def test_many_classes_are_compared_in_bounded_memory(monkeypatch):
+    """2,000 classes, batch 32: all pairs in all spaces would be 2 million cosines; the embedding has 128,000."""
+    monkeypatch.setattr(losses, "BLOCK", 10 * 32 * 32)
+    size, classes = 32, 2000
+    labels = torch.rand(size, classes, generator=generator()) < 0.02
+    anchors = losses.find_anchors(labels, torch.zeros(classes, dtype=torch.int64))
+    phi = unit_rows(size, classes, 2).requires_grad_()
+    with Watched() as watched:
+        drawn = losses.draw_triplets(phi, anchors.class_id, anchors, 4.0, generator())
+        losses.triplet_loss(drawn.positive, drawn.negative, MARGIN).backward()
+    assert watched.largest == phi.numel() < classes * size * size / 10
+    assert len(anchors.class_id) > 500
 
 
 def test_center_cosines_against_a_loop():
@@ -154,9 +209,10 @@ def test_cluster_loss_against_its_formula():
     labels, phi, centers = draw_labels("partial"), unit_rows(B, M, D), make_centers()
     anchors = losses.find_anchors(labels, OWN)
     negative = 2 * torch.rand(len(anchors.image), generator=generator(2)) - 1
+    drawn = losses.Triplets(phi[anchors.image, anchors.class_id], negative, negative)
     rows = list(zip(anchors.image.tolist(), anchors.class_id.tolist(), negative.tolist(), strict=True))
     assert any(m == 1 for _, m, _ in rows)
-    got = objective.cluster_loss(phi, anchors, negative, centers, MARGIN)
+    got = objective.cluster_loss(drawn, anchors.class_id, centers, MARGIN)
     assert float(got) == pytest.approx(naive_cluster(phi, rows, centers), rel=1e-5)
 
 

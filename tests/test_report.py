@@ -2,12 +2,13 @@
 
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from m3lib import metrics, report
+from m3lib import figures, metrics, report
 from m3lib.errors import InputError
 from m3lib.retrieval import Ranking
 from tiny import ROOT, TAXONOMY, make_prepared
@@ -171,6 +172,43 @@ def test_panel_of_several_classes_per_photo_takes_any_shared_one():
     _, _, right, captions = report.panel_content(*make_panel_case(), 1, "pocket", rows=5, top=5)
     assert captions == ["pocket", "pocket"]
     assert right[1].tolist() == [True, False, True, False, True]
+
+
+def test_panel_of_given_queries_shows_them_all():
+    queries, results, _, captions = report.panel_content(*make_panel_case(), 0, None, rows=1, top=2, among=[0, 2, 7])
+    assert numbers(queries) == [0, 2]  # row 7 is a candidate
+    assert numbers(results) == [[4, 5], [5, 4]]
+    assert captions == ["red", "red"]
+
+
+def test_looks_are_the_maps_of_known_queries():
+    prepared, _ = make_panel_case()
+    prepared.labels[2, :3] = False  # the colour of picture 2 is not known
+    maps = np.random.default_rng().random((3, 3, 4, 4))  # of pictures 0, 2, 3 by attribute
+    kept = {"rows": np.array([0, 2, 3]), "attribute": maps, "class": maps + 1}
+    rows, colour = report.looks(prepared, "test", 0, kept)
+    assert rows.tolist() == [0, 3]
+    np.testing.assert_array_equal(colour["attribute"], [maps[0, 0], maps[2, 0]])
+    np.testing.assert_array_equal(colour["class"], [maps[0, 0] + 1, maps[2, 0] + 1])
+    rows, details = report.looks(prepared, "test", 1, kept)
+    assert rows.tolist() == [0, 2, 3]
+    np.testing.assert_array_equal(details["attribute"], maps[:, 1])
+    assert report.looks(prepared, "valid", 1, kept)[0].tolist() == []
+
+
+def test_panel_puts_maps_between_the_query_and_its_results():
+    prepared, ranking = make_panel_case()
+    content = report.panel_content(prepared, ranking, 0, None, top=2, among=[0, 2])
+    maps = {"attribute": np.random.default_rng().random((2, 4, 4)), "class": np.ones((2, 4, 4))}
+    figure = figures.retrieval_panel(*content, maps)
+    drawn = np.array([axis.images[0].get_array()[0, 0] for axis in figure.axes]).reshape(2, 5, 3)
+    for row, query in enumerate([0, 2]):
+        assert drawn[row, 0].tolist() == [query] * 3
+        for column, name in enumerate(maps, 1):
+            picture = np.full((4, 4, 3), query, np.uint8)
+            np.testing.assert_array_equal(drawn[row, column], figures.overlay(picture, maps[name][row])[0, 0])
+        assert drawn[row, 3:, 0].tolist() == [[4, 5], [5, 4]][row]
+    plt.close(figure)
 
 
 def test_panel_refuses_a_class_that_is_not_there():

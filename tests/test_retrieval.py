@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from m3lib import metrics, retrieval
 from m3lib.errors import InputError
@@ -105,6 +106,54 @@ def test_embeddings_that_cannot_be_read_are_refused(tmp_path, spoil):
         path.write_bytes(content[:-40] if spoil == "cut" else b"nothing of the kind")
     with pytest.raises(InputError, match=r"e\.safetensors can't be read .*dvc repro train"):
         Embeddings.load(path)
+
+
+def good() -> dict[str, torch.Tensor]:
+    return {name: part for name, part in vars(make_embeddings(ROWS)).items() if part is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rows": None}, "it holds attribute, classes, posterior, not rows"),
+        ({"more": torch.zeros(5)}, "it holds attribute, classes, more"),
+        ({"attribute": None, "posterior": None, "classes": None}, "it holds rows, not rows and some of"),
+        ({"rows": torch.tensor([1, 4, 4, 9, 12])}, "rows are not rising"),
+        ({"rows": torch.arange(5.0)}, "rows are not rising"),
+        ({"rows": torch.arange(5)[:, None]}, "rows are not rising"),
+        ({"attribute": torch.zeros(4, N, D)}, r"attribute is torch.float32 \[4, 3, 6\] for 5 rows"),
+        ({"attribute": torch.zeros(5, D)}, "attribute is"),
+        ({"classes": torch.zeros(5, M, D, dtype=torch.int32)}, "classes is torch.int32"),
+        ({"posterior": torch.zeros(5, M, 1)}, "posterior is"),
+    ],
+)
+def test_a_file_of_other_tensors_is_told(tmp_path, changes, told):
+    tensors = {name: part for name, part in (good() | changes).items() if part is not None}
+    save_file(tensors, tmp_path / "e.safetensors")
+    with pytest.raises(InputError, match=rf"e\.safetensors can't be read as embeddings \(.*{told}.*\); run `dvc repro"):
+        Embeddings.load(tmp_path / "e.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "score", "told"),
+    [
+        ({"attribute": None}, "attribute", "can't give the score attribute; they give concat, top_class"),
+        (
+            {"posterior": torch.rand(60, M - 1)},
+            "posterior",
+            f"have {M - 1} of posterior, .* has {M}",
+        ),
+        (
+            {"attribute": torch.rand(60, N + 1, D)},
+            "attribute",
+            f"have {N + 1} of attribute, .* has {N}; run",
+        ),
+        ({"classes": torch.rand(60, 2, D)}, "concat", "have 2 of classes"),
+    ],
+)
+def test_embeddings_of_another_taxonomy_or_score_are_told(changes, score, told):
+    with pytest.raises(InputError, match=told):
+        retrieval.evaluate(make_split(), "test", score, replace(make_embeddings(60), **changes))
 
 
 def test_take_gives_rows_in_the_order_asked_for():

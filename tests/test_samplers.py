@@ -79,13 +79,13 @@ def assert_distributed(drawn: list, shares: dict) -> None:
     assert stats.chisquare(*table.T).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("sampler", ["batch", *KINDS])
+@pytest.mark.parametrize("sampler", ["batch", "balanced", *KINDS])
 def test_an_epoch_has_the_steps_it_announces(sampler):
     labels = draw_labels("single")
     for batch, triplets in [(7, 21), (8, 23), (30, 64), (31, 9)]:
         train = make_train(sampler, batch=batch, triplets=triplets)
         found = list(samplers.epoch(labels, OWN, train, generator()))
-        size = 30 if sampler == "batch" else triplets
+        size = 30 if sampler in samplers.WHOLE else triplets
         assert len(found) == samplers.steps_per_epoch(30, train) == max(1, size // batch)
 
 
@@ -106,7 +106,62 @@ def test_shuffled_shows_each_image_once_but_for_the_rest(size, batch, sizes):
         assert all(torch.equal(a, b) for a, b in zip(part.anchors, expected, strict=True))
 
 
-@pytest.mark.parametrize("sampler", ["batch", *KINDS])
+def long_tail(size: int = 400) -> torch.Tensor:
+    """Classes 1 and 2 (of class 0's attribute) on 5 and 2 images, 3 on a single one; the others are frequent."""
+    labels = torch.zeros(size, M, dtype=torch.bool)
+    labels[:, 0] = labels[::2, 7] = labels[1::2, 8] = True
+    labels[100:105, 0], labels[100:105, 1] = False, True
+    labels[200:202, 0], labels[200:202, 2] = False, True
+    labels[300, 3] = labels[:, 4] = True
+    return labels
+
+
+def test_every_balanced_batch_has_two_images_of_the_rare_classes():
+    """Two rare classes and room for two pairs: each batch holds both, for the budget of the plain sampler."""
+    labels = long_tail()
+    found = list(samplers.epoch(labels, OWN, make_train("balanced", batch=20), generator()))
+    assert [len(batch.index) for batch in found] == [20] * 20
+    for batch in found:
+        assert len(batch.index.unique()) == 20
+        assert batch.index.tolist() == sorted(batch.index.tolist())
+        assert (batch.labels[:, 1:3].sum(dim=0) >= 2).all()
+        assert {1, 2} <= set(batch.anchors.class_id.tolist())
+    plain = list(samplers.epoch(labels, OWN, make_train("batch", batch=20), generator()))
+    assert sum(2 in batch.anchors.class_id for batch in plain) <= 1
+    seen = Counter(indices(found))
+    others = [i for i in range(400) if not labels[i, 1:3].any()]
+    assert max(seen[i] for i in others) == 1  # the rest of a batch is new
+    assert sum(seen[i] for i in others) > 20 * 15
+    assert min(seen[i] for i in range(100, 105)) > 2
+    assert {i for batch in found for i in batch.index[batch.labels[:, 1]].tolist()} == set(range(100, 105))
+
+
+def test_rare_classes_take_turns_where_a_batch_has_no_room_for_all():
+    """One pair a batch of 8, for two rare classes."""
+    found = list(samplers.epoch(long_tail(), OWN, make_train("balanced", batch=8), generator()))
+    asked = [[int(batch.labels[:, m].sum() >= 2) for m in (1, 2)] for batch in found]
+    assert all(any(pair) for pair in asked)
+    turns = np.array(asked).sum(axis=0)
+    assert turns.tolist() == pytest.approx([25, 25], abs=2)
+
+
+def test_balanced_without_rare_classes_is_the_plain_sampler():
+    labels = draw_labels("single", 60)
+    assert labels.sum(dim=0).min() * 30 >= 120
+    found = [list(samplers.epoch(labels, OWN, make_train(kind, batch=30), generator())) for kind in samplers.WHOLE]
+    assert [batch.index.tolist() for batch in found[0]] == [batch.index.tolist() for batch in found[1]]
+
+
+def test_the_pair_of_a_rare_class_is_any_two_of_its_images():
+    draws, pairs = generator(), []
+    for _ in range(40):
+        for batch in samplers.epoch(long_tail(), OWN, make_train("balanced", batch=20), draws):
+            carriers = batch.index[batch.labels[:, 1]].tolist()
+            pairs += [tuple(carriers)] if len(carriers) == 2 else []
+    assert_distributed(pairs, {(i, j): 0.1 for i in range(100, 105) for j in range(i + 1, 105)})
+
+
+@pytest.mark.parametrize("sampler", ["batch", "balanced", *KINDS])
 def test_an_epoch_is_the_generators(sampler):
     labels, train, draws = draw_labels("multi"), make_train(sampler, batch=5, triplets=20), generator()
     first, second = (indices(list(samplers.epoch(labels, OWN, train, draws))) for _ in range(2))

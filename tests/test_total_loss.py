@@ -210,11 +210,11 @@ def test_draws_follow_the_softmax_of_hardness_times_similarity(hardness):
 def test_triplets_are_allowed_and_lean_the_hard_way(hardness):
     labels, phi = draw_labels("partial", 2, 16), unit_rows(16, M, D)
     anchors = losses.find_anchors(labels, OWN)
-    alike = losses.class_similarity(phi, anchors)
-    drawn = [losses.draw_triplets(alike, anchors, hardness, generator(s)) for s in range(300)]
-    for positive, negative in drawn:
-        assert ((alike == positive[:, None]) & anchors.positives).any(dim=1).all()
-        assert ((alike == negative[:, None]) & anchors.negatives).any(dim=1).all()
+    alike = losses.similarity(phi, anchors.image, anchors.class_id)
+    drawn = [losses.draw_triplets(phi, anchors.class_id, anchors, hardness, generator(s)) for s in range(300)]
+    for _, positive, negative in drawn:
+        assert (((alike - positive[:, None]).abs() < 1e-6) & anchors.positives).any(dim=1).all()
+        assert (((alike - negative[:, None]).abs() < 1e-6) & anchors.negatives).any(dim=1).all()
     for name, allowed, sign in [("positive", anchors.positives, -1), ("negative", anchors.negatives, 1)]:
         logits = (sign * hardness * alike).masked_fill(~allowed, -torch.inf)
         expected = float((logits.softmax(dim=1) * alike).sum(dim=1).mean())

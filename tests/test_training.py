@@ -7,7 +7,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from m3lib import batches, losses, metrics, models, retrieval, training
+from m3lib import batches, inference, losses, metrics, models, retrieval
 from m3lib.manifest import Prepared
 from m3lib.samplers import Batch
 from m3lib.schedule import Plan
@@ -39,7 +39,7 @@ def test_the_local_branch_waits_for_its_stage(global_lr):
 ASEN_FAMILY = ["asen", "asen_v2", "asen_pp", "modc"]
 LEARNED = [(network, None, {}) for network in NETWORKS]
 LEARNED += [(network, "posterior", {"loss": {"classification": 1.0}}) for network in ASEN_FAMILY]
-RELEASED = {"optimizer": "adam", "schedule": "step", "step_factor": 0.95, "batch": 8, "triplets": 16}
+RELEASED = {"optimizer": "adam", "schedule": "step", "step_factor": 0.95, "batch": 24, "triplets": 72}
 LEARNED += [("asen_v2", None, RELEASED | {"sampler": sampler}) for sampler in ("asen", "asen_pp")]
 LEARNED += [("m3", None, {"sampler": "checked", "batch": 8, "triplets": 8})]
 
@@ -50,7 +50,7 @@ def test_each_network_learns_24_pictures_by_heart(network, score, changes, tmp_p
     settings = {"batch": 24, "shift": 0.0, "class_embedding": 16, "hidden": 16, "embedding": 16, "local_hidden": 16}
     variant = short(network, 40, **(settings | changes))
     system, curves = run(variant, tmp_path / "c.safetensors")
-    embeddings = training.embed(system, PREPARED, PREPARED.rows("valid"), "fp32")
+    embeddings = inference.embed(system, PREPARED, PREPARED.rows("valid"), "fp32")
     scores = retrieval.evaluate(PREPARED, "valid", variant.score, embeddings)
     reached = metrics.summarise(scores)["map_all"]
     assert reached["overall_by_query"] == pytest.approx(max(record["valid_map_all"] for record in curves))
@@ -65,7 +65,7 @@ def test_loss_1_gives_the_asen_family_class_probabilities(network):
     rows = PREPARED.rows("valid")[:4]
     for weight in (0.0, 1.0):
         variant = short(network, loss={"classification": weight})
-        found = training.embed(Trainer(PREPARED, variant, 0, 1).system, PREPARED, rows, "fp32")
+        found = inference.embed(Trainer(PREPARED, variant, 0, 1).system, PREPARED, rows, "fp32")
         assert (found.posterior is not None) == (weight > 0 or network == "modc")
         if found.posterior is not None:
             sums = [found.posterior[:, STRIPES.classes_of(n)].float().sum(dim=1) for n in (0, 1)]
@@ -74,13 +74,13 @@ def test_loss_1_gives_the_asen_family_class_probabilities(network):
 
 @pytest.mark.parametrize("network", ["classifier", "asen", "asen_pp", "modc", "m3"])
 def test_embed_covers_the_rows_in_order_and_equals_a_forward_pass(network, monkeypatch):
-    monkeypatch.setattr(training, "EMBED_BATCH", 5)
+    monkeypatch.setattr(inference, "EMBED_BATCH", 5)
     variant = short(network)
     system = Trainer(PREPARED, variant, 0, 1).system
     for stage in variant.stages:
         system.enter_stage(stage.loss)
     rows = np.array([0, 3, 4, 10, 11, 12, 30, 31, 50, 70, 71])
-    found = training.embed(system, PREPARED, rows, "fp32")
+    found = inference.embed(system, PREPARED, rows, "fp32")
     assert found.rows.tolist() == rows.tolist()
     with torch.no_grad():
         outputs = system.eval()(batches.to_tensor(PREPARED.images[rows]))
@@ -98,7 +98,7 @@ def test_embed_covers_the_rows_in_order_and_equals_a_forward_pass(network, monke
 def test_embedding_changes_nothing_in_the_system():
     system = Trainer(PREPARED, short("m3"), 0, 1).system
     before = {name: value.clone() for name, value in system.state_dict().items()}
-    training.embed(system, PREPARED, PREPARED.rows("valid"), "fp32")
+    inference.embed(system, PREPARED, PREPARED.rows("valid"), "fp32")
     assert all(torch.equal(value, before[name]) for name, value in system.state_dict().items())
 
 
@@ -116,7 +116,7 @@ def test_every_epoch_and_every_seed_draws_anew(monkeypatch):
     for seed in (0, 1):
         trainer = Trainer(PREPARED, short("classifier"), seed, 1)
         monkeypatch.setattr(
-            batches, "views", lambda images, generator, train: seen.append(generator.get_state()) or images
+            batches, "views", lambda images, generator, *_: seen.append(generator.get_state()) or images
         )
         for _ in range(2):
             trainer.run_epoch(tqdm(disable=True))
@@ -132,7 +132,8 @@ def test_a_step_moves_the_centers_to_the_batchs_classes():
     trainer = Trainer(PREPARED, short("m3"), 0, 1)
     trainer.set_learning_rate(0, 0)
     trainer.system.train()
-    trainer.step(whole_batch(trainer), trainer.plan.stage(0), torch.Generator().manual_seed(0), None)
+    batch = whole_batch(trainer)
+    trainer.step(batch, trainer.read(batch), trainer.plan.stage(0), torch.Generator().manual_seed(0), None)
     centers = trainer.system.centers
     assert centers.seen.all()
     torch.testing.assert_close(centers.value.norm(dim=1), torch.ones(5))
@@ -145,12 +146,12 @@ def test_a_step_reads_the_images_of_its_batch_as_its_stage_asks(monkeypatch):
     shuffled = make_prepared(labels, parts, np.concatenate([255 - PREPARED.images[:24], PREPARED.images[:24]]), STRIPES)
     variant = short("modc", 5, (0.4, 0.2, 0.4))
     trainer, seen = Trainer(shuffled, variant, 0, 1), []
-    monkeypatch.setattr(batches, "views", lambda images, generator, train: seen.append((images, train)) or images)
+    monkeypatch.setattr(batches, "views", lambda images, generator, train, _: seen.append((images, train)) or images)
     index = torch.tensor([3, 5, 5, 20])
     known = trainer.labels[index]
     batch = Batch(index, known, losses.find_anchors(known, trainer.system.attribute_of_class))
     for stage in variant.stages:
-        trainer.step(batch, stage, torch.Generator().manual_seed(0), torch.zeros_like(known))
+        trainer.step(batch, trainer.read(batch), stage, torch.Generator().manual_seed(0), torch.zeros_like(known))
     assert [train for _, train in seen] == [stage.train for stage in variant.stages]
     assert all(torch.equal(images, batches.to_tensor(PREPARED.images[[3, 5, 5, 20]])) for images, _ in seen)
 
@@ -181,7 +182,7 @@ def random_photos(seed: int = 0, size: int = 40) -> Prepared:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_centers_are_the_exact_means_and_guesses_are_near_and_clear(seed, monkeypatch):
-    monkeypatch.setattr(training, "EMBED_BATCH", 7)
+    monkeypatch.setattr(inference, "EMBED_BATCH", 7)
     prepared = random_photos(seed)
     trainer = Trainer(prepared, short("modc", loss={"pseudo_margin": 1e-4}), seed, 1)
     system, labels = trainer.system, prepared.labels[1:]

@@ -1,0 +1,107 @@
+"""What a trained network says of images: embeddings, in memory or streamed to a file, and where it looks."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from m3lib import batches, models, retrieval
+from m3lib.manifest import Prepared
+from m3lib.streams import Stream
+from m3lib.system import Outputs
+
+EMBED_BATCH = 256  # images; only speed depends on it
+EMBEDDED = ("attribute", "posterior", "classes")  # the parts of retrieval.Embeddings
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """bf16 for the matrix products of the forward pass; losses and norms stay in fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@torch.no_grad()
+def forward(system: models.System, prepared: Prepared, rows: np.ndarray, precision: str) -> Outputs:
+    """The network's outputs for a few manifest rows, in evaluation mode, on the CPU."""
+    outputs = see(system, batches.read(prepared.images, rows), precision)
+    return Outputs(*(part if part is None else part.cpu() for part in outputs))
+
+
+@torch.no_grad()
+def see(system: models.System, pixels: Tensor, precision: str) -> Outputs:
+    """The network's outputs for (B, H, W, 3) uint8 pixels, in evaluation mode, on the network's own device."""
+    device = system.attribute_of_class.device
+    system.eval()
+    with autocast(precision, device):
+        return system(batches.to_tensor(pixels.to(device, non_blocking=True)))
+
+
+def look(system: models.System, prepared: Prepared, rows: np.ndarray, precision: str) -> dict[str, Tensor]:
+    """Where a network looks in some pictures: (B, N, H, W) float32 attention at pixel size, by whose it is.
+
+    "attribute": of every attribute; "class": of the first class that the picture carries under each attribute, 0 where
+    it is unknown. Sums over pixels are about 1. Empty for a network without attention.
+    """
+    outputs, found = forward(system, prepared, rows, precision), {}
+    if outputs.attribute_maps is not None:
+        found["attribute"] = outputs.attribute_maps
+    if outputs.class_maps is not None:
+        labels = torch.from_numpy(prepared.labels[rows])  # (B, M)
+        groups = zip(labels.split(system.sizes, 1), outputs.class_maps.split(system.sizes, 1), strict=True)
+        first = [(own.int().argmax(dim=1), own.any(dim=1), maps) for own, maps in groups]
+        found["class"] = torch.stack([maps[range(len(rows)), m] * known[:, None] for m, known, maps in first], dim=1)
+    pictures = batches.to_tensor(prepared.images[rows[:1]])
+    return {name: at_pixels(system, pictures, maps) for name, maps in found.items()}
+
+
+@torch.no_grad()
+def at_pixels(system: models.System, pictures: Tensor, maps: Tensor) -> Tensor:
+    """(B, K, H, W): maps (B, K, P) over the positions that the backbone makes of pictures (_, 3, H, W), enlarged.
+
+    Each pixel gets its share of a position's weight.
+    """
+    device = system.attribute_of_class.device
+    sides, grid = pictures.shape[2:], system.backbone.features(pictures[:1].to(device)).shape[2:]
+    share = grid.numel() / sides.numel()
+    return share * F.interpolate(maps.unflatten(2, grid), sides, mode="bilinear")
+
+
+def embed(system: models.System, prepared: Prepared, rows: np.ndarray, precision: str) -> retrieval.Embeddings:
+    """The embeddings of some manifest rows (rising), in evaluation mode and half precision, on the CPU."""
+    whole: dict[str, Tensor] = {}
+    for part, found in embedded(system, prepared, rows, precision):
+        for name, value in found.items():
+            if name not in whole:  # made once: gathered parts would be held twice
+                whole[name] = value.new_empty(len(rows), *value.shape[1:])
+            whole[name][part] = value
+    return retrieval.Embeddings(torch.from_numpy(rows), *(whole.get(name) for name in EMBEDDED))
+
+
+def embed_to_file(path: Path, system: models.System, prepared: Prepared, rows: np.ndarray, precision: str) -> None:
+    """`embed` into the file that `Embeddings.save` would write, part by part; a run that was cut off goes on."""
+    digest = hashlib.sha256(f"{precision} {prepared.images.shape}".encode() + rows.tobytes())
+    digest.update(pd.util.hash_pandas_object(prepared.manifest["image"]).to_numpy().tobytes())
+    for value in system.state_dict().values():
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    stream = Stream(path, digest.hexdigest(), len(rows))
+    rest = rows[stream.done :]
+    for part, found in embedded(system, prepared, rest, precision):
+        stream.add({"rows": rest[part], **{name: value.numpy() for name, value in found.items()}})
+    stream.finish()
+
+
+def embedded(
+    system: models.System, prepared: Prepared, rows: np.ndarray, precision: str
+) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    """(part of the rows, its embeddings in half precision, on the CPU); the next part is read while one is computed."""
+    pin = system.attribute_of_class.device.type == "cuda"
+    parts = [slice(start, start + EMBED_BATCH) for start in range(0, len(rows), EMBED_BATCH)]
+    for part, pixels in batches.ahead(parts, lambda part: batches.read(prepared.images, rows[part], pin)):
+        outputs = see(system, pixels, precision)
+        with torch.no_grad():
+            found = (system.stored_attribute(outputs), system.posterior(outputs), outputs.classes)
+        yield part, {n: value.half().cpu() for n, value in zip(EMBEDDED, found, strict=True) if value is not None}

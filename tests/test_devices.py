@@ -1,0 +1,138 @@
+"""The device that was asked for, and what is said where it, its precision or its memory is not to be had."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tqdm import tqdm
+
+from m3lib import batches, devices, samplers, training
+from m3lib.errors import InputError
+from m3lib.training import Trainer
+from stripes import PREPARED, run, same, short
+from tiny import TAXONOMY, make_prepared, make_variant
+
+M = TAXONOMY.num_classes
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
+    """A GPU, as torch tells of it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Old GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+
+
+def test_auto_takes_a_gpu_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices.choose("auto", "bf16").type == devices.choose("cpu", "bf16").type == "cpu"
+    pretend(monkeypatch, bf16=True)
+    for accelerator, expected in (("auto", "cuda"), ("cuda", "cuda"), ("cpu", "cpu")):
+        assert devices.choose(accelerator, "bf16").type == expected
+
+
+def test_no_gpu_is_told_in_a_sentence(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"accelerator: cuda, but torch finds no GPU; set it to cpu or auto$"):
+        Trainer(PREPARED, short("m3"), 0, 1, "cuda")
+
+
+@pytest.mark.parametrize("accelerator", ["auto", "cuda"])
+def test_a_gpu_without_bf16_is_told_in_a_sentence(accelerator, monkeypatch):
+    pretend(monkeypatch, bf16=False)
+    with pytest.raises(InputError, match=r"train\.precision: Old GPU does not compute in bf16; set it to fp32$"):
+        devices.choose(accelerator, "bf16")
+    assert devices.choose(accelerator, "fp32").type == "cuda"
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: no")]
+)
+@pytest.mark.parametrize(
+    ("most", "told"), [(5, "lower train.batch, 4 fit"), (1, "lower train.batch, 1 fit"), (0, "lower images.height")]
+)
+def test_out_of_memory_names_the_setting_and_what_would_fit(most, told, error, monkeypatch):
+    """A batch of 8, on a device that holds `most` pictures; no weight has moved."""
+    trainer, total_loss = Trainer(PREPARED, short("m3"), 0, 1), training.total_loss
+
+    def limited(outputs, batch, *given):
+        if len(batch.labels) > most:
+            raise error
+        return total_loss(outputs, batch, *given)
+
+    monkeypatch.setattr(training, "total_loss", limited)
+    before = [parameter.detach().clone() for parameter in trainer.system.parameters()]
+    with pytest.raises(InputError, match=rf"^out of memory on cpu at train\.batch 8: {told}") as caught:
+        trainer.train_epoch(tqdm(disable=True))
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.system.parameters(), strict=True))
+
+
+def test_another_runtime_error_is_not_taken_for_a_lack_of_memory(monkeypatch):
+    def broken(*_: object) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(training, "total_loss", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        Trainer(PREPARED, short("m3"), 0, 1).train_epoch(tqdm(disable=True))
+
+
+def rare(size: int = 100) -> torch.Tensor:
+    """Ten classes' worth of pairs among 100 pictures: two pictures of each of three classes, the rest unknown."""
+    labels = torch.zeros(size, M, dtype=torch.bool)
+    labels[0:2, 0] = labels[2:4, 1] = labels[4:6, 3] = True
+    return labels
+
+
+def test_a_batch_without_room_for_a_positive_is_refused_with_the_least_that_has():
+    """Three pairs of 4,950: b (b - 1) / 2 of them a batch, so that 58 pictures hold one on average."""
+    train = replace(make_variant("m3").train, sampler="batch")
+    for batch in (58, 80):
+        samplers.check_batch(rare(), replace(train, batch=batch))
+    for batch in (2, 57):
+        with pytest.raises(InputError, match=rf"^train\.batch {batch} holds .* on average; set it to 58 or more$"):
+            samplers.check_batch(rare(), replace(train, batch=batch))
+    with pytest.raises(InputError, match="no two training pictures share a class"):
+        samplers.check_batch(torch.eye(M, dtype=torch.bool), replace(train, batch=4))
+    samplers.check_batch(rare(), replace(train, batch=2, sampler="checked"))  # triplets, whatever the batch
+
+
+def test_only_losses_that_compare_pictures_need_a_positive():
+    labels = rare(30).numpy()
+    prepared = make_prepared(labels, [("train", "")] * 30)
+    with pytest.raises(InputError, match=r"train\.batch 2 holds"):
+        Trainer(prepared, make_variant("m3", batch=2), 0, 1)
+    Trainer(prepared, make_variant("classifier", batch=2), 0, 1)
+
+
+def test_reading_ahead_keeps_order_and_pairs_and_passes_errors_on():
+    drawn, read = [], []
+
+    def items():
+        for k in range(5):
+            drawn.append(k)
+            yield k
+
+    def load(k: int) -> int:
+        read.append(k)
+        if k == 4:
+            raise InputError("damaged")
+        return 10 * k
+
+    pairs = batches.ahead(items(), load)
+    for k in range(4):
+        assert next(pairs) == (k, 10 * k)
+        assert drawn == list(range(k + 2))  # the next one, and no more
+    with pytest.raises(InputError, match="damaged"):
+        next(pairs)
+    assert read == list(range(5))
+    assert list(batches.ahead([], load)) == []
+
+
+def test_reading_ahead_changes_no_run(tmp_path, monkeypatch):
+    """However long a read takes: threads hold the pixels alone, and draw nothing."""
+    whole, curves = run(short("m3"), tmp_path / "a.safetensors")
+    monkeypatch.setattr(batches, "ahead", lambda items, read: ((item, read(item)) for item in items))
+    system, found = run(short("m3"), tmp_path / "b.safetensors")
+    assert same(system, whole)
+    assert found == curves
