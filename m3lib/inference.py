@@ -16,7 +16,7 @@ from m3lib.streams import Stream
 from m3lib.system import Outputs
 
 EMBED_BATCH = 256  # images; only speed depends on it
-EMBEDDED = ("attribute", "posterior", "classes")  # the parts of retrieval.Embeddings
+EMBEDDED = retrieval.PARTS[1:]  # attribute, posterior, classes
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
