@@ -24,7 +24,7 @@ lab: $(READY)  ## JupyterLab on this machine alone, with the kernel of .venv
 data: $(READY)  ## what of SOURCE=deepfashion (fashionai, darn) is there, what is missing, and where it is had
 	python -m m3lib.inputs $(SOURCE)
 
-bench: $(READY)  ## measure: seconds and memory of every stage of the last run; WHAT=data|search|train: packing; searching; steps
+bench: $(READY)  ## measure: seconds and memory of every stage of the last run; WHAT=data|ranking|search|train|load
 	python -m m3lib.bench$(if $(WHAT),_$(WHAT))
 
 record: $(READY)  ## gather experiments NAME-... into data/results/NAME.csv, and write README's tables from it

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from m3lib import batches, inference, streams, training
+from m3lib import batches, inference, streams
 from m3lib.errors import InputError
 from m3lib.retrieval import Embeddings
 from m3lib.streams import Stream
