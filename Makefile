@@ -13,7 +13,7 @@ repro: $(READY)  ## run the pipeline: what has not changed is taken from the cac
 	dvc repro
 
 test: $(READY)  ## the whole test suite
-	python -m pytest -n 2 --dist loadfile
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## code and notebooks: style, and no outputs in the source notebooks
 	ruff check . && ruff format --check . && nbstripout --verify notebooks/*.ipynb

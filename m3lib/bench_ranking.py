@@ -127,7 +127,7 @@ def compare(title: str, case: Case, rounds: int = 3) -> None:
     product, alike, rows = best(case.product, rounds) / len(case.query_class), case.product(), {}
     for name, (way, package) in WAYS.items():
         if package and find_spec(package) is None:
-            rows[name] = {"after the product": "not installed"}
+            print(f"{name}: not installed")
             continue
         value = way(case, alike[:FIRST])  # and whatever it imports
         some = alike if way in (Case.floor, Case.ours) else alike[:FIRST]
@@ -136,7 +136,9 @@ def compare(title: str, case: Case, rounds: int = 3) -> None:
     table = pd.DataFrame(rows).T
     table["times the floor"] = pd.to_numeric(table["with it"]) / table["with it"].iloc[0]
     table[["after the product", "with it"]] *= 1000
-    print(f"\n{title}: milliseconds a query; MAP@all of the first {FIRST}\n{table.to_string(float_format='%.4g')}")
+    print(
+        f"\n{title}: milliseconds a query; MAP@all of the first {FIRST}\n{table.to_string(float_format='{:.4g}'.format)}"
+    )
 
 
 def best(work: Callable[[], object], rounds: int) -> float:

@@ -74,3 +74,11 @@ def tiny_catalogue(tmp_path: Path) -> Catalogue:
     catalogue = Catalogue(tmp_path / "table.csv", settings, config.Split(valid=0.25, test=0.25, query=0.4))
     catalogue.write(rows)
     return catalogue
+
+
+LONG = ("test_pipeline.py", "test_clones.py", "test_killed.py", "test_security.py", "test_explore_browser.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take minutes come first: started last, one of them would keep a single worker busy at the end."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
