@@ -136,9 +136,8 @@ def compare(title: str, case: Case, rounds: int = 3) -> None:
     table = pd.DataFrame(rows).T
     table["times the floor"] = pd.to_numeric(table["with it"]) / table["with it"].iloc[0]
     table[["after the product", "with it"]] *= 1000
-    print(
-        f"\n{title}: milliseconds a query; MAP@all of the first {FIRST}\n{table.to_string(float_format='{:.4g}'.format)}"
-    )
+    shown = table.to_string(float_format="{:.4g}".format)
+    print(f"\n{title}: milliseconds a query; MAP@all of the first {FIRST}\n{shown}", flush=True)
 
 
 def best(work: Callable[[], object], rounds: int) -> float:
