@@ -81,7 +81,7 @@ def execute(source: Path, executed: Path, parameters: dict[str, str], root: Path
         nbformat.validate(nbformat.read(source, as_version=4))
     except Exception:  # nbformat raises whatever it stumbles over
         raise InputError(f"{source.relative_to(root)} is no notebook; run `dvc repro --force notebooks`") from None
-    sockets = Config({"KernelManager": {"transport": "ipc", "ip": f"data/work/{executed.stem}-ipc"}})
+    sockets = Config({"KernelManager": {"transport": "ipc", "ip": str(Path("data", "work", f"{executed.stem}-ipc"))}})
     try:
         execute_notebook(
             source,

@@ -6,7 +6,8 @@ test_config; cells of a CSV table test_sources.
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,18 @@ def few(count: int) -> Callable:
 
 def spoilt(data: bytes, edits: object) -> bytes:
     return edits if isinstance(edits, bytes) else apply(data, edits)
+
+
+@contextmanager
+def damaged(path: Path, edits: object) -> Iterator[None]:
+    """A file with other bytes for a while; the one that a test has mapped is left as it is, and a new one put back."""
+    content = path.read_bytes()
+    path.write_bytes(spoilt(content, edits))
+    try:
+        yield
+    finally:
+        path.unlink()
+        path.write_bytes(content)
 
 
 def tried(read: Callable, *given_: object) -> object | None:
@@ -111,16 +124,11 @@ PARTS = ["taxonomy.json", "protocol.json", "manifest.parquet", "images.npy"]
 @given(name=st.sampled_from(PARTS), edits=EDITS | BYTES)
 @example(name="taxonomy.json", edits=b"[" * 2000)
 def test_any_bytes_in_a_prepared_folder(prepared, name, edits):
-    content = (prepared / name).read_bytes()
-    (prepared / name).write_bytes(spoilt(content, edits))
-    try:
+    with damaged(prepared / name, edits):
         found = tried(manifest.open_prepared, prepared)
         if found is not None:
             assert found.labels.shape == (30, found.taxonomy.num_classes)
             assert found.images[:3].dtype == np.uint8
-    finally:
-        (prepared / name).unlink()  # the file that is mapped is left as it is
-        (prepared / name).write_bytes(content)
 
 
 json_trees = st.recursive(
@@ -154,16 +162,11 @@ def jpegs(tmp_path_factory) -> Path:
 @few(120)
 @given(name=st.sampled_from([store.JPEGS, store.INDEX]), edits=EDITS | BYTES)
 def test_any_bytes_in_a_store_of_jpegs(jpegs, name, edits):
-    content = (jpegs / name).read_bytes()
-    (jpegs / name).write_bytes(spoilt(content, edits))
-    try:
+    with damaged(jpegs / name, edits):
         found = tried(manifest.open_prepared, jpegs)
         if found is not None:
             pictures = tried(found.images.__getitem__, np.arange(12))
             assert pictures is None or pictures.shape == (12, 16, 20, 3)
-    finally:
-        (jpegs / name).unlink()
-        (jpegs / name).write_bytes(content)
 
 
 def test_a_picture_of_another_size_is_damage(tmp_path):

@@ -259,7 +259,8 @@ def wait_for(path, process):
 
 @pytest.mark.parametrize("stage", ["train", "evaluate", "umap"])
 def test_killed_in_a_stage_and_run_again_gives_the_same_bytes(whole, stage):
-    checkpoint, [notebook] = whole.folder / "data/work/m3.safetensors", whole.folder.glob(f"notebooks/0?_{stage}.ipynb")
+    checkpoint = whole.folder / "data" / "work" / "m3.safetensors"
+    [notebook] = whole.folder.glob(f"notebooks/0?_{stage}.ipynb")
     executed = whole.folder / "notebooks" / "executed" / f"{notebook.stem}-m3.ipynb"
     command = ("repro", "--force", "--single-item", f"{stage}@m3")
     executed.unlink()
