@@ -93,6 +93,7 @@ def execute(source: Path, executed: Path, parameters: dict[str, str], root: Path
             stderr_file=sys.stderr,  # a cell's tqdm bar reaches the terminal as it is
             cwd=root,
             config=sockets,
+            shutdown_kernel="immediate",  # nothing is left to do; asked to end, it may print a traceback of its own
         )
     except PapermillExecutionError as error:
         if error.ename == InputError.__name__:
