@@ -30,7 +30,7 @@ from m3lib import gallery, neighbors, search, search_costs
 from m3lib.abilities import SCORES
 from m3lib.config import find_root
 from m3lib.gallery import Gallery
-from m3lib.retrieval import Embeddings, query_vectors
+from m3lib.retrieval import KINDS, Embeddings, query_vectors
 from m3lib.taxonomy import Taxonomy
 
 SIZES = (10_000, 100_000, 1_000_000)
@@ -66,7 +66,7 @@ def read(root: Path, case: Case) -> tuple[Embeddings, Taxonomy]:
     """The real embeddings of a case's attribute, and its taxonomy."""
     whole = Taxonomy.load(root / "data" / "prepared" / "taxonomy.json")
     real = Embeddings.load(root / "data" / "embeddings" / f"{case.variant}.safetensors").of(0, whole)
-    real = replace(real, **{part: None for part in gallery.PARTS if part not in SCORES[case.score]})
+    real = replace(real, **{part: None for part in KINDS if part not in SCORES[case.score]})
     if case.lifted:  # random features, so that no linear map takes the lift back
         generator = torch.Generator().manual_seed(0)
         features = torch.randn(real.attribute.shape[2], LIFTED, generator=generator)

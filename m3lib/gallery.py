@@ -31,12 +31,11 @@ from m3lib import metrics, retrieval
 from m3lib.abilities import SCORES
 from m3lib.errors import InputError
 from m3lib.neighbors import Vectors
-from m3lib.retrieval import Embeddings
+from m3lib.retrieval import KINDS, Embeddings
 from m3lib.taxonomy import Taxonomy
 
 FORMAT = 1  # of the folder; a change that old code would misread raises it
 WHOLE = 1 << 24  # bytes up to which a file is fingerprinted whole
-PARTS = ("attribute", "posterior", "classes")
 AGAIN = "run `dvc repro index` to make it anew"
 
 
@@ -69,12 +68,12 @@ class Gallery:
         items: np.ndarray,
         attribute: int,
         classes: Sequence[int] | None = None,
-        parts: Sequence[str] = PARTS,
+        parts: Sequence[str] = KINDS,
     ) -> Embeddings:
         """What the embeddings of some pictures (B,) say of one attribute, or of some of its classes: N is 1."""
         own = np.arange(len(self.taxonomy.attributes[attribute].classes)) if classes is None else np.asarray(classes)
         columns = (self.taxonomy.classes_of(attribute).start + own)[:, None]
-        f, p, phi = (getattr(self, part) if part in parts else None for part in PARTS)
+        f, p, phi = (getattr(self, part) if part in parts else None for part in KINDS)
         return Embeddings(
             torch.from_numpy(np.ascontiguousarray(items)),
             None if f is None else torch.from_numpy(f[attribute, items])[:, None],
@@ -115,7 +114,7 @@ def write(folder: Path, items: pd.DataFrame, blocks: Iterable[Embeddings], taxon
     for block in blocks:
         check_finite(block, names[start : start + len(block.rows)])
         stop = start + len(block.rows)
-        for name in PARTS:
+        for name in KINDS:
             part = getattr(block, name)
             if part is None:
                 continue
@@ -131,7 +130,7 @@ def write(folder: Path, items: pd.DataFrame, blocks: Iterable[Embeddings], taxon
 
 def check_finite(block: Embeddings, names: list[str]) -> None:
     """Raise InputError for an embedding that is NaN or infinite, naming the picture."""
-    for part in PARTS:
+    for part in KINDS:
         values = getattr(block, part)
         bad = [] if values is None else (~values.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
         if bad:
@@ -148,7 +147,7 @@ def open_gallery(folder: Path) -> Gallery:
         items = pq.read_table(folder / "items.parquet", memory_map=True).combine_chunks()
         parts = {
             name: np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() else None
-            for name in PARTS
+            for name in KINDS
             for path in [folder / f"{name}.npy"]
         }
         names, rows, ties = (items.column(name).combine_chunks() for name in ("image", "row", "tie"))

@@ -16,7 +16,6 @@ from m3lib.streams import Stream
 from m3lib.system import Outputs
 
 EMBED_BATCH = 256  # images; only speed depends on it
-EMBEDDED = retrieval.PARTS[1:]  # attribute, posterior, classes
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
@@ -78,7 +77,7 @@ def embed(system: models.System, prepared: Prepared, rows: np.ndarray, precision
             if name not in whole:  # made once: gathered parts would be held twice
                 whole[name] = value.new_empty(len(rows), *value.shape[1:])
             whole[name][part] = value
-    return retrieval.Embeddings(torch.from_numpy(rows), *(whole.get(name) for name in EMBEDDED))
+    return retrieval.Embeddings(torch.from_numpy(rows), *(whole.get(name) for name in retrieval.KINDS))
 
 
 def embed_to_file(path: Path, system: models.System, prepared: Prepared, rows: np.ndarray, precision: str) -> None:
@@ -104,4 +103,5 @@ def embedded(
         outputs = see(system, pixels, precision)
         with torch.no_grad():
             found = (system.stored_attribute(outputs), system.posterior(outputs), outputs.classes)
-        yield part, {n: value.half().cpu() for n, value in zip(EMBEDDED, found, strict=True) if value is not None}
+        named = zip(retrieval.KINDS, found, strict=True)
+        yield part, {name: value.half().cpu() for name, value in named if value is not None}

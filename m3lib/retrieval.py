@@ -23,7 +23,8 @@ from m3lib.errors import InputError
 from m3lib.manifest import Prepared
 from m3lib.taxonomy import Taxonomy
 
-PARTS = ("rows", "attribute", "posterior", "classes")  # of embeddings, and of their file
+KINDS = ("attribute", "posterior", "classes")  # of embeddings
+PARTS = ("rows", *KINDS)  # of their file
 SOFTNESS = 0.5  # of the score soft_segment: the share of the segments' agreement
 PART = 4096  # numbers of an image's vector that are multiplied at once, whatever the memory: the sum's order is fixed
 PIECE = 1 << 13  # candidates at once, about: a piece of their vectors takes up to 128 MB, thrice while it is made

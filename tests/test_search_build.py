@@ -15,6 +15,7 @@ from catalogues import build_index, noise_pictures, random_embeddings, random_ga
 from m3lib import bench_search, gallery, indexing, inference, neighbors, search_costs
 from m3lib.errors import InputError
 from m3lib.manifest import Prepared
+from m3lib.retrieval import KINDS
 from m3lib.search import Index
 from tiny import TAXONOMY, generator
 
@@ -93,7 +94,7 @@ def test_embeddings_are_the_networks(index):
     whole = inference.embed(index.system, PREPARED, np.arange(ITEMS), "fp32")
     for n in range(3):
         got, expected = index.gallery.of(np.array([9, 2, 33]), n), whole.take(np.array([9, 2, 33])).of(n, TAXONOMY)
-        for part in gallery.PARTS:
+        for part in KINDS:
             torch.testing.assert_close(getattr(got, part), getattr(expected, part), atol=2e-3, rtol=0)
 
 
@@ -127,7 +128,7 @@ def test_an_empty_gallery_is_told(tmp_path):
         neighbors.build(None, None, 0, 4, "auto", seed=0)
 
 
-@pytest.mark.parametrize("part", gallery.PARTS)
+@pytest.mark.parametrize("part", KINDS)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_embeddings_without_numbers_are_told(tmp_path, part, value):
     spoiled = random_embeddings(30)

@@ -10,7 +10,7 @@ import torch
 
 from m3lib import batches, inference, streams
 from m3lib.errors import InputError
-from m3lib.retrieval import Embeddings
+from m3lib.retrieval import KINDS, Embeddings
 from m3lib.streams import Stream
 from m3lib.training import Trainer
 from stripes import PREPARED, short
@@ -34,7 +34,7 @@ def fill(stream: Stream, parts: dict[str, np.ndarray], stop: int, step: int = 4)
 @pytest.mark.parametrize("absent", [(), ("attribute",), ("posterior", "classes")])
 def test_a_stream_ends_as_the_file_that_embeddings_save(absent, tmp_path):
     parts = {name: value for name, value in make_parts().items() if name not in absent}
-    whole = Embeddings(*(torch.from_numpy(parts[n]) if n in parts else None for n in ("rows", *inference.EMBEDDED)))
+    whole = Embeddings(*(torch.from_numpy(parts[n]) if n in parts else None for n in ("rows", *KINDS)))
     whole.save(tmp_path / "whole.safetensors")
     stream = Stream(tmp_path / "stream.safetensors", "print", 23)
     fill(stream, parts, 23)
