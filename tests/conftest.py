@@ -76,7 +76,7 @@ def tiny_catalogue(tmp_path: Path) -> Catalogue:
     return catalogue
 
 
-LONG = ("test_pipeline.py", "test_clones.py", "test_killed.py", "test_security.py", "test_explore_browser.py")
+LONG = ("test_pipeline.py", "test_killed.py", "test_security.py", "test_explore_browser.py", "test_clones.py")
 
 
 def pytest_collection_modifyitems(items):

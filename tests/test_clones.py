@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from workspace import ENVIRONMENT, Clone, Copy, stages_run
+from workspace import ENVIRONMENT, Clone, finished, stages_run
 
 RATES = ("0.004", "0.016")
 
@@ -18,9 +18,7 @@ RATES = ("0.004", "0.016")
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
     """A copy in which the whole pipeline went through, committed."""
-    copy = Copy(tmp_path_factory.mktemp("first"))
-    copy.dvc("repro")
-    copy.commit()
+    copy = finished(tmp_path_factory, "first")
     yield copy
     copy.kill()
 

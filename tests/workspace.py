@@ -1,5 +1,6 @@
 """A copy of the repository with tiny settings, in which tests run the pipeline for real."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from dvc.repo import Repo
 
 ROOT = Path(__file__).parents[1]
@@ -49,8 +51,8 @@ MADE = (
 class Clone:
     """A folder with the repository in it, and what a person does there."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, said: str = ""):
+        self.folder, self.said = folder, said
 
     @classmethod
     def of(cls, other: "Clone", folder: Path) -> "Clone":
@@ -126,6 +128,28 @@ class Copy(Clone):
         for setting, value in TINY.items():
             self.put(setting, value)
         self.commit()
+
+
+def finished(factory: pytest.TempPathFactory, name: str) -> Clone:
+    """A copy in which the whole pipeline went through, committed; `said` is what dvc said.
+
+    The pipeline runs once, for the first of the test workers that asks; each gets a copy of its own.
+    """
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # the workers' folders lie beside each other
+    made, said = shared / "finished", shared / "finished.txt"
+    with (shared / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            shutil.rmtree(made, ignore_errors=True)  # of a worker that failed at it
+            made.mkdir()
+            copy = Copy(made)
+            words = copy.dvc("repro")
+            copy.commit()
+            said.write_text(words)
+    folder = factory.mktemp(name)
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    return Clone(folder, said.read_text())
 
 
 def stages_run(said: str) -> list[str]:
