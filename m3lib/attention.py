@@ -33,10 +33,13 @@ class SpatialAttention(nn.Module):
         """(Q, width) to (Q, h), scaled so that the logits need no further division."""
         return torch.tanh(self.query(table)) / math.sqrt(self.query.out_features)
 
-    def forward(self, features: Tensor, table: Tensor) -> Tensor:
-        """features (B, P, C), table (Q, width); returns maps (B, Q, P) that sum to 1 over P."""
-        logits = self.queries(table) @ self.keys(features).mT  # (B, Q, P)
-        return logits.float().softmax(dim=-1)
+    def forward(self, features: Tensor, table: Tensor, prior: Tensor | None = None) -> Tensor:
+        """features (B, P, C), table (Q, width); returns maps (B, Q, P) that sum to 1 over P.
+
+        prior: (B, Q, P), the logarithm of a weight that each position has beforehand.
+        """
+        logits = (self.queries(table) @ self.keys(features).mT).float()  # (B, Q, P)
+        return (logits if prior is None else logits + prior).softmax(dim=-1)
 
 
 class ChannelAttention(nn.Module):
@@ -57,7 +60,11 @@ class ChannelAttention(nn.Module):
 
     def forward(self, pooled: Tensor, table: Tensor, context: Tensor | None = None) -> Tensor:
         """pooled (B, Q, C), table (Q, width), context (B, Q, squeeze) read by `read_context`; returns (B, Q, C)."""
-        hidden = self.read_pooled(pooled) + self.read_query(torch.relu(self.query(table)))  # (B, Q, squeeze)
+        return self.gate(self.read_pooled(pooled), table, context)
+
+    def gate(self, read: Tensor, table: Tensor, context: Tensor | None = None) -> Tensor:
+        """The same from read (B, Q, squeeze), what `read_pooled` makes of the pooled features."""
+        hidden = read + self.read_query(torch.relu(self.query(table)))  # (B, Q, squeeze)
         if context is not None:
             hidden = hidden + context
         return torch.sigmoid(self.write(torch.relu(hidden)))

@@ -46,12 +46,19 @@ class ClassBranch(nn.Module):
         self.channel = ChannelAttention(channels, model.hidden, width, context)
         self.reduce = nn.Linear(channels, model.class_embedding)
 
-    def attend(self, features: Tensor, table: Tensor, sizes: list[int]) -> Tensor:
-        """Maps (B, M, P). features (B, G, P, C): the g-th group of classes, sizes[g] of them, reads its own."""
-        keys = self.spatial.keys(features).unbind(1)  # G of (B, P, h)
-        queries = self.spatial.queries(table).split(sizes)  # G of (M_g, h)
-        logits = torch.cat([query @ key.mT for query, key in zip(queries, keys, strict=True)], dim=1)  # (B, M, P)
-        return logits.float().softmax(dim=-1)
+    def forward(
+        self, X: Tensor, table: Tensor, prior: Tensor | None = None, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """X (B, P, C), table (M, h) to maps (B, M, P) and what each class keeps (B, M, C).
+
+        prior (B, M, P) and context (B, M, h): see SpatialAttention and ChannelAttention.
+        """
+        maps = self.spatial(X, table, prior)
+        shares, read = maps.to(X.dtype), self.channel.read_pooled
+        pooled = shares @ X  # (B, M, C)
+        # A map sums to 1, so that pooling and a linear layer may change places: the fewer rows are read.
+        told = shares @ read(X) if len(table) > X.shape[1] else read(pooled)  # (B, M, h)
+        return maps, pooled * self.channel.gate(told, table, context)
 
 
 def spread(x: Tensor, sizes: list[int]) -> Tensor:
@@ -78,11 +85,7 @@ class M3NetC(System):
         self.centers = Centers(M, model.class_embedding, variant.loss.center_momentum)
 
     def forward(self, images: Tensor) -> Outputs:
-        X = self.backbone(images)  # (B, P, C)
-        table = self.table.rows  # (M, h)
-        maps = self.classes.attend(X[:, None], table, [len(table)])  # (B, M, P), one group: all read the same
-        u = maps.to(X.dtype) @ X  # (B, M, C)
-        kept = u * self.classes.channel(u, table)  # (B, M, C)
+        maps, kept = self.classes(self.backbone(images), self.table.rows)  # (B, M, P), (B, M, C)
         logits = evidence(kept, self.head) + self.bias  # (B, M)
         return Outputs(logits=logits, classes=unit(self.classes.reduce(kept)), class_maps=maps)
 
@@ -91,11 +94,13 @@ class M3Net(System):
     """M3-Net: the attribute sub-network refines the features, the class sub-network reads what was kept.
 
     Class queries carry their attribute's as a parent: c_m = C_m + W A_n (the taxonomy as prior; model.parent). The
-    features handed on are X'_n = X * (1 + P alpha_n) / 2 * gate_n: positions and channels that the attribute attention
-    kept (the refinement from coarse to fine; model.refine). The channel attention of a class also reads the attribute's
-    representation h_n of the image. A class probability sums the evidence of both sub-networks, as M3-Net_a and
-    M3-Net_c have one each: the poster leaves open which one it comes from, and the sum ranked better on validation than
-    the attribute's alone.
+    refinement goes from coarse to fine (model.refine): a class looks where its attribute looked, its map being the
+    softmax of its own logits + log(1 + P alpha_n), and keeps of the channels that its attribute kept, u_m * gate_n.
+    Refined so, the features are read once for all attributes; features refined before they are read, X * (1 + P
+    alpha_n) / 2 * gate_n, are read once an attribute and ranked no better. The channel attention of a class also reads
+    the attribute's representation h_n of the image. A class probability sums the evidence of both sub-networks, as
+    M3-Net_a and M3-Net_c have one each: the poster leaves open which one it comes from, and the sum ranked better on
+    validation than the attribute's alone.
     """
 
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
@@ -119,19 +124,12 @@ class M3Net(System):
 
     def forward(self, images: Tensor) -> Outputs:
         X = self.backbone(images)  # (B, P, C)
-        table = self.class_table()
         maps, gate, h = self.attributes(X)  # (B, N, P), (B, N, C), (B, N, C)
-        if self.refine:
-            focus = ((1 + maps.shape[2] * maps) / 2).to(X.dtype)  # (B, N, P), mean 1
-            refined = X[:, None] * focus[..., None] * gate[:, :, None]  # (B, N, P, C)
-            class_maps = self.classes.attend(refined, table, self.sizes)  # (B, M, P)
-            groups = zip(class_maps.to(X.dtype).split(self.sizes, dim=1), refined.unbind(1), strict=True)
-            u = torch.cat([own @ kept for own, kept in groups], dim=1)  # (B, M, C)
-        else:
-            class_maps = self.classes.attend(X[:, None], table, [len(table)])  # (B, M, P)
-            u = class_maps.to(X.dtype) @ X  # (B, M, C)
+        prior = spread(torch.log1p(maps.shape[2] * maps), self.sizes) if self.refine else None  # (B, M, P)
         context = spread(self.classes.channel.read_context(h), self.sizes)  # (B, M, h)
-        kept = u * self.classes.channel(u, table, context)  # (B, M, C)
+        class_maps, kept = self.classes(X, self.class_table(), prior, context)  # (B, M, P), (B, M, C)
+        if self.refine:
+            kept = kept * spread(gate, self.sizes)
         logits = self.heads(h) + evidence(kept, self.head)  # (B, M)
         phi = unit(self.classes.reduce(kept))  # (B, M, d)
         return Outputs(unit(h), None, logits, phi, maps, class_maps)

@@ -60,12 +60,14 @@ def batch_norm(w: State, name: str, x: np.ndarray) -> np.ndarray:
     return (x - w[f"{name}.running_mean"]) * scale + w[f"{name}.bias"]
 
 
-def spatial_map(w: State, X: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """(P,) softmax over positions of <tanh(FC query), tanh(BN(Conv1x1 X))> / sqrt(h); without BN where w has none."""
+def spatial_map(w: State, X: np.ndarray, query: np.ndarray, prior: np.ndarray | float = 1.0) -> np.ndarray:
+    """(P,) exp(<tanh(FC query), tanh(BN(Conv1x1 X))> / sqrt(h)) * prior, divided by its sum; without BN where w has
+    none. prior: (P,) weights of the positions."""
     projected = linear(w, "key", X)
     U = np.tanh(batch_norm(w, "norm", projected) if "norm.weight" in w else projected)  # (P, h)
     a = np.tanh(linear(w, "query", query))  # (h,)
-    return softmax(np.array([a @ U_j for U_j in U]) / np.sqrt(len(a)))
+    weight = np.exp([a @ U_j / np.sqrt(len(a)) for U_j in U]) * prior
+    return weight / weight.sum()
 
 
 def channel_gate(w: State, pooled: np.ndarray, query: np.ndarray, context: np.ndarray | None = None) -> np.ndarray:
@@ -166,18 +168,19 @@ def m3_c(w: State, X: np.ndarray, own: np.ndarray) -> Parts:
 
 
 def m3(w: State, X: np.ndarray, own: np.ndarray, refine: bool = True) -> Parts:
-    """Methods, section 6.2, the refined features X'_n written out (X itself without `refine`)."""
+    """Methods, section 6.2, with the refinement of m3net.py: where the attribute looked, and what it kept, times over
+    (neither without `refine`)."""
     v, first = below(w, "classes"), asen_v2(w, X, own)
     maps, found, evidence = [], [], []
     for m, n in enumerate(own):
         alpha, gate, h = attribute_branch(w, X, n, own)
-        seen = np.array([X_j * (1 + len(X) * alpha[j]) / 2 * gate for j, X_j in enumerate(X)]) if refine else X
+        focus, gate = ((1 + len(X) * alpha) / 2, gate) if refine else (1.0, 1.0)
         query = w["table.rows"][m]
         if "parent.weight" in w:
             query = query + w["parent.weight"] @ attribute_query(w, n, own)
-        beta = spatial_map(below(v, "spatial"), seen, query)
-        u = beta @ seen
-        kept = u * channel_gate(below(v, "channel"), u, query, h)
+        beta = spatial_map(below(v, "spatial"), X, query, focus)
+        u = beta @ X
+        kept = u * channel_gate(below(v, "channel"), u, query, h) * gate
         maps.append(beta)
         found.append(unit(linear(v, "reduce", kept)))
         evidence.append(w["head"][m] @ kept)

@@ -40,8 +40,8 @@ MAPS = {
 }
 
 
-def make_images(size: int = B, seed: int = 0) -> Tensor:
-    return torch.randn(size, 3, SIDE, SIDE, generator=generator(seed))
+def make_images(size: int = B, seed: int = 0, side: int = SIDE) -> Tensor:
+    return torch.randn(size, 3, side, side, generator=generator(seed))
 
 
 def given_parts(outputs: Outputs) -> dict[str, Tensor]:
@@ -146,10 +146,11 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("side", [32, 64])  # fewer positions than classes, and more
 @pytest.mark.parametrize(("network", "model"), CASES, ids=lambda part: str(part).replace(" ", ""))
-def test_forward_against_the_formulas(network, model):
+def test_forward_against_the_formulas(network, model, side):
     """ASEN++'s local branch has its own test."""
-    system, images = make_system(network, **model).double().eval(), make_images().double()
+    system, images = make_system(network, **model).double().eval(), make_images(side=side).double()
     with in_float64():
         parts, X = given_parts(system(images)), as_float64(system.backbone(images))
     formula = FORMULAS[network]
@@ -390,9 +391,9 @@ def test_gradient_flows_through_both_attentions_to_the_features(name, refine):
 
 
 @pytest.mark.parametrize(("refine", "reached"), [(True, True), (False, False)])
-def test_only_refinement_lets_the_attribute_gate_steer_where_a_class_looks(refine, reached):
+def test_only_refinement_lets_the_attribute_map_steer_where_a_class_looks(refine, reached):
     system = make_system("m3", refine=refine, parent=False).eval()
     maps = system(make_images()).class_maps
     (maps * torch.randn(maps.shape, generator=generator())).sum().backward()
-    grad = system.attributes.channel.write.weight.grad
+    grad = system.attributes.spatial.query.weight.grad
     assert (grad is not None and bool((grad != 0).any())) == reached
