@@ -96,7 +96,8 @@ class Case:
     def torchmetrics(self, alike: torch.Tensor) -> float:
         from torchmetrics.functional.retrieval import retrieval_average_precision
 
-        pairs = zip(alike, torch.from_numpy(self.relevant(alike)), strict=True)
+        positive = alike + 1  # it takes no candidate for relevant whose score is 0 or less, which a cosine may be
+        pairs = zip(positive, torch.from_numpy(self.relevant(alike)), strict=True)
         return float(torch.stack([retrieval_average_precision(row, hit) for row, hit in pairs]).mean())
 
     def metric_learning(self, alike: torch.Tensor) -> float:
