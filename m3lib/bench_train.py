@@ -6,6 +6,7 @@ published` takes ResNet-50 at 224 px, which a GPU is for. Memory is the peak of 
 torch allocated, else what was resident.
 """
 
+import os
 import platform
 import subprocess
 import sys
@@ -69,8 +70,8 @@ def make_prepared(images: int, side: int, classes: int, attributes: int, folder:
     return Prepared(taxonomy, table, np.load(path, mmap_mode="r"))
 
 
-def make_row(network: str, size: str, batch: int) -> Variant:
-    """A row of params.yaml with every one of its losses on: its last stage's."""
+def make_row(network: str, size: str, batch: int, **changes: object) -> Variant:
+    """A row of params.yaml with every one of its losses on: its last stage's. changes: of its train settings."""
     settings = config.load(config.find_root() / "params.yaml")
     row = settings.variant(network)
     model = row.model
@@ -79,7 +80,7 @@ def make_row(network: str, size: str, batch: int) -> Variant:
         local = {"local_backbone": "resnet34", "local_backbone_options": {}, "local_hidden": 256}
         model = replace(model, **large, **local, local_from_global=False)
     last = replace(row.stages[-1], share=1.0, restart=False)
-    train = {"batch": batch, "sampler": "batch", "crop": 1.0, "jitter": 0.0}
+    train = {"batch": batch, "sampler": "batch", "crop": 1.0, "jitter": 0.0} | changes
     stage = replace(last, train=replace(last.train, **train))
     return replace(row, model=model, train=replace(row.train, **train), stages=(stage,))
 
@@ -101,9 +102,9 @@ class Stepper:
             drawn = samplers.epoch(trainer.labels, trainer.own, trainer.variant.train, self.generator)
             yield from batches.ahead(drawn, trainer.read)
 
-    def step(self) -> None:
+    def step(self) -> dict[str, Tensor]:
         batch, pixels = next(self.items)
-        self.trainer.step(batch, pixels, self.stage, self.generator, None)
+        return self.trainer.step(batch, pixels, self.stage, self.generator, None)
 
     def load(self) -> None:
         """What a step does before the network: read, to the device, to floats, augmented."""
@@ -187,16 +188,17 @@ class Bench:
     def __init__(self, size: str, folder: Path, rounds: int):
         settings = config.load(config.find_root() / "params.yaml")
         self.size, self.folder, self.rounds, self.threads = size, folder, rounds, settings.threads
-        self.accelerator, self.precision = settings.accelerator, settings.train.precision
-        self.device = devices.choose(self.accelerator, self.precision)
+        self.accelerator = settings.accelerator
+        self.device = devices.choose(self.accelerator, settings.train.precision)
+        precision = devices.precision(settings.train.precision, self.device)
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else cpu_name(self.threads)
-        self.where = {"device": name, "date": datetime.now(UTC).date().isoformat(), "precision": self.precision}
+        self.where = {"device": name, "date": datetime.now(UTC).date().isoformat(), "precision": precision}
         self.rows: list[dict] = []
 
-    def stepper(self, network: str, shape: tuple[int, ...]) -> Stepper:
+    def stepper(self, network: str, shape: tuple[int, ...], **changes: object) -> Stepper:
         batch, side, classes, attributes = shape
         prepared = make_prepared(max(512, 2 * batch), side, classes, attributes, self.folder)
-        return Stepper(prepared, make_row(network, self.size, batch), self.threads, self.accelerator)
+        return Stepper(prepared, make_row(network, self.size, batch, **changes), self.threads, self.accelerator)
 
     def add(
         self, what: str, against: str, shape: tuple[int, ...], value: float, spent: list[float], mb: float = np.nan
@@ -230,6 +232,34 @@ class Bench:
         pairs = float(known) * shape[0] / 48  # an official step supervises 3 x 16 images under one attribute
         self.add("pairs/s of m3", "official step", shape, pairs * ratio(found["rival"], found["own"]), found["own"])
 
+    def compiled(self, shape: tuple[int, ...]) -> None:
+        """m3's step with train.compile, and the first of them, which compiles.
+
+        Compiling pays after as many steps as the first one takes of what each later one saves.
+        """
+        plain, own = self.stepper("m3", shape), self.stepper("m3", shape, compile=True)
+        first = seconds(own.step, self.device)
+        found = by_turns({"plain": plain.step, "own": own.step}, self.device, self.rounds)
+        self.add("step of m3, compiled", "step of m3", shape, ratio(found["plain"], found["own"]), found["own"])
+        self.add("first step of m3, compiled", "step of m3", shape, median(found["plain"]) / first, [first])
+
+    def check_compiled(self, shape: tuple[int, ...]) -> None:
+        """Raise RuntimeError unless compiled steps in float32 follow plain ones to rounding, and repeat to the byte.
+
+        Here, since compiling takes longer than a test may.
+        """
+        curves, ends = [], []
+        for on in (False, True, True):
+            torch.compiler.reset()
+            stepper = self.stepper("m3", shape, compile=on, precision="fp32")
+            curves.append(torch.stack([sum(stepper.step().values()) for _ in range(3)]).tolist())
+            ends.append(stepper.trainer.system.state_dict())
+        plain, own, again = curves
+        if not np.allclose(plain, own, rtol=1e-4, atol=0):
+            raise RuntimeError(f"losses of compiled steps of m3 are {own}, of plain ones {plain}")
+        if own != again or not all(torch.equal(value, ends[2][name]) for name, value in ends[1].items()):
+            raise RuntimeError("compiled steps of m3 do not repeat")
+
     def loading(self, shape: tuple[int, ...]) -> None:
         step = self.stepper("m3", shape)
         found = by_turns({"load": step.load, "step": step.step}, self.device, self.rounds)
@@ -248,6 +278,8 @@ class Bench:
         base = BASE[self.size]
         self.steps(SYSTEMS, base, memory=True)
         self.official(base)
+        self.compiled(base)
+        self.check_compiled(base)
         for side in (96, 224):
             self.loading((base[0], side, *base[2:]))
         self.extraction(base)
@@ -289,6 +321,7 @@ def main(size: str = "default", rounds: int = ROUNDS) -> int:
         raise InputError(f"python -m m3lib.bench_train takes one of {', '.join(BASE)}, got {size!r}")
     path = config.find_root() / "data" / "results" / "training.csv"
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/compiled"  # kernels of an earlier run would save compiling
         table = Bench(size, Path(folder), rounds).run()
     if path.exists():  # records of other devices stay
         old = pd.read_csv(path)

@@ -48,10 +48,11 @@ class Range:
 
 FIXED_IN_STAGES = [
     *(("train", key) for key in ("epochs", "batch", "sampler", "triplets", "optimizer", "weight_decay")),
-    *(("train", key) for key in ("held_out", "precision")),
+    *(("train", key) for key in ("held_out", "precision", "compile")),
     *(("loss", key) for key in ("center_momentum", "positive_power")),
 ]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # goes into commands and file names
+ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*:([0-9]{1,5})")
 PRESET_SECTIONS = ("wardrobe", "csv", "benchmark", "images", "split", "model", "loss", "train", "umap", "systems")
 Fraction = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0)]
@@ -167,7 +168,8 @@ class Train:
     crop: Annotated[float, Range(0.05, 1)]
     jitter: Annotated[float, Range(0, 0.9)]
     held_out: list
-    precision: Literal["bf16", "fp32"]
+    precision: Literal["auto", "bf16", "fp32"]
+    compile: bool
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,22 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Machines:
+    """Where one training runs: `devices` processes on each of `nodes` machines, which meet at `rendezvous`."""
+
+    devices: int
+    nodes: int
+    rendezvous: str  # host:port of the first machine; not read where there is one
+
+    @property
+    def processes(self) -> int:
+        return self.devices * self.nodes
+
+
+ALONE = Machines(1, 1, "")
+
+
+@dataclass(frozen=True)
 class Settings:
     source: Literal["wardrobe", "csv", "deepfashion", "fashionai", "darn"]
     preset: str
@@ -225,6 +243,8 @@ class Settings:
     threads: Annotated[int, Range(1, 1024)]
     accelerator: Literal["auto", "cpu", "cuda"]
     devices: Annotated[int, Range(1, 1024)]
+    nodes: Annotated[int, Range(1, 1024)]
+    rendezvous: str
     wardrobe: Wardrobe
     csv: Csv
     benchmark: Benchmark
@@ -238,6 +258,10 @@ class Settings:
     variants: list
     systems: dict
     presets: dict
+
+    @property
+    def machines(self) -> Machines:
+        return Machines(self.devices, self.nodes, self.rendezvous)
 
     def variant(self, name: str) -> Variant:
         """The settings of one row; `systems.<name>` lists only what that row changes."""
@@ -317,8 +341,9 @@ def load(path: Path) -> Settings:
     for name in settings.systems:
         if not NAME.fullmatch(check(name, str, f"systems.{name}, the key itself")):
             raise InputError(f"params.yaml, systems: {shown(name)} is no name: letters, digits, _ . + -, up to 64")
+    check_rendezvous(settings)
     for number, name in enumerate(settings.variants):
-        settings.variant(check(name, str, "variants"))
+        check_processes(settings.variant(check(name, str, "variants")), settings.machines)
         if name in settings.variants[:number]:
             raise InputError(f"params.yaml, variants: {name!r} is listed twice")
     if settings.index.variant:
@@ -326,6 +351,21 @@ def load(path: Path) -> Settings:
     if settings.split.valid + settings.split.test >= 1:
         raise InputError("params.yaml, split: valid + test must leave something to train on (less than 1)")
     return settings
+
+
+def check_rendezvous(settings: Settings) -> None:
+    """Raise InputError unless the machines of a training have an address to meet at."""
+    found = ADDRESS.fullmatch(settings.rendezvous)
+    if (settings.nodes > 1 or settings.rendezvous) and not (found and 0 < int(found[1]) < 2**16):
+        wanted = f"expected host:port of the first machine (nodes: {settings.nodes}), such as 10.0.0.1:29500"
+        raise InputError(f"params.yaml, rendezvous: {wanted}, got {shown(settings.rendezvous)}")
+
+
+def check_processes(variant: Variant, machines: Machines) -> None:
+    """Raise InputError where several processes were to train a network that is compiled."""
+    if variant.train.compile and machines.processes > 1:
+        advice = "set it to false, or devices and nodes to 1"
+        raise InputError(f"params.yaml, train.compile of {variant.name}: true goes with one process alone; {advice}")
 
 
 def with_preset(values: Any) -> Any:

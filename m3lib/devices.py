@@ -1,10 +1,15 @@
 """Where a network computes: the device that was asked for, or one sentence on why it can't be had."""
 
 import os
+import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 
 from m3lib.errors import InputError
+
+BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # a CPU's instructions for it, as torch names them
 
 
 def choose(accelerator: str, precision: str) -> torch.device:
@@ -19,8 +24,19 @@ def choose(accelerator: str, precision: str) -> torch.device:
         raise InputError("params.yaml, accelerator: cuda, but torch finds no GPU; set it to cpu or auto")
     if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name()
-        raise InputError(f"params.yaml, train.precision: {name} does not compute in bf16; set it to fp32")
+        raise InputError(f"params.yaml, train.precision: {name} does not compute in bf16; set it to auto")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def precision(wanted: str, device: torch.device) -> str:
+    """What matrix products are made in: bf16 or fp32. `auto` is bf16 where the device need not imitate it."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        found = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        found = any(torch.cpu.get_capabilities().get(name) for name in BF16)
+    return "bf16" if found else "fp32"
 
 
 def check_count(accelerator: str, wanted: int) -> None:
@@ -30,6 +46,18 @@ def check_count(accelerator: str, wanted: int) -> None:
     if wanted > found:
         kind = "GPUs" if gpu else "CPU cores"
         raise InputError(f"params.yaml, devices: {wanted} were asked for, and this machine has {found} {kind}")
+
+
+def check_compiler() -> None:
+    """Raise InputError where torch.compile would miss a C++ compiler or Python's header: it says so late."""
+    compiler = os.environ.get("CXX") or "g++"
+    there = {
+        f"C++ compiler ({compiler})": shutil.which(compiler.split()[0]),
+        "header of Python (Python.h)": Path(sysconfig.get_path("include"), "Python.h").is_file(),
+    }
+    for what, found in there.items():
+        if not found:
+            raise InputError(f"params.yaml, train.compile: there is no {what}; install it, or set compile to false")
 
 
 def out_of_memory(error: RuntimeError) -> bool:

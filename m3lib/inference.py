@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m3lib import batches, models, retrieval
+from m3lib import batches, devices, models, retrieval
 from m3lib.manifest import Prepared
 from m3lib.streams import Stream
 from m3lib.system import Outputs
@@ -20,7 +20,7 @@ EMBED_BATCH = 256  # images; only speed depends on it
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """bf16 for the matrix products of the forward pass; losses and norms stay in fp32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=devices.precision(precision, device) == "bf16")
 
 
 @torch.no_grad()

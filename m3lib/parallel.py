@@ -4,34 +4,54 @@ Every process encodes its share of a batch, gathers the embeddings of the others
 batch: anchors meet all positives and negatives, and class centers move alike everywhere. Its own share alone carries a
 gradient; the parameters' gradients are then summed over the processes, which is the gradient that one process would
 find. Batch norms take their statistics over the whole batch. With one process nothing is exchanged.
+
+The pipeline's stage starts the processes of the first machine. Where params.yaml asks for several (`nodes`), each of
+the others, with the same clone, params.yaml and data/prepared, says which one it is:
+
+    python -m m3lib.parallel m3 1
 """
 
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from m3lib import devices
-from m3lib.config import find_root
+from m3lib import config, devices
 from m3lib.errors import InputError
 
-PATIENCE = timedelta(hours=6)  # the others wait for the first one, which looks at validation
+PATIENCE = timedelta(hours=6)  # for another machine's start, and for the first process, which looks at validation
 
 
-def launch(name: str, accelerator: str, processes: int) -> None:
-    """Train a variant of params.yaml in processes of this machine; raises InputError where it has too few devices."""
-    devices.check_count(accelerator, processes)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+def launch(name: str, accelerator: str, machines: config.Machines, node: int = 0) -> int:
+    """Train a variant of params.yaml in processes of this machine, the `node`-th; the launcher's exit status.
+
+    Raises InputError where the machine has too few devices.
+    """
+    devices.check_count(accelerator, machines.devices)
+    torchrun = ["-m", "torch.distributed.run", *meeting(name, machines, node), f"--nproc-per-node={machines.devices}"]
     command = [sys.executable, *torchrun, "-m", "m3lib.workers", name]
     quiet = os.environ | {"OMP_NUM_THREADS": "1"}  # until each sets its `threads`; torchrun warns where it is not given
-    subprocess.run(command, cwd=find_root(), env=quiet, check=False)
+    return subprocess.run(command, cwd=config.find_root(), env=quiet, check=False).returncode
+
+
+def meeting(name: str, machines: config.Machines, node: int) -> list[str]:
+    """How the launchers of a training meet: static, so that ranks go by node and the first process is the first one's.
+
+    With c10d, ranks would go by the machines' names, and the checkpoint might be left anywhere.
+    """
+    if machines.nodes == 1:
+        return ["--standalone"]
+    where = ["--rdzv-backend=static", f"--rdzv-endpoint={machines.rendezvous}", f"--rdzv-id={name}"]
+    patient = f"--rdzv-conf=timeout={int(PATIENCE.total_seconds())}"
+    return [f"--nnodes={machines.nodes}", f"--node-rank={node}", *where, patient]
 
 
 @contextmanager
@@ -70,6 +90,30 @@ def gather(own: Tensor) -> Tensor:
     dist.all_gather(parts, own.detach().contiguous())
     parts[dist.get_rank()] = own
     return torch.cat(parts)
+
+
+def from_first(find: Callable[[], bytes]) -> bytes:
+    """What the first process finds, told to all; the others don't look."""
+    if count() == 1:
+        return find()
+    own = find() if is_first() else b""
+    size = torch.tensor(len(own), device=meeting_place())
+    dist.broadcast(size, 0)
+    told = torch.from_numpy(np.frombuffer(own, np.uint8).copy()) if own else torch.empty(int(size), dtype=torch.uint8)
+    told = told.to(meeting_place())
+    dist.broadcast(told, 0)
+    return told.cpu().numpy().tobytes()
+
+
+def agree(own: str) -> bool:
+    """Whether all processes hold the same text, of one length; all get the same answer."""
+    mine = torch.tensor([list(own.encode())], dtype=torch.uint8, device=meeting_place())
+    return bool((gather(mine) == mine).all())
+
+
+def meeting_place() -> torch.device:
+    """Where a tensor has to be to reach the other processes."""
+    return torch.device("cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu")
 
 
 def add_up(tensors: Iterable[Tensor]) -> None:
@@ -137,7 +181,25 @@ def share_norms(module: nn.Module) -> None:
             setattr(module, name, shared)
         elif isinstance(norm, _BatchNorm):
             raise InputError(
-                f"a {type(norm).__name__} of this backbone can't be shared; set devices to 1 (params.yaml)"
+                f"a {type(norm).__name__} of this backbone can't be shared; set devices and nodes to 1 (params.yaml)"
             )
         else:
             share_norms(norm)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Start this machine's processes of a training whose first machine is elsewhere."""
+    try:
+        settings = config.load(config.find_root() / "params.yaml")
+        name, node = arguments if len(arguments) == 2 else ("", "")
+        if node not in map(str, range(1, settings.nodes)):
+            own = f"this machine's number, above 0 and below nodes in params.yaml ({settings.nodes})"
+            raise InputError(f"python -m m3lib.parallel takes a variant and {own}")
+        return launch(settings.variant(name).name, settings.accelerator, settings.machines, int(node))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

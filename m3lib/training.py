@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from m3lib import batches, devices, inference, losses, metrics, models, parallel, retrieval, samplers, store
-from m3lib.config import Loss, Stage, Variant
+from m3lib.config import ALONE, Loss, Machines, Stage, Variant, find_root
 from m3lib.errors import InputError
 from m3lib.manifest import Prepared, hold_out
 from m3lib.objective import total_loss, update_centers
@@ -61,6 +61,7 @@ class Trainer:
         self.system.count_classes(self.labels, variant.loss.positive_power)
         self.system.to(self.device)
         parallel.share_norms(self.system)
+        self.network = compiled(self.system) if variant.train.compile else self.system  # of a training step alone
         self.optimizer = make_optimizer(self.system, variant.train)
         self.plan = Plan(variant)
         self.steps_per_epoch = samplers.steps_per_epoch(len(self.rows), variant.train)
@@ -155,7 +156,7 @@ class Trainer:
         whole = batches.Share(len(batch.labels), parallel.share(len(batch.labels)))
         images = batches.views(images, generator, stage.train, whole)
         with inference.autocast(stage.train.precision, self.device):
-            outputs = self.system(images)
+            outputs = self.network(images)
         outputs = Outputs(*(part if part is None else parallel.gather(part) for part in outputs[:4]))
         return outputs, total_loss(outputs, batch, self.system, stage.loss, generator, pseudo)
 
@@ -220,11 +221,14 @@ class Trainer:
         write_whole(path, tensors, {"fingerprint": fingerprint, "history": json.dumps(self.history)})
 
     def resume(self, path: Path, fingerprint: str) -> bool:
-        """Take up a checkpoint of this very run; one of other settings, data or code is left aside."""
-        history = history_in(path, fingerprint)
+        """Take up a checkpoint of this very run; one of other settings, data or code is left aside.
+
+        Of several processes, the first one reads it for all: the other machines may have none.
+        """
+        history = json.loads(parallel.from_first(lambda: json.dumps(history_in(path, fingerprint)).encode()))
         if history is None:
             return False
-        tensors, self.history = load_file(path), history
+        tensors, self.history = load(parallel.from_first(path.read_bytes)), history
         self.system.load_state_dict(strip(tensors, "system."))
         self.best = strip(tensors, "best.")
         state: dict[int, dict[str, Tensor]] = {}
@@ -235,6 +239,16 @@ class Trainer:
         for weight, kept in self.optimizer.state.items():  # the fused step reads memory as it lies: channels last
             kept |= {k: torch.empty_like(weight).copy_(v) for k, v in kept.items() if v.shape == weight.shape}
         return True
+
+
+def compiled(system: models.System) -> Callable[[Tensor], Outputs]:
+    """The forward pass of a system, and the backward pass of it, in kernels made for it; they lie in data/work.
+
+    Raises InputError where they can't be made.
+    """
+    devices.check_compiler()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(find_root() / "data" / "work" / "compiled"))
+    return torch.compile(system, options={"deterministic": True})  # else a GPU's kernels are chosen by stopwatch
 
 
 def strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -270,28 +284,35 @@ def fit(
     threads: int,
     checkpoint: Path,
     accelerator: str = "cpu",
-    processes: int = 1,
+    machines: Machines = ALONE,
 ) -> tuple[models.System, pd.DataFrame]:
     """Train to the end, from a checkpoint where this run left one; returns the system at its best epoch, and curves.
 
     The curves have a row an epoch: epoch, the mean of each weighted loss, and valid_map_all (fraction). The checkpoint
     is written after every epoch; the caller removes it once the results are stored.
 
-    processes: more than one are started here, each on a device of its own, and leave a checkpoint of the whole run;
-    where that was done by hand, on several machines, there is nothing left to train.
+    machines: where it is not this process alone, this machine's processes are started here, each on a device of its
+    own; with those of the other machines (`parallel`) they leave a checkpoint of the whole run.
     """
+    processes, shown = machines.processes, parallel.is_first()
     fingerprint = run_fingerprint(prepared, variant, seed, threads, accelerator, processes)
     alone = parallel.count() == 1
     if processes > 1 and alone and len(history_in(checkpoint, fingerprint) or []) < Plan(variant).epochs:
-        parallel.launch(variant.name, accelerator, processes)
+        if machines.nodes > 1:
+            other = f"python -m m3lib.parallel {variant.name} N"
+            print(f"waiting for the other machines: `{other}`, N from 1 to {machines.nodes - 1}", file=sys.stderr)
+        parallel.launch(variant.name, accelerator, machines)
+    if not parallel.agree(fingerprint):
+        raise InputError(f"{variant.name}: the machines differ in params.yaml, data/prepared or code; make them alike")
     trainer = Trainer(prepared, variant, seed, threads, accelerator)
-    check_disk(trainer, checkpoint)
+    if shown:
+        check_disk(trainer, checkpoint)
     if trainer.resume(checkpoint, fingerprint):
         print(f"resumed after epoch {len(trainer.history)}", file=sys.stderr)
     done, epochs = len(trainer.history), trainer.plan.epochs
     if processes > 1 and alone and done < epochs:
         raise InputError(f"{variant.name}: {processes} processes ended before their last epoch, for the reason above")
-    each, shown = trainer.steps_per_epoch, parallel.is_first()
+    each = trainer.steps_per_epoch
     with tqdm(total=epochs * each, initial=done * each, desc=variant.name, disable=not shown) as bar:
         for _ in range(done, epochs):
             trainer.run_epoch(bar)

@@ -1,6 +1,4 @@
-"""One of several processes that train one variant together, started by torch's launcher on each machine:
-
-    torchrun --nproc-per-node 8 -m m3lib.workers m3
+"""One of several processes that train one variant together, started by torch's launcher (`parallel.launch`).
 
 The first process leaves the checkpoint of the whole run, which the pipeline's stage takes up (`training.fit`).
 """
@@ -19,7 +17,7 @@ def main(name: str) -> int:
         own = settings.variant(name), settings.seed, settings.threads
         checkpoint = root / "data" / "work" / f"{name}.safetensors"
         with parallel.join(settings.accelerator):
-            training.fit(prepared, *own, checkpoint, settings.accelerator, settings.devices)
+            training.fit(prepared, *own, checkpoint, settings.accelerator, settings.machines)
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1

@@ -104,8 +104,8 @@ BAD = [
     (("train", "lr"), -0.1, "train.lr", "-0.1"),
     (("train", "lr"), float("nan"), "train.lr", "nan"),
     (("train", "flip"), 1, "train.flip", "expected bool, got 1"),
-    (("train", "precision"), "fp16", "train.precision", "expected one of bf16, fp32, got 'fp16'"),
-    (("train", "precision"), ["bf16"], "train.precision", "expected one of bf16, fp32"),
+    (("train", "precision"), "fp16", "train.precision", "expected one of auto, bf16, fp32, got 'fp16'"),
+    (("train", "precision"), ["bf16"], "train.precision", "expected one of auto, bf16, fp32"),
     (("train", "lr"), ABSENT, "train.lr", "missing"),
     (("umap",), ABSENT, "umap", "missing"),
     (("train",), 3, "train", "expected a mapping of settings, got 3"),
@@ -120,6 +120,23 @@ BAD = [
     (("index", "gallery"), "train", "index.gallery", "expected one of all, test, got 'train'"),
     (("index", "kind"), "flat", "index.kind", "expected one of auto, exact, compressed, got 'flat'"),
     (("variants",), [["m3"]], "variant", "m3"),
+    (("nodes",), 0, "nodes", "between 1 and 1024, got 0"),
+    (("nodes",), 2, "rendezvous", "expected host:port of the first machine (nodes: 2)"),
+    *[
+        (("rendezvous",), address, "rendezvous", f"10.0.0.1:29500, got {address!r}")
+        for address in (
+            "host",
+            "host:",
+            ":29500",
+            "host:0",
+            "host:65536",
+            "a host:1",
+            "--x:1",
+            "host:1:2",
+            "host:1\u0663",
+        )
+    ],
+    (("train", "compile"), 1, "train.compile", "expected bool, got 1"),
     (("split", "test"), 0.9, "split", "less than 1"),
     (
         ("train", "sampler"),
@@ -162,6 +179,23 @@ def test_a_wrong_setting_is_named_in_one_sentence(tmp_path, path, value, setting
     assert setting in message
     assert advice in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:29500", "first.example.org:1", "node_1:65535"])
+def test_machines_of_a_training_meet_at_an_address(tmp_path, address):
+    values = VALUES | {"devices": 4, "nodes": 3, "rendezvous": address}
+    assert load(tmp_path, values).machines.processes == 12
+
+
+@pytest.mark.parametrize("several", [{"devices": 2}, {"nodes": 2, "rendezvous": "host:1"}])
+def test_compiling_goes_with_one_process(tmp_path, several):
+    values = changed(("systems", "m3", "train"), {"compile": True})
+    assert load(tmp_path, values).variant("m3").train.compile
+    with pytest.raises(
+        InputError, match=r"train\.compile of m3: true goes with one process alone; set it to false, or"
+    ):
+        load(tmp_path, values | several)
+    load(tmp_path, values | several | {"variants": ["asen"]})
 
 
 @pytest.mark.parametrize("stages", [3, None, 0.5])

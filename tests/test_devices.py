@@ -1,12 +1,13 @@
 """The device that was asked for, and what is said where it, its precision or its memory is not to be had."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from tqdm import tqdm
 
-from m3lib import batches, devices, samplers, training
+from m3lib import batches, devices, inference, samplers, training
 from m3lib.errors import InputError
 from m3lib.training import Trainer
 from stripes import PREPARED, run, same, short
@@ -40,9 +41,40 @@ def test_no_gpu_is_told_in_a_sentence(monkeypatch):
 @pytest.mark.parametrize("accelerator", ["auto", "cuda"])
 def test_a_gpu_without_bf16_is_told_in_a_sentence(accelerator, monkeypatch):
     pretend(monkeypatch, bf16=False)
-    with pytest.raises(InputError, match=r"train\.precision: Old GPU does not compute in bf16; set it to fp32$"):
+    with pytest.raises(InputError, match=r"train\.precision: Old GPU does not compute in bf16; set it to auto$"):
         devices.choose(accelerator, "bf16")
     assert devices.choose(accelerator, "fp32").type == "cuda"
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_precision_auto_is_bf16_where_the_device_computes_in_it(bf16, monkeypatch):
+    pretend(monkeypatch, bf16)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x", "avx2": True, "amx_bf16": bf16})
+    for wanted, expected in (("auto", "bf16" if bf16 else "fp32"), ("bf16", "bf16"), ("fp32", "fp32")):
+        for device in (torch.device("cpu"), torch.device("cuda", 0)):
+            assert devices.precision(wanted, device) == expected
+        with inference.autocast(wanted, torch.device("cpu")):
+            made = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert made.dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[expected]
+    assert devices.choose("auto", "auto").type == "cuda"
+
+
+def test_a_cpus_instructions_are_known():
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except FileNotFoundError:
+        pytest.skip("no /proc/cpuinfo here")
+    has = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"} & flags  # as Linux names them
+    assert devices.precision("auto", torch.device("cpu")) == ("bf16" if has else "fp32")
+
+
+@pytest.mark.parametrize("missing", ["compiler", "header"])
+def test_nothing_to_compile_with_is_told_before_training_starts(missing, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "no-such-compiler" if missing == "compiler" else "sh")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    told = {"compiler": r"C\+\+ compiler \(no-such-compiler\)", "header": r"header of Python \(Python\.h\)"}[missing]
+    with pytest.raises(InputError, match=rf"train\.compile: there is no {told}; install it, or set compile to false$"):
+        Trainer(PREPARED, short("m3", compile=True), 0, 1)
 
 
 @pytest.mark.parametrize(

@@ -213,10 +213,10 @@ def sections_in_module(name):
 def settings_used(path):
     """The settings that a notebook's result hangs on, dotted as in dvc.yaml.
 
-    `settings.a` and `settings.a.b` stand for themselves. `settings` handed whole to an m3lib module stands for what
-    that module reads of it. `chosen = settings.variant(variant)` stands for systems.<variant>, of another
-    name for all systems, and for model, loss and train where those are read or `chosen` is handed on whole; name,
-    network and score come from systems alone.
+    `settings.a` and `settings.a.b` stand for themselves, `settings.machines` for its parts. `settings` handed whole to
+    an m3lib module stands for what that module reads of it. `chosen = settings.variant(variant)` stands for
+    systems.<variant>, of another name for all systems, and for model, loss and train where those are read or `chosen`
+    is handed on whole; name, network and score come from systems alone.
     """
     root = tree(path)
     above, used = parents(root), set()
@@ -231,6 +231,8 @@ def settings_used(path):
             elif parent.attr == "variant":
                 asked = ast.unparse(above[parent].args[0])
                 used.add(f"systems.{VARIANT}" if asked == "variant" else "systems")
+            elif parent.attr == "machines":
+                used |= {field.name for field in fields(config.Machines)}
             else:
                 assert parent.attr in SECTIONS, ast.unparse(parent)
                 deeper = above[parent]

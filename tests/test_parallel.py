@@ -1,27 +1,35 @@
 """Several processes train as one does: the same loss curve, weights and centers, from a share of each batch."""
 
 import json
+import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import yaml
 from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
-from m3lib import batches, parallel, training
-from m3lib.config import Variant
+from m3lib import batches, config, manifest, parallel, store, training
+from m3lib.config import Machines, Variant
 from m3lib.errors import InputError
 from m3lib.samplers import Batch
 from m3lib.training import Trainer
 from stripes import PARTIAL, PREPARED, run, same, short
-from tiny import generator
+from tiny import MODEL, ROOT, SETTINGS, VALUES, generator
 
+TWO = Machines(2, 1, "")
 VARIANTS = {
     "m3": short("m3", 3),
     "modc": short("modc", 3, (0.34, 0.33, 0.33), loss={"pseudo_margin": 0.0}),
@@ -53,6 +61,7 @@ def meet(rank: int, folder: Path) -> None:
         (folder / f"{name}-{rank}.json").write_text(json.dumps(sizes))
     norm_of_two(rank, folder)
     gathered_of_two(rank, folder)
+    resumed_of_two(rank, folder)
     dist.destroy_process_group()
 
 
@@ -83,11 +92,25 @@ def gathered_of_two(rank: int, folder: Path) -> None:
     torch.save((whole.detach(), own.grad, sums), folder / f"gathered-{rank}.pt")
 
 
+def resumed_of_two(rank: int, folder: Path) -> None:
+    """The second process is on a machine without the checkpoint."""
+    path = folder / f"m3{'-is-elsewhere' * rank}.safetensors"
+    trainer = Trainer(PARTIAL, VARIANTS["m3"], 5, 1)
+    assert not trainer.resume(path, "another run's")
+    assert trainer.resume(path, read_fingerprint(folder / "m3.safetensors") if rank == 0 else "")
+    trainer.save(folder / f"resumed-{rank}.safetensors", "print")
+    states = trainer.optimizer.state_dict()["state"]
+    torch.save((trainer.history, trainer.system.state_dict(), states), folder / f"resumed-{rank}.pt")
+    assert parallel.agree("as the other")
+    assert not parallel.agree(f"one of {rank}")
+
+
 @pytest.fixture(scope="module")
 def met(tmp_path_factory) -> Path:
     """What two processes left."""
     folder = tmp_path_factory.mktemp("two")
-    mp.spawn(meet, (folder,), nprocs=2)
+    mp.set_forkserver_preload(["m3lib.training", "timm"])  # imported once for both
+    mp.start_processes(meet, (folder,), nprocs=2, start_method="forkserver")
     return folder
 
 
@@ -95,18 +118,72 @@ def met(tmp_path_factory) -> Path:
 def test_two_processes_reach_the_loss_curve_of_one(name, met, tmp_path):
     """Random draws, triplets across the two shares, statistics, centers and pseudo-labels are those of one process."""
     sizes = train(VARIANTS[name], tmp_path / "one.safetensors")
-    one, two = (Trainer(PARTIAL, VARIANTS[name], 9, 1) for _ in range(2))
-    found = [json.loads(read_fingerprint(path)) for path in (tmp_path / "one.safetensors", met / f"{name}.safetensors")]
-    assert len(found[0]) == len(found[1]) > 1
-    for alone, together in zip(*found, strict=True):
-        assert together == pytest.approx(alone, rel=1e-4, abs=1e-4)
-    one, two = (load_file(path) for path in (tmp_path / "one.safetensors", met / f"{name}.safetensors"))
+    follows(met / f"{name}.safetensors", tmp_path / "one.safetensors")
+    for rank in (0, 1):
+        assert json.loads((met / f"{name}-{rank}.json").read_text()) == [size // 2 for size in sizes]
+
+
+def follows(together: Path, alone: Path) -> None:
+    """Whether one checkpoint has the loss curve and the weights of the other, but for rounding."""
+    curves = [training.history_in(path, read_fingerprint(path)) for path in (together, alone)]
+    assert len(curves[0]) == len(curves[1]) > 1
+    for two, one in zip(*curves, strict=True):
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-4)
+    two, one = load_file(together), load_file(alone)
     assert one.keys() == two.keys()
     for key in one:
         if key.startswith("system."):
             torch.testing.assert_close(two[key], one[key], rtol=1e-2, atol=2e-3)
-    for rank in (0, 1):
-        assert json.loads((met / f"{name}-{rank}.json").read_text()) == [size // 2 for size in sizes]
+
+
+def test_a_checkpoint_that_the_first_process_has_is_taken_up_by_both(met):
+    kept = load_file(met / "m3.safetensors")
+    for history, system, states in (torch.load(met / f"resumed-{rank}.pt") for rank in (0, 1)):
+        assert history == training.history_in(met / "m3.safetensors", read_fingerprint(met / "m3.safetensors"))
+        for prefix, values in [("system", system), *((f"optimizer.{n}", state) for n, state in states.items())]:
+            assert all(torch.equal(value, kept[f"{prefix}.{name}"]) for name, value in values.items())
+    assert not (met / "resumed-1.safetensors").exists()
+
+
+def machine(folder: Path, rendezvous: str) -> Path:
+    """A clone with what a training reads, as each machine has it: one process, in batches of 8 by two of them."""
+    shutil.copytree(ROOT / "m3lib", folder / "m3lib")
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    short_run = vars(VARIANTS["m3"].train) | {"epochs": 2}
+    changes = {"threads": 1, "accelerator": "cpu", "nodes": 2, "rendezvous": rendezvous, "variants": ["m3"]}
+    (folder / "params.yaml").write_text(
+        yaml.safe_dump(VALUES | changes | {"model": VALUES["model"] | MODEL, "train": short_run})
+    )
+    prepared = folder / "data" / "prepared"
+    prepared.mkdir(parents=True)
+    PARTIAL.taxonomy.save(prepared / "taxonomy.json")
+    (prepared / "protocol.json").write_text('{"relevance": "pair"}')
+    PARTIAL.manifest.to_parquet(prepared / "manifest.parquet")
+    np.save(prepared / store.RAW, PARTIAL.images)
+    return folder
+
+
+def test_two_machines_reach_the_loss_curve_of_one(tmp_path, monkeypatch):
+    """Here they are two folders; the second is started by its own command, the first by the pipeline's stage."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        rendezvous = f"127.0.0.1:{free.getsockname()[1]}"
+    first, second = (machine(tmp_path / name, rendezvous) for name in ("first", "second"))
+    command = [sys.executable, "-m", "m3lib.parallel", "m3", "1"]
+    with subprocess.Popen(command, cwd=second, start_new_session=True) as other:
+        try:
+            monkeypatch.chdir(first)
+            monkeypatch.setattr(config, "__file__", str(first / "m3lib" / "config.py"))
+            monkeypatch.setattr(parallel, "PATIENCE", timedelta(seconds=60))
+            settings, prepared = config.load(first / "params.yaml"), manifest.open_prepared(first / "data" / "prepared")
+            variant, path = settings.variant("m3"), first / "data" / "work" / "m3.safetensors"
+            training.fit(prepared, variant, settings.seed, settings.threads, path, "cpu", settings.machines)
+            assert other.wait(60) == 0
+        finally:
+            if other.poll() is None:
+                os.killpg(other.pid, signal.SIGKILL)
+    train(variant, tmp_path / "one.safetensors")
+    follows(path, tmp_path / "one.safetensors")
+    assert not list(second.rglob("*.safetensors"))
 
 
 def read_fingerprint(path: Path) -> str:
@@ -157,19 +234,34 @@ def test_shares_are_all_of_it(monkeypatch):
 
 def test_a_norm_that_cannot_be_shared_and_a_batch_that_cannot_be_cut_are_told(monkeypatch):
     monkeypatch.setattr(parallel, "count", lambda: 3)
-    with pytest.raises(InputError, match=r"BatchNorm3d of this backbone can't be shared; set devices to 1"):
+    with pytest.raises(InputError, match=r"BatchNorm3d of this backbone can't be shared; set devices and nodes to 1"):
         parallel.share_norms(nn.Sequential(nn.BatchNorm3d(4)))
     with pytest.raises(InputError, match=r"train\.batch 8 can't be shared by 3 processes: set it to a multiple"):
         Trainer(PREPARED, short("m3"), 0, 1)
+
+
+def test_a_machine_says_which_one_it_is(capsys, monkeypatch):
+    monkeypatch.setattr(config, "load", lambda path: replace(SETTINGS, nodes=3, rendezvous="127.0.0.1:29500"))
+    for given in [(), ("m3",), ("m3", "0"), ("m3", "3"), ("m3", "-1"), ("m3", "second"), ("m3", "1", "2")]:
+        assert parallel.main(given) == 1
+        assert "takes a variant and this machine's number, above 0 and below nodes in" in capsys.readouterr().err
+    assert parallel.main(("m4", "1")) == 1
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_machines_that_are_not_alike_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "agree", lambda own: False)
+    with pytest.raises(InputError, match=r"^m3: the machines differ in params\.yaml, data/prepared or code"):
+        training.fit(PREPARED, short("m3"), 3, 1, tmp_path / "c.safetensors")
 
 
 def test_more_devices_than_there_are(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match=r"devices: 3 were asked for, and this machine has 2 GPUs$"):
-        training.fit(PREPARED, short("m3"), 3, 1, tmp_path / "c.safetensors", "auto", 3)
+        training.fit(PREPARED, short("m3"), 3, 1, tmp_path / "c.safetensors", "auto", Machines(3, 1, ""))
     with pytest.raises(InputError, match=r"devices: 999 were asked for, and this machine has \d+ CPU cores$"):
-        training.fit(PREPARED, short("m3"), 3, 1, tmp_path / "c.safetensors", "cpu", 999)
+        training.fit(PREPARED, short("m3"), 3, 1, tmp_path / "c.safetensors", "cpu", Machines(999, 1, ""))
 
 
 def test_a_fit_in_processes_starts_them_and_takes_up_what_they_left(tmp_path, monkeypatch):
@@ -177,22 +269,23 @@ def test_a_fit_in_processes_starts_them_and_takes_up_what_they_left(tmp_path, mo
     path, commands, variant = tmp_path / "c.safetensors", [], short("m3")
     whole, curves = run(variant, tmp_path / "alone.safetensors")
 
-    def launched(command: list[str], **_: object) -> None:
+    def launched(command: list[str], **_: object) -> subprocess.CompletedProcess:
         commands.append(command)
         trainer = Trainer(PREPARED, variant, 3, 1)
         for _ in range(3):
             trainer.run_epoch(tqdm(disable=True))
             trainer.save(path, training.run_fingerprint(PREPARED, variant, 3, 1, "cpu", 2))
+        return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: None)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
     with pytest.raises(InputError, match="m3: 2 processes ended before their last epoch, for the reason above"):
-        training.fit(PREPARED, variant, 3, 1, path, "cpu", 2)
+        training.fit(PREPARED, variant, 3, 1, path, "cpu", TWO)
     monkeypatch.setattr(subprocess, "run", launched)
     for _ in range(2):
-        system, found = training.fit(PREPARED, variant, 3, 1, path, "cpu", 2)
+        system, found = training.fit(PREPARED, variant, 3, 1, path, "cpu", TWO)
         assert same(system, whole)
         assert found.to_dict("records") == curves
     (command,) = commands
     assert command[0] == sys.executable
-    assert " ".join(command[1:]) == "-m torch.distributed.run --standalone --nproc-per-node 2 -m m3lib.workers m3"
+    assert " ".join(command[1:]) == "-m torch.distributed.run --standalone --nproc-per-node=2 -m m3lib.workers m3"

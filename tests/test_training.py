@@ -1,5 +1,6 @@
 """Training: it learns what it should, from what it should, and embeds what it is asked to."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -7,12 +8,13 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from m3lib import batches, inference, losses, metrics, models, retrieval
+from m3lib import batches, devices, inference, losses, metrics, models, retrieval
 from m3lib.manifest import Prepared
 from m3lib.samplers import Batch
 from m3lib.schedule import Plan
+from m3lib.system import Outputs
 from m3lib.training import Trainer
-from stripes import PREPARED, SIDE, STRIPES, moved, run, short, weights
+from stripes import PREPARED, SIDE, STRIPES, moved, run, same, short, weights
 from tiny import OWN, PUBLISHED, SETTINGS, TAXONOMY, make_prepared, make_variant, random_labels
 
 NETWORKS = list(models.NETWORKS)
@@ -154,6 +156,23 @@ def test_a_step_reads_the_images_of_its_batch_as_its_stage_asks(monkeypatch):
         trainer.step(batch, trainer.read(batch), stage, torch.Generator().manual_seed(0), torch.zeros_like(known))
     assert [train for _, train in seen] == [stage.train for stage in variant.stages]
     assert all(torch.equal(images, batches.to_tensor(PREPARED.images[[3, 5, 5, 20]])) for images, _ in seen)
+
+
+def test_only_training_steps_go_through_the_compiled_network(monkeypatch, tmp_path):
+    """Its kernels stand in for the forward pass; weights, checkpoints and embeddings are the system's own."""
+    seen = []
+
+    def compiled(system: models.System, options: dict) -> Callable[[torch.Tensor], Outputs]:
+        return lambda images: seen.append((len(images), system.training)) or system(images)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(devices, "check_compiler", lambda: None)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    found, curves = run(short("modc", compile=True), tmp_path / "compiled.safetensors")
+    plain, expected = run(short("modc"), tmp_path / "plain.safetensors")
+    assert seen == [(8, True)] * 9
+    assert same(found, plain)
+    assert [record["valid_map_all"] for record in curves] == [record["valid_map_all"] for record in expected]
 
 
 def test_held_out_classes_are_learned_and_looked_at_nowhere():
