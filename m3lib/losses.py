@@ -195,12 +195,16 @@ class Centers(nn.Module):
         self.seen |= present
 
     @torch.no_grad()
-    def update(self, embedding: Tensor, labels: Tensor) -> None:
-        """Move each center towards the batch mean of its class; embedding: (B, M, d), labels: (B, M) bool."""
-        present = labels.any(dim=0)
-        weight = labels.float()
-        mean = F.normalize(torch.einsum("bm,bmd->md", weight, embedding.float()), dim=1)
-        momentum = torch.where(self.seen, self.momentum, 0.0)[:, None]  # the first sight sets the center
-        moved = F.normalize(momentum * self.value + (1 - momentum) * mean, dim=1)
-        self.value.copy_(torch.where(present[:, None], moved, self.value))
-        self.seen |= present
+    def update(self, embedding: Tensor, labels: Tensor, classes: Tensor | None = None) -> None:
+        """Move each center towards the batch mean of its class.
+
+        embedding: (B, K, d) of some classes (K,), by default all M; labels: (B, M) bool.
+        """
+        classes = torch.arange(len(self.seen), device=labels.device) if classes is None else classes
+        own, value, seen = labels[:, classes], self.value[classes], self.seen[classes]
+        present = own.any(dim=0)  # (K,)
+        mean = F.normalize(torch.einsum("bk,bkd->kd", own.float(), embedding.float()), dim=1)
+        momentum = torch.where(seen, self.momentum, 0.0)[:, None]  # the first sight sets the center
+        moved = F.normalize(momentum * value + (1 - momentum) * mean, dim=1)
+        self.value[classes] = torch.where(present[:, None], moved, value)
+        self.seen[classes] = seen | present

@@ -6,6 +6,7 @@ the earlier systems is the idea and not the parts. Letters as in system.py.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3lib.attention import AttributeAttention, ChannelAttention, ClassHeads, QueryTable, SpatialAttention, unit
@@ -13,6 +14,19 @@ from m3lib.config import Model, Variant
 from m3lib.losses import Centers
 from m3lib.system import Outputs, System
 from m3lib.taxonomy import Taxonomy
+
+
+def spread(x: Tensor, sizes: list[int]) -> Tensor:
+    """(B, K, ...): row n of x (B, N, ...) for each of the sizes[n] classes of attribute n. Its gradient is a sum, where
+    an index's is a scatter that runs on one core."""
+    return torch.cat([part.expand(-1, size, -1) for part, size in zip(x.split(1, dim=1), sizes, strict=True)], dim=1)
+
+
+def chosen(x: Tensor, dim: int, wanted: Tensor | None) -> Tensor:
+    """The wanted classes (K,) of x, whose classes lie along `dim`."""
+    if wanted is None or len(wanted) == x.shape[dim]:
+        return x
+    return x.index_select(dim, wanted.to(x.device))
 
 
 class M3NetA(System):
@@ -30,11 +44,11 @@ class M3NetA(System):
         self.mask = nn.Parameter(0.9 + 0.7 * torch.randn(M, model.class_embedding))
         self.centers = Centers(M, model.class_embedding, variant.loss.center_momentum)
 
-    def forward(self, images: Tensor) -> Outputs:
+    def forward(self, images: Tensor, wanted: Tensor | None = None) -> Outputs:
         maps, _, h = self.attributes(self.backbone(images))
-        shared = spread(self.reduce(h), self.sizes)  # (B, M, d)
-        phi = unit(shared * torch.relu(self.mask))
-        return Outputs(unit(h), logits=self.heads(h), classes=phi, attribute_maps=maps)
+        shared = spread(self.reduce(h), self.split(wanted))  # (B, K, d)
+        phi = unit(shared * torch.relu(chosen(self.mask, 0, wanted)))
+        return Outputs(unit(h), logits=self.heads(h), classes=phi, attribute_maps=maps, wanted=wanted)
 
 
 class ClassBranch(nn.Module):
@@ -46,30 +60,14 @@ class ClassBranch(nn.Module):
         self.channel = ChannelAttention(channels, model.hidden, width, context)
         self.reduce = nn.Linear(channels, model.class_embedding)
 
-    def forward(
-        self, X: Tensor, table: Tensor, prior: Tensor | None = None, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """X (B, P, C), table (M, h) to maps (B, M, P) and what each class keeps (B, M, C).
-
-        prior (B, M, P) and context (B, M, h): see SpatialAttention and ChannelAttention.
-        """
-        maps = self.spatial(X, table, prior)
+    def keep(self, X: Tensor, maps: Tensor, table: Tensor, context: Tensor | None = None) -> Tensor:
+        """(B, K, C): the features X (B, P, C) pooled by the maps (B, K, P), and of them the channels that each class
+        keeps; table (K, h), context (B, K, h)."""
         shares, read = maps.to(X.dtype), self.channel.read_pooled
-        pooled = shares @ X  # (B, M, C)
+        pooled = shares @ X  # (B, K, C)
         # A map sums to 1, so that pooling and a linear layer may change places: the fewer rows are read.
-        told = shares @ read(X) if len(table) > X.shape[1] else read(pooled)  # (B, M, h)
-        return maps, pooled * self.channel.gate(told, table, context)
-
-
-def spread(x: Tensor, sizes: list[int]) -> Tensor:
-    """(B, M, ...): each class gets its attribute's row of x (B, N, ...). Its gradient is a sum, where an index's is a
-    scatter that runs on one core."""
-    return torch.cat([part.expand(-1, size, -1) for part, size in zip(x.split(1, dim=1), sizes, strict=True)], dim=1)
-
-
-def evidence(kept: Tensor, head: Tensor) -> Tensor:
-    """(B, M) logits of what each class keeps, (B, M, C), by its own row of head (M, C), in the precision of `kept`."""
-    return (kept * head.to(kept.dtype)).sum(dim=2)
+        told = shares @ read(X) if len(table) > X.shape[1] else read(pooled)  # (B, K, h)
+        return pooled * self.channel.gate(told, table, context)
 
 
 class M3NetC(System):
@@ -84,23 +82,26 @@ class M3NetC(System):
         self.bias = nn.Parameter(torch.zeros(M))
         self.centers = Centers(M, model.class_embedding, variant.loss.center_momentum)
 
-    def forward(self, images: Tensor) -> Outputs:
-        maps, kept = self.classes(self.backbone(images), self.table.rows)  # (B, M, P), (B, M, C)
-        logits = evidence(kept, self.head) + self.bias  # (B, M)
-        return Outputs(logits=logits, classes=unit(self.classes.reduce(kept)), class_maps=maps)
+    def forward(self, images: Tensor, wanted: Tensor | None = None) -> Outputs:
+        X = self.backbone(images)  # (B, P, C)
+        maps = self.classes.spatial(X, self.table.rows)  # (B, M, P)
+        kept = self.classes.keep(X, maps, self.table.rows)  # (B, M, C): all, since Loss 1 reads them
+        logits = (kept * self.head.to(kept.dtype)).sum(dim=2) + self.bias  # (B, M)
+        phi = unit(self.classes.reduce(chosen(kept, 1, wanted)))  # (B, K, d)
+        return Outputs(logits=logits, classes=phi, class_maps=maps, wanted=wanted)
 
 
 class M3Net(System):
     """M3-Net: the attribute sub-network refines the features, the class sub-network reads what was kept.
 
     Class queries carry their attribute's as a parent: c_m = C_m + W A_n (the taxonomy as prior; model.parent). The
-    refinement goes from coarse to fine (model.refine): a class looks where its attribute looked, its map being the
-    softmax of its own logits + log(1 + P alpha_n), and keeps of the channels that its attribute kept, u_m * gate_n.
+    refinement goes from coarse to fine (model.refine): a class looks where its attribute looked, its map beta_m being
+    the softmax of its own logits + log(1 + P alpha_n), and keeps of the channels that its attribute kept, u_m * gate_n.
     Refined so, the features are read once for all attributes; features refined before they are read, X * (1 + P
     alpha_n) / 2 * gate_n, are read once an attribute and ranked no better. The channel attention of a class also reads
-    the attribute's representation h_n of the image. A class probability sums the evidence of both sub-networks, as
-    M3-Net_a and M3-Net_c have one each: the poster leaves open which one it comes from, and the sum ranked better on
-    validation than the attribute's alone.
+    the attribute's representation h_n of the image. A class probability sums the evidence of both sub-networks, since
+    the poster leaves open which one it comes from: the attribute's w_m . h_n + b_m, and v_m . u_m of what the class
+    looks at. The latter needs no gates, so that in training those are made for the classes wanted alone.
     """
 
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
@@ -112,7 +113,7 @@ class M3Net(System):
         self.table = QueryTable(M, model.hidden, "learned", 0.02 if model.parent else 1.0)
         self.parent = nn.Linear(self.attributes.table.width, model.hidden, bias=False) if model.parent else None  # W
         self.classes = ClassBranch(C, model, model.hidden, context=C)
-        self.head = nn.Parameter(torch.zeros(M, C))  # the class evidence starts from nothing, and refines
+        self.head = nn.Parameter(torch.zeros(M, C))  # v: the class evidence starts from nothing, and refines
         self.centers = Centers(M, model.class_embedding, variant.loss.center_momentum)
         self.refine = model.refine
 
@@ -122,14 +123,17 @@ class M3Net(System):
             return self.table.rows
         return self.table.rows + self.parent(self.attributes.table.rows)[self.attribute_of_class]
 
-    def forward(self, images: Tensor) -> Outputs:
-        X = self.backbone(images)  # (B, P, C)
+    def forward(self, images: Tensor, wanted: Tensor | None = None) -> Outputs:
+        X, table = self.backbone(images), self.class_table()  # (B, P, C), (M, h)
         maps, gate, h = self.attributes(X)  # (B, N, P), (B, N, C), (B, N, C)
         prior = spread(torch.log1p(maps.shape[2] * maps), self.sizes) if self.refine else None  # (B, M, P)
-        context = spread(self.classes.channel.read_context(h), self.sizes)  # (B, M, h)
-        class_maps, kept = self.classes(X, self.class_table(), prior, context)  # (B, M, P), (B, M, C)
+        class_maps = self.classes.spatial(X, table, prior)  # (B, M, P)
+        seen = F.linear(X, self.head)  # (B, P, M): v_m . X, which is pooled instead of X
+        logits = self.heads(h) + (class_maps * seen.mT).sum(dim=2)  # (B, M)
+        sizes = self.split(wanted)
+        context = spread(self.classes.channel.read_context(h), sizes)  # (B, K, h)
+        kept = self.classes.keep(X, chosen(class_maps, 1, wanted), chosen(table, 0, wanted), context)  # (B, K, C)
         if self.refine:
-            kept = kept * spread(gate, self.sizes)
-        logits = self.heads(h) + evidence(kept, self.head)  # (B, M)
-        phi = unit(self.classes.reduce(kept))  # (B, M, d)
-        return Outputs(unit(h), None, logits, phi, maps, class_maps)
+            kept = kept * spread(gate, sizes)
+        phi = unit(self.classes.reduce(kept))  # (B, K, d)
+        return Outputs(unit(h), None, logits, phi, maps, class_maps, wanted)

@@ -14,6 +14,7 @@ def total_loss(
 ) -> dict[str, Tensor]:
     """The weighted losses of one batch, by name; their sum is what is trained.
 
+    outputs: where they are of some classes alone, the batch's images carry no others.
     pseudo: (B, M) bool, classes of the batch's images that were guessed from the centers.
     """
     labels, anchors, own = batch.labels, batch.anchors, system.attribute_of_class
@@ -35,7 +36,8 @@ def total_loss(
     if loss.pseudo and pseudo is not None:
         parts["pseudo"] = pseudo_loss(outputs.attribute, labels, pseudo, system, loss, generator)
     if loss.instance or loss.cluster:
-        drawn = losses.draw_triplets(outputs.classes, anchors.class_id, anchors, loss.hardness, generator)
+        space = anchors.class_id if outputs.wanted is None else torch.searchsorted(outputs.wanted, anchors.class_id)
+        drawn = losses.draw_triplets(outputs.classes, space, anchors, loss.hardness, generator)
         if loss.instance:  # Loss 2 (poster): anchor, positive and negative in the space of one class
             parts["instance"] = losses.triplet_loss(drawn.positive, drawn.negative, loss.margin)
         if loss.cluster:  # Loss 3 (poster): the positive is the class center
@@ -78,6 +80,6 @@ def cluster_loss(drawn: losses.Triplets, class_id: Tensor, centers: losses.Cente
 def update_centers(outputs: Outputs, labels: Tensor, system: System, loss: Loss) -> None:
     """Move the class centers after the step that used them."""
     if loss.cluster:
-        system.centers.update(outputs.classes.detach(), labels)
+        system.centers.update(outputs.classes.detach(), labels, outputs.wanted)
     elif loss.center:
         system.centers.update(outputs.attribute.detach()[:, system.attribute_of_class], labels)

@@ -1,8 +1,10 @@
 """What all systems share: their outputs, the backbone, the taxonomy's shape, and the reading of class logits.
 
-Every network takes images (B, 3, H, W) and returns `Outputs`; what a network does not give is None. Letters: B images,
-C channels, P = positions of the stride-16 feature map, N attributes, M classes, h attention width, D and d the sizes of
-attribute and class-specific embeddings.
+Every network takes images (B, 3, H, W) and returns `Outputs`; what a network does not give is None. One that gives
+class-specific embeddings can be asked for some of them: the losses of a batch compare images in the spaces of the
+classes that it carries, a fraction of a thousand. Letters: B images, C channels, P = positions of the stride-16 feature
+map, N attributes, M classes, K classes wanted, h attention width, D and d the sizes of attribute and class-specific
+embeddings.
 """
 
 from typing import NamedTuple
@@ -21,9 +23,10 @@ class Outputs(NamedTuple):
     attribute: Tensor | None = None  # (B, N, D) unit rows: f_n
     local: Tensor | None = None  # (B, N, D) unit rows: ASEN++'s local branch
     logits: Tensor | None = None  # (B, M) of the class probabilities x_m
-    classes: Tensor | None = None  # (B, M, d) unit rows: phi_m
+    classes: Tensor | None = None  # (B, M, d) unit rows: phi_m; (B, K, d) of the classes wanted
     attribute_maps: Tensor | None = None  # (B, N, P) attention, sums to 1
     class_maps: Tensor | None = None  # (B, M, P) attention, sums to 1
+    wanted: Tensor | None = None  # (K,) int64, rising: the classes that `classes` is of; None: all M
 
 
 class System(nn.Module):
@@ -56,6 +59,13 @@ class System(nn.Module):
     def count_classes(self, labels: Tensor, power: float) -> None:
         """Set w_p from the training labels (I, M)."""
         self.positive_weight.copy_(positive_weights(labels, self.attribute_of_class, power))
+
+    def split(self, wanted: Tensor | None) -> list[int]:
+        """How many of the wanted classes (K,) each attribute has."""
+        if wanted is None:
+            return self.sizes
+        ends = torch.tensor(self.sizes).cumsum(0)
+        return torch.bucketize(wanted.cpu(), ends, right=True).bincount(minlength=len(ends)).tolist()
 
     def posterior(self, outputs: Outputs) -> Tensor | None:
         """(B, M) class probabilities, with the shift that w_p gives to the optimum of Loss 1 taken back.

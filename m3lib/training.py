@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from m3lib import batches, devices, inference, losses, metrics, models, parallel, retrieval, samplers, store
+from m3lib.abilities import GIVES
 from m3lib.config import ALONE, Loss, Machines, Stage, Variant, find_root
 from m3lib.errors import InputError
 from m3lib.manifest import Prepared, hold_out
@@ -134,7 +135,6 @@ class Trainer:
         Raises FloatingPointError, before any weight moves, where the loss or its gradient is not finite. That question
         is asked once a step: each time, a GPU has to be waited for.
         """
-        batch, pseudo = batch.to(self.device), None if pseudo is None else pseudo.to(self.device)
         outputs, parts = self.losses(batch, pixels, stage, generator, pseudo)
         total = sum(parts.values())
         self.optimizer.zero_grad(set_to_none=True)
@@ -146,7 +146,7 @@ class Trainer:
             what = "gradient" if torch.isfinite(total) else "loss"
             raise FloatingPointError(f"the {what} became not a finite number ({told})")
         self.optimizer.step()
-        update_centers(outputs, batch.labels, self.system, stage.loss)
+        update_centers(outputs, batch.labels.to(self.device), self.system, stage.loss)
         return {name: value.detach() for name, value in parts.items()}
 
     def losses(
@@ -155,10 +155,18 @@ class Trainer:
         images = batches.to_tensor(pixels.to(self.device, non_blocking=True))
         whole = batches.Share(len(batch.labels), parallel.share(len(batch.labels)))
         images = batches.views(images, generator, stage.train, whole)
+        some = self.carried(batch) if "classes" in GIVES[self.variant.network] else ()
         with inference.autocast(stage.train.precision, self.device):
-            outputs = self.network(images)
-        outputs = Outputs(*(part if part is None else parallel.gather(part) for part in outputs[:4]))
+            outputs = self.network(images, *some)
+        parts = (part if part is None else parallel.gather(part) for part in outputs[:4])
+        outputs = Outputs(*parts, wanted=some[0].to(self.device) if some else None)
+        batch, pseudo = batch.to(self.device), None if pseudo is None else pseudo.to(self.device)
         return outputs, total_loss(outputs, batch, self.system, stage.loss, generator, pseudo)
+
+    def carried(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The classes that any image of a batch carries: the losses compare images in their spaces alone. Kernels made
+        for one number of classes would be made again for another: compiled, a network is asked for all."""
+        return () if self.variant.train.compile else (batch.labels.any(dim=0).nonzero().flatten(),)
 
     def advise(self, batch: Batch, pixels: Tensor, stage: Stage) -> str:
         """What to do after a step that ran out of memory, tried out: half of the batch, a quarter, ... or none."""
@@ -168,7 +176,7 @@ class Trainer:
         while size := size // 2:
             self.optimizer.zero_grad(set_to_none=True)
             devices.empty()
-            some = samplers.batch_of(torch.arange(size), batch.labels[:size].cpu(), self.own).to(self.device)
+            some = samplers.batch_of(torch.arange(size), batch.labels[:size].cpu(), self.own)
             try:
                 sum(self.losses(some, pixels[:size], stage, torch.Generator(), None)[1].values()).backward()
             except RuntimeError as error:

@@ -183,7 +183,7 @@ def m3(w: State, X: np.ndarray, own: np.ndarray, refine: bool = True) -> Parts:
         kept = u * channel_gate(below(v, "channel"), u, query, h) * gate
         maps.append(beta)
         found.append(unit(linear(v, "reduce", kept)))
-        evidence.append(w["head"][m] @ kept)
+        evidence.append(w["head"][m] @ u)
     logits = first["logits"] + np.array(evidence)
     return first | {"logits": logits, "class_maps": np.array(maps), "classes": np.array(found)}
 

@@ -163,6 +163,27 @@ def test_forward_against_the_formulas(network, model, side):
             np.testing.assert_allclose(as_float64(parts[name][b]), value, rtol=1e-8, atol=1e-10, err_msg=name)
 
 
+WANTED = [[0, 4, 8], [2], [], list(range(M)), [m for m in range(M) if OWN[m] != 1]]
+
+
+@pytest.mark.parametrize("wanted", WANTED, ids=len)
+@pytest.mark.parametrize("network", ["m3_a", "m3_c", "m3"])
+def test_some_classes_are_made_as_among_all(network, wanted):
+    """Their embeddings, everything else, and the gradient that they send back."""
+    system, images = make_system(network).double().eval(), make_images().double()
+    wanted, found = torch.tensor(wanted, dtype=torch.int64), []
+    with in_float64():
+        for outputs in (system(images), system(images, wanted)):
+            phi = outputs.classes if outputs.wanted is not None else outputs.classes[:, wanted]
+            system.zero_grad()
+            (phi * torch.randn(phi.shape, generator=generator(), dtype=torch.float64)).sum().backward()
+            grads = {name: weight.grad for name, weight in system.named_parameters() if weight.grad is not None}
+            found.append(given_parts(outputs) | {"classes": phi, "wanted": wanted} | grads)
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-8, atol=1e-12, msg=name)
+
+
 def test_posterior_is_a_softmax_or_a_sigmoid_each():
     system = make_system("classifier")
     system.positive_weight.copy_(1 + torch.rand(M, generator=generator(1)))

@@ -60,6 +60,27 @@ def make_pseudo(labels: torch.Tensor, seed: int = 0) -> torch.Tensor:
     return pseudo
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_embeddings_of_the_classes_of_a_batch_are_enough(seed):
+    """The losses and the centers are those of all classes' embeddings."""
+    batch, outputs, found = make_batch(seed=seed), make_outputs(seed), []
+    batch.labels[:, [2, 5]] = False
+    batch = batch._replace(anchors=losses.find_anchors(batch.labels, OWN))
+    carried = batch.labels.any(dim=0).nonzero().flatten()
+    assert 0 < len(carried) < M
+    some = outputs._replace(classes=outputs.classes[:, carried], wanted=carried)
+    for given in (outputs, some):
+        system, loss = make_system(seed), replace(ZERO, instance=1.0, cluster=1.0)
+        parts = objective.total_loss(given, batch, system, loss, generator(seed))
+        objective.update_centers(given, batch.labels, system, loss)
+        found.append((parts, system.centers))
+    assert found[0][0] == found[1][0]
+    assert found[0][0].keys() == {"instance", "cluster"}
+    torch.testing.assert_close(found[1][1].value, found[0][1].value)
+    assert not torch.equal(found[0][1].value, make_system(seed).centers.value)
+    assert torch.equal(found[1][1].seen, found[0][1].seen)
+
+
 def naive_triplets(space: torch.Tensor, labels: torch.Tensor, asking: torch.Tensor) -> dict[tuple[int, int], tuple]:
     """(image, class) of `asking` to the least alike positive and the most alike negative; space: (B, M, D)."""
     found = {}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from m3lib import batches, devices, inference, losses, metrics, models, retrieval
+from m3lib import batches, devices, inference, losses, metrics, models, retrieval, samplers
 from m3lib.manifest import Prepared
 from m3lib.samplers import Batch
 from m3lib.schedule import Plan
@@ -139,6 +139,27 @@ def test_a_step_moves_the_centers_to_the_batchs_classes():
     centers = trainer.system.centers
     assert centers.seen.all()
     torch.testing.assert_close(centers.value.norm(dim=1), torch.ones(5))
+
+
+@pytest.mark.parametrize("network", ["m3_a", "m3_c", "m3"])
+def test_a_step_asks_for_the_classes_of_its_batch_and_learns_the_same(network, monkeypatch):
+    """Eight pictures that carry three of five classes; against a step that makes all."""
+    found, asked = [], []
+    for every in (False, True):
+        trainer = Trainer(PREPARED, short(network, clip=0), 0, 1)
+        trainer.set_learning_rate(0, 0)
+        trainer.system.train()
+        index = torch.nonzero(~trainer.labels[:, 0] & ~trainer.labels[:, 3]).flatten()[:8]
+        batch = samplers.batch_of(index, trainer.labels, trainer.own)
+        forward = trainer.system.forward
+        if every:
+            monkeypatch.setattr(trainer, "carried", lambda batch: ())
+        monkeypatch.setattr(trainer.system, "forward", lambda *given, go=forward: asked.append(given[1:]) or go(*given))
+        parts = trainer.step(batch, trainer.read(batch), trainer.plan.stage(0), torch.Generator().manual_seed(0), None)
+        found.append((parts, {name: weight.grad for name, weight in trainer.system.named_parameters()}))
+    assert asked[0][0].tolist() == [1, 2, 4]
+    assert asked[1] == ()
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
 def test_a_step_reads_the_images_of_its_batch_as_its_stage_asks(monkeypatch):
