@@ -97,7 +97,7 @@ def test_an_unknown_backbone_stops_it_with_the_nearest_names(workspace, capsys):
     ("old", "new", "told"),
     [
         ("score: attribute, loss: {attribute: 1}}", "score: weighted, loss: {attribute: 1}}", "score weighted needs"),
-        ("loss: *m3}", "loss: *m3, model: {beta: 0.5}}", "model.beta: m3 has no such setting"),
+        ("m3: {network: m3,", "m3: {network: m3, model: {beta: 0.5},", "model.beta: m3 has no such setting"),
         ("loss: {attribute: 1}}", "loss: {attribute: 1, cluster: 1}}", "loss.cluster needs classes outputs"),
     ],
 )
