@@ -2,8 +2,9 @@
 
 Every row is a ratio of two things that took turns within one run, so that a machine's mood falls out; pictures and
 labels are random. The size is the default backbone's, some minutes on two cores; `python -m m3lib.bench_train
-published` takes ResNet-50 at 224 px, which a GPU is for. Memory is the peak of a process of its own: of a GPU what
-torch allocated, else what was resident.
+published` takes ResNet-50 at 224 px, which a GPU is for. Named networks are measured alone, by their steps: `python -m
+m3lib.bench_train published m3`. Memory is the peak of a process of its own: of a GPU what torch allocated, else what
+was resident.
 """
 
 import os
@@ -192,7 +193,9 @@ class Bench:
         self.device = devices.choose(self.accelerator, settings.train.precision)
         precision = devices.precision(settings.train.precision, self.device)
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else cpu_name(self.threads)
-        self.where = {"device": name, "date": datetime.now(UTC).date().isoformat(), "precision": precision}
+        backbone = make_row(PLAIN, size, 1).model.backbone
+        date = datetime.now(UTC).date().isoformat()
+        self.where = {"device": name, "backbone": backbone, "precision": precision, "date": date}
         self.rows: list[dict] = []
 
     def stepper(self, network: str, shape: tuple[int, ...], **changes: object) -> Stepper:
@@ -274,8 +277,11 @@ class Bench:
             value = ratio(found["bare"], found["extract"])
             self.add(f"extraction by {name}", "bare backbone", shape, value, found["extract"])
 
-    def run(self) -> pd.DataFrame:
+    def run(self, networks: tuple[str, ...] = ()) -> pd.DataFrame:
         base = BASE[self.size]
+        if networks:
+            self.steps(networks, base, memory=True)
+            return pd.DataFrame(self.rows)
         self.steps(SYSTEMS, base, memory=True)
         self.official(base)
         self.compiled(base)
@@ -302,7 +308,7 @@ def page(table: pd.DataFrame) -> str:
     about = "A ratio is a share of the other's speed, both in turns within one run: 1 is as fast, above 1 is faster."
     parts = ["# Training, measured", "", "Written by `make bench WHAT=train` from `data/results/training.csv`.", about]
     columns = ["what", "against", "batch", "side", "classes", "attributes", "ratio", "ms", "peak_mb"]
-    for keys, rows in table.groupby(["device", "precision", "date"], sort=False):
+    for keys, rows in table.groupby(["device", "backbone", "precision", "date"], sort=False):
         parts += [
             "",
             f"## {', '.join(map(str, keys))}",
@@ -316,16 +322,20 @@ def page(table: pd.DataFrame) -> str:
     return "\n".join(parts) + "\n"
 
 
-def main(size: str = "default", rounds: int = ROUNDS) -> int:
+def main(size: str = "default", *networks: str, rounds: int = ROUNDS) -> int:
     if size not in BASE:
         raise InputError(f"python -m m3lib.bench_train takes one of {', '.join(BASE)}, got {size!r}")
+    for name in networks:
+        if name not in SYSTEMS:
+            raise InputError(f"python -m m3lib.bench_train measures {', '.join(SYSTEMS)}, got {name!r}")
     path = config.find_root() / "data" / "results" / "training.csv"
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/compiled"  # kernels of an earlier run would save compiling
-        table = Bench(size, Path(folder), rounds).run()
-    if path.exists():  # records of other devices stay
-        old = pd.read_csv(path)
-        table = pd.concat([old[old["device"] != table["device"].iloc[0]], table], ignore_index=True)
+        table = Bench(size, Path(folder), rounds).run(networks)
+    if path.exists():  # records of other devices and sizes stay
+        old, mine = pd.read_csv(path), table.iloc[0]
+        others = (old["device"] != mine["device"]) | (old["backbone"] != mine["backbone"])
+        table = pd.concat([old[others], table], ignore_index=True)
     table.to_csv(path, index=False)
     path.with_suffix(".md").write_text(page(table))
     return 0
@@ -337,6 +347,6 @@ if __name__ == "__main__":
         print(two_steps(size, network, accelerator, int(threads), tuple(map(int, shape))))
         sys.exit(0)
     try:
-        sys.exit(main(*sys.argv[1:2]))
+        sys.exit(main(*sys.argv[1:]))
     except InputError as error:
         sys.exit(f"error: {error}")

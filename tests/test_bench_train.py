@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from m3lib import bench_train, config, devices, losses
+from m3lib.errors import InputError
 from m3lib.system import Outputs, System
 from tiny import MODEL, SETTINGS
 
@@ -92,14 +93,41 @@ def test_made_labels_have_a_long_tail_over_all_attributes(tmp_path):
     assert prepared.images.shape == (400, 8, 8, 3)
 
 
-def test_a_page_has_a_section_a_device(tmp_path):
-    row = {"what": "step of m3", "against": "step of classifier", "batch": 64, "side": 96, "classes": 70}
-    row |= {"attributes": 7, "ratio": 0.7, "ms": 12.5, "peak_mb": float("nan")}
-    row |= {"device": "A", "precision": "bf16", "date": "2024-05-01"}
-    text = bench_train.page(pd.DataFrame([row, row | {"device": "B", "peak_mb": 512.4}]))
+ROW = {"what": "step of m3", "against": "step of classifier", "batch": 64, "side": 96, "classes": 70, "attributes": 7}
+ROW |= {"ratio": 0.7, "ms": 12.5, "peak_mb": float("nan")}
+ROW |= {"device": "A", "backbone": "resnet10t", "precision": "bf16", "date": "2024-05-01"}
+
+
+def test_a_page_has_a_section_a_device():
+    text = bench_train.page(pd.DataFrame([ROW, ROW | {"device": "B", "peak_mb": 512.4}]))
     assert [line for line in text.splitlines() if line.startswith("##")] == [
-        "## A, bf16, 2024-05-01",
-        "## B, bf16, 2024-05-01",
+        "## A, resnet10t, bf16, 2024-05-01",
+        "## B, resnet10t, bf16, 2024-05-01",
     ]
     assert "| 0.7 | 12.5 |  |" in text
     assert "| 0.7 | 12.5 | 512 |" in text
+
+
+def test_a_record_takes_the_place_of_its_devices_and_sizes_alone(monkeypatch, tmp_path):
+    rows = iter([ROW, ROW | {"device": "B"}, ROW | {"backbone": "resnet50"}, ROW | {"ratio": 0.8}])
+    asked = []
+    monkeypatch.setattr(bench_train.config, "find_root", lambda: tmp_path)
+    monkeypatch.setattr(bench_train.Bench, "__init__", lambda *_: None)
+    monkeypatch.setattr(
+        bench_train.Bench, "run", lambda _, networks: asked.append(networks) or pd.DataFrame([next(rows)])
+    )
+    (tmp_path / "data" / "results").mkdir(parents=True)
+    for _ in range(4):
+        bench_train.main("default", "m3")
+    kept = pd.read_csv(tmp_path / "data" / "results" / "training.csv")
+    assert kept[["device", "backbone", "ratio"]].to_numpy().tolist() == [
+        ["B", "resnet10t", 0.7],
+        ["A", "resnet50", 0.7],
+        ["A", "resnet10t", 0.8],
+    ]
+    assert asked == [("m3",)] * 4
+
+
+def test_a_network_that_nothing_is_known_of_is_told():
+    with pytest.raises(InputError, match=r"measures asen, .*, m3, got 'm33'$"):
+        bench_train.main("published", "m33")
