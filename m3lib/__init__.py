@@ -2,7 +2,7 @@
 
 Data flows one way, and a module imports only from the floors below its own:
 
-1. `errors`, `taxonomy`, `config`, `abilities`: what is asked about, and every setting, checked once.
+1. `errors`, `taxonomy`, `checked`, `config`, `abilities`: what is asked about, and every setting, checked once.
 2. `devices`, `store`, `streams`, `manifest`, `images`, `tables`, `prints`, `people`, `garments`, `styles`, `wardrobe`,
    `released`, `benchmarks`, `deepfashion`, `fashionai`, `darn`, `sources`: any data set becomes one manifest and one
    image store.

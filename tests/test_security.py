@@ -22,7 +22,7 @@ import psutil
 import pytest
 import torch
 
-from m3lib import backbone, config, figures, manifest, retrieval, store
+from m3lib import backbone, checked, config, figures, manifest, retrieval, store
 from m3lib.errors import InputError
 from m3lib.taxonomy import Attribute, caption, one_line
 from m3lib.training import Trainer
@@ -130,7 +130,7 @@ def test_no_code_reads_or_runs_what_could_run_something():
             assert ast.unparse(node.args[1]) == "Loader", name
         if called.startswith("subprocess."):
             assert not isinstance(node.args[0], ast.Constant | ast.JoinedStr), f"{name}: a command is a list of words"
-    assert issubclass(config.Loader, config.yaml.SafeLoader)
+    assert issubclass(checked.Loader, checked.yaml.SafeLoader)
 
 
 # names
