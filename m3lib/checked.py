@@ -48,6 +48,24 @@ def read_yaml(path: Path) -> Any:
         raise InputError(f"{path} can't be read ({type(error).__name__}: {error})") from None
 
 
+def check_aliases(values: Any) -> None:
+    """Raise InputError where two settings are one mapping, by a YAML alias: DVC's -S changes the one through the other,
+    or none of them, without a word. Merged, `{<<: *name}`, each is a mapping of its own."""
+    seen: dict[int, str] = {}
+
+    def walk(value: Any, where: str) -> None:
+        if not isinstance(value, dict) or not value:  # in an empty one there is nothing to change
+            return
+        if id(value) in seen:
+            told = f"an alias of {seen[id(value)]}, which -S can't tell from it; merge it instead: {{<<: *its_name}}"
+            raise InputError(f"params.yaml, {where}: {told}")
+        seen[id(value)] = where
+        for key, part in value.items():
+            walk(part, f"{where}.{key}" if where else str(key))
+
+    walk(values, "")
+
+
 def mapping(value: Any, where: str) -> dict:
     if not isinstance(value, dict):
         raise InputError(f"params.yaml, {where}: expected a mapping of settings, got {shown(value)}")

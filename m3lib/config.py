@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from m3lib.checked import Range, build, check, mapping, merge, read_yaml
+from m3lib.checked import Range, build, check, check_aliases, mapping, merge, read_yaml
 from m3lib.errors import InputError, shown
 from m3lib.taxonomy import nearest
 
@@ -299,6 +299,7 @@ def leaves(values: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
 def load(path: Path) -> Settings:
     """Read and check params.yaml; raises InputError naming the first setting that is wrong."""
     values = read_yaml(path)
+    check_aliases(values)
     settings = build(Settings, with_preset(values), "")
     if not settings.variants:
         raise InputError("params.yaml, variants: the list is empty; name at least one key of systems")

@@ -1,12 +1,16 @@
 """params.yaml: the repository's own loads, and whatever is wrong with one becomes one sentence naming the setting."""
 
 import copy
+import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -258,6 +262,35 @@ def load_or_error(folder: Path, values: object) -> config.Settings | InputError:
         return load(folder, values)
     except InputError as error:
         return error
+
+
+def test_one_mapping_for_two_settings_is_named(tmp_path):
+    text = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("train: {<<: *fast}", "train: *fast", 1))
+    with pytest.raises(
+        InputError, match=r"systems\.m3_c\.train: an alias of systems\.m3_a\.train, .*\{<<: \*its_name\}$"
+    ):
+        config.load(tmp_path / "params.yaml")
+
+
+OVERRIDES = [
+    "systems.m3.train.lr",
+    "systems.m3_a.train.lr",
+    "systems.m3.loss.cluster",
+    "systems.modc.stages.1.loss.center",
+]
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_a_setting_changed_from_the_command_line_changes_itself_alone(tmp_path, name):
+    """What `dvc exp run -S` does to the file, anchors and all."""
+    path, expected = tmp_path / "params.yaml", json.loads(json.dumps(VALUES))  # stages shared no longer
+    path.write_text((ROOT / "params.yaml").read_text())
+    apply_overrides(path, [f"{name}=0.125"])
+    *parents, last = [int(key) if key.isdigit() else key for key in name.split(".")]
+    reduce(getitem, parents, expected)[last] = 0.125
+    assert yaml.safe_load(path.read_text()) == expected
+    config.load(path)
 
 
 def test_an_int_is_taken_where_a_float_is_asked(tmp_path):
