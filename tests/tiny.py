@@ -37,7 +37,7 @@ MODEL = {
     "embedding": 10,
     "class_embedding": 6,
     "local_backbone": "resnet10t",
-    "local_backbone_options": BACKBONE,
+    "local_backbone_options": dict(BACKBONE),  # two mappings in a params.yaml too
     "local_weights": "",
     "local_hidden": 8,
 }
