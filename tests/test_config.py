@@ -278,6 +278,7 @@ OVERRIDES = [
     "systems.m3_a.train.lr",
     "systems.m3.loss.cluster",
     "systems.modc.stages.1.loss.center",
+    "presets.published.systems.m3.loss.cluster",
 ]
 
 
