@@ -241,7 +241,7 @@ def wait_for(path, process):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("stage", ["train", "evaluate"])  # any cell of any stage: test_killed.py
+@pytest.mark.parametrize("stage", ["train", "evaluate", "umap"])
 def test_killed_in_a_stage_and_run_again_gives_the_same_bytes(whole, stage):
     checkpoint = whole.folder / "data" / "work" / "m3.safetensors"
     [notebook] = whole.folder.glob(f"notebooks/0?_{stage}.ipynb")
