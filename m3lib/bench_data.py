@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from m3lib import benchmarks, config, deepfashion, images, manifest, store
+from m3lib import benchmarks, config, deepfashion, images
+from m3lib.data import manifest, store
 
 PHOTOS, SIZES = 289_222, (156, 218, 180, 216, 230)
 SIDES, COUNT = (300, 225), 300

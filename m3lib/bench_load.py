@@ -22,7 +22,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from m3lib import config, images, inference, manifest, metrics, models, retrieval, sources, training
+from m3lib import config, images, inference, metrics, models, retrieval, sources, training
+from m3lib.data import manifest
 
 PHOTOS, DISTINCT, SIDE, STEPS = 200_000, 500, 48, 100
 ATTRIBUTES = {"colour": 12, "neckline": 20, "sleeve": 6}

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
 
 from m3lib import metrics, retrieval
-from m3lib.manifest import Prepared
+from m3lib.data.manifest import Prepared
 from m3lib.retrieval import Embeddings
 from m3lib.taxonomy import Attribute, Taxonomy
 

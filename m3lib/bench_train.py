@@ -25,10 +25,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from m3lib import batches, config, devices, inference, losses, samplers, training
+from m3lib import config, devices, inference, losses, samplers, training
 from m3lib.config import Variant
+from m3lib.data import batches
+from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
-from m3lib.manifest import Prepared
 from m3lib.samplers import Batch
 from m3lib.taxonomy import Attribute, Taxonomy
 

@@ -14,8 +14,8 @@ import pandas as pd
 
 from m3lib import images, released
 from m3lib.config import Benchmark, Settings, data_path
+from m3lib.data.manifest import Source, assign_splits, unit_hash
 from m3lib.errors import InputError
-from m3lib.manifest import Source, assign_splits, unit_hash
 from m3lib.taxonomy import Taxonomy
 
 PROTOCOLS = {"deepfashion": "pair", "fashionai": "row", "darn": "row"}  # behind the published tables

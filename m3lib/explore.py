@@ -15,9 +15,10 @@ from IPython.display import Javascript, display
 from ipywidgets import HTML, BoundedIntText, Box, Dropdown, FileUpload, Layout, Text, VBox, Widget
 from PIL import Image
 
-from m3lib import figures, images, manifest
+from m3lib import figures, images
+from m3lib.data import manifest
+from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
-from m3lib.manifest import Prepared
 from m3lib.search import Index, Match
 
 MOST = 60  # results on one page

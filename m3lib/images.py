@@ -23,9 +23,10 @@ import PIL
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from m3lib import config, store
+from m3lib import config
+from m3lib.data import store
+from m3lib.data.manifest import Source
 from m3lib.errors import InputError
-from m3lib.manifest import Source
 
 MAX_PIXELS = 64_000_000  # by the header, before anything is decoded
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")  # not EPS: Pillow would run Ghostscript on it

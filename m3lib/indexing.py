@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from m3lib import config, gallery, inference, models, neighbors, training
+from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
-from m3lib.manifest import Prepared
 from m3lib.retrieval import Embeddings
 from m3lib.search import Index, load_system
 

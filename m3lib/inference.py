@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m3lib import batches, devices, models, retrieval
-from m3lib.manifest import Prepared
-from m3lib.streams import Stream
+from m3lib import devices, models, retrieval
+from m3lib.data import batches
+from m3lib.data.files import Stream
+from m3lib.data.manifest import Prepared
 from m3lib.system import Outputs
 
 EMBED_BATCH = 256  # images; only speed depends on it

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from m3lib import retrieval
-from m3lib.manifest import Prepared
+from m3lib.data.manifest import Prepared
 from m3lib.retrieval import Embeddings
 
 FINER = {  # attribute of the drawn benchmark to the hidden factors that are finer than its classes

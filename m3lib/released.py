@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from m3lib.data.manifest import unit_hash
 from m3lib.errors import InputError
 from m3lib.images import whole_file
-from m3lib.manifest import unit_hash
 from m3lib.taxonomy import Taxonomy
 
 HELD_OUT = ("valid", "test")

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from m3lib import metrics
+from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
-from m3lib.manifest import Prepared
 from m3lib.retrieval import Ranking
 
 COLUMNS = {  # a column of the main table: the metric and which mean of it

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from m3lib import metrics
 from m3lib.abilities import SCORES
+from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
-from m3lib.manifest import Prepared
 from m3lib.taxonomy import Taxonomy
 
 KINDS = ("attribute", "posterior", "classes")  # of embeddings

@@ -20,10 +20,11 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from m3lib import batches, config, gallery, images, inference, models, neighbors, retrieval, store
+from m3lib import config, gallery, images, inference, models, neighbors, retrieval
+from m3lib.data import batches, store
+from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
 from m3lib.gallery import Gallery
-from m3lib.manifest import Prepared
 from m3lib.retrieval import Embeddings
 from m3lib.taxonomy import Taxonomy, nearest
 

@@ -11,8 +11,8 @@ import pandas as pd
 
 from m3lib import benchmarks, darn, deepfashion, fashionai, images, tables
 from m3lib.config import Csv, Settings, Split, data_path
+from m3lib.data.manifest import Source, assign_roles, assign_splits, check_source
 from m3lib.errors import InputError
-from m3lib.manifest import Source, assign_roles, assign_splits, check_source
 from m3lib.tables import Table
 
 SPLITS = {

@@ -17,11 +17,12 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from m3lib import batches, devices, inference, losses, metrics, models, parallel, retrieval, samplers, store
+from m3lib import devices, inference, losses, metrics, models, parallel, retrieval, samplers
 from m3lib.abilities import GIVES
 from m3lib.config import ALONE, Loss, Machines, Stage, Variant, find_root
+from m3lib.data import batches, store
+from m3lib.data.manifest import Prepared, hold_out
 from m3lib.errors import InputError
-from m3lib.manifest import Prepared, hold_out
 from m3lib.objective import total_loss, update_centers
 from m3lib.samplers import Batch
 from m3lib.schedule import Plan, learning_rate, make_optimizer

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from m3lib import config
+from m3lib.data.manifest import Source, assign_roles, assign_splits
 from m3lib.garments import Garment, draw
-from m3lib.manifest import Source, assign_roles, assign_splits
 from m3lib.styles import (
     CUT,
     DETAIL,

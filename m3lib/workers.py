@@ -5,7 +5,8 @@ The first process leaves the checkpoint of the whole run, which the pipeline's s
 
 import sys
 
-from m3lib import config, manifest, parallel, training
+from m3lib import config, parallel, training
+from m3lib.data import manifest
 from m3lib.errors import InputError
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from m3lib import config, gallery, indexing
-from m3lib.manifest import Prepared
+from m3lib.data.manifest import Prepared
 from m3lib.retrieval import Embeddings
 from m3lib.search import Index
 from m3lib.taxonomy import Taxonomy

@@ -13,7 +13,7 @@ from PIL import Image
 from m3lib import config, darn, sources
 from m3lib import deepfashion as deepfashion_reader
 from m3lib import fashionai as fashionai_reader
-from m3lib.manifest import Source
+from m3lib.data.manifest import Source
 from m3lib.taxonomy import Attribute, Taxonomy
 from tiny import SETTINGS
 

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from m3lib.config import Images
+from m3lib.data.manifest import Source
 from m3lib.errors import InputError
-from m3lib.manifest import Source
 from m3lib.taxonomy import Attribute, Taxonomy
 
 
@@ -66,7 +66,8 @@ if __name__ == "__main__":
     from dataclasses import replace
 
     import drawn  # under its own name, as the test that goes on has it
-    from m3lib import images, store
+    from m3lib import images
+    from m3lib.data import store
 
     folder, kind, log = sys.argv[1:]
     store.SAVE_EVERY = 0.0

@@ -9,7 +9,7 @@ import torch
 
 from m3lib import models, training
 from m3lib.config import Variant
-from m3lib.manifest import Prepared
+from m3lib.data.manifest import Prepared
 from m3lib.taxonomy import Attribute, Taxonomy
 from tiny import make_prepared, make_variant
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from m3lib import batches
+from m3lib.data import batches
 from tiny import SETTINGS, generator
 
 

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from m3lib import models, store, training
+from m3lib import models, training
 from m3lib.config import Variant
+from m3lib.data import store
 from m3lib.errors import InputError
 from m3lib.schedule import Plan
 from m3lib.training import Trainer, run_fingerprint

@@ -20,8 +20,8 @@ from downloads import (
 )
 from m3lib import benchmarks, config
 from m3lib import darn as reader
+from m3lib.data.manifest import assign_splits
 from m3lib.errors import InputError
-from m3lib.manifest import assign_splits
 
 TABLE = "labels.csv"
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from m3lib import batches, devices, inference, samplers, training
+from m3lib import devices, inference, samplers, training
+from m3lib.data import batches
 from m3lib.errors import InputError
 from m3lib.training import Trainer
 from stripes import PREPARED, run, same, short

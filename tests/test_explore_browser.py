@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from m3lib import config, indexing, manifest, models, training
+from m3lib import config, indexing, models, training
+from m3lib.data import manifest
 from m3lib.search import Index
 from stripes import SIDE, STRIPES, make_stripes
 from tiny import ROOT, SETTINGS, make_variant

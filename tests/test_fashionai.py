@@ -18,8 +18,8 @@ from downloads import (
 )
 from m3lib import benchmarks, config
 from m3lib import fashionai as reader
+from m3lib.data.manifest import assign_splits
 from m3lib.errors import InputError
-from m3lib.manifest import assign_splits
 
 ONE, TWO = (f"{name}/Annotations/label.csv" for name in reader.FOLDERS)
 SPLIT = config.Split(valid=0.3, test=0.35, query=0.3)

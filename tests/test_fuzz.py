@@ -21,7 +21,8 @@ from safetensors.torch import save
 
 from downloads import EDITS, apply
 from drawn import SMALL, Drawn, source
-from m3lib import backbone, config, images, inputs, manifest, store, tables
+from m3lib import backbone, config, images, inputs, tables
+from m3lib.data import manifest, store
 from m3lib.errors import InputError
 from m3lib.taxonomy import Taxonomy
 from m3lib.training import Trainer

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from m3lib import config, darn, fashionai, images, inference, manifest, metrics, released, retrieval, sources, training
-from m3lib.manifest import Prepared, Source
+from m3lib import config, darn, fashionai, images, inference, metrics, released, retrieval, sources, training
+from m3lib.data import manifest
+from m3lib.data.manifest import Prepared, Source
 from m3lib.taxonomy import Taxonomy
 from tiny import ROOT, SETTINGS, make_variant
 

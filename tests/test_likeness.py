@@ -6,7 +6,7 @@ import torch
 from scipy.stats import spearmanr
 
 from m3lib import likeness
-from m3lib.manifest import Prepared
+from m3lib.data.manifest import Prepared
 from m3lib.retrieval import Embeddings
 from m3lib.taxonomy import Attribute, Taxonomy
 from tiny import make_prepared

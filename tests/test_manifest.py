@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from m3lib import manifest
 from m3lib.config import Split
+from m3lib.data import manifest
+from m3lib.data.manifest import PARTS, Source
 from m3lib.errors import InputError
-from m3lib.manifest import PARTS, Source
 from tiny import TAXONOMY, make_prepared, random_labels
 
 SPLIT = Split(valid=0.1, test=0.25, query=0.2)

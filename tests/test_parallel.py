@@ -21,8 +21,9 @@ from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
-from m3lib import batches, config, manifest, parallel, store, training
+from m3lib import config, parallel, training
 from m3lib.config import Machines, Variant
+from m3lib.data import batches, manifest, store
 from m3lib.errors import InputError
 from m3lib.samplers import Batch
 from m3lib.training import Trainer

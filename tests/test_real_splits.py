@@ -9,8 +9,8 @@ import pytest
 
 from m3lib import darn, deepfashion, fashionai, metrics, released, retrieval
 from m3lib.benchmarks import Known, asked, check_row
+from m3lib.data.manifest import Prepared, multi_hot
 from m3lib.errors import InputError
-from m3lib.manifest import Prepared, multi_hot
 from m3lib.taxonomy import Taxonomy
 from tiny import ROOT
 

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from m3lib import config, images, inputs, manifest, sources
+from m3lib import config, images, inputs, sources
+from m3lib.data import manifest
 from m3lib.errors import InputError
 from tiny import ROOT, TAXONOMY, make_prepared, random_labels
 

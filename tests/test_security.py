@@ -22,7 +22,8 @@ import psutil
 import pytest
 import torch
 
-from m3lib import backbone, checked, config, figures, manifest, retrieval, store
+from m3lib import backbone, checked, config, figures, retrieval
+from m3lib.data import manifest, store
 from m3lib.errors import InputError
 from m3lib.taxonomy import Attribute, caption, one_line
 from m3lib.training import Trainer

@@ -18,7 +18,8 @@ import pytest
 
 import drawn
 from drawn import SMALL, Drawn, source
-from m3lib import images, manifest, store
+from m3lib import images
+from m3lib.data import manifest, store
 from m3lib.errors import InputError
 
 JPEG = replace(SMALL, store="jpeg")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from m3lib import batches, inference, streams
+from m3lib import inference
+from m3lib.data import batches, files
+from m3lib.data.files import Stream
 from m3lib.errors import InputError
 from m3lib.retrieval import KINDS, Embeddings
-from m3lib.streams import Stream
 from m3lib.training import Trainer
 from stripes import PREPARED, short
 from tiny import make_variant
@@ -97,7 +98,7 @@ def test_a_full_disk_is_told_before_anything_is_computed(tmp_path, monkeypatch):
 @pytest.mark.parametrize("network", ["m3", "asen", "classifier"])
 def test_embedding_to_a_file_is_embedding_and_goes_on_where_it_was_killed(network, tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "EMBED_BATCH", 5)
-    monkeypatch.setattr(streams, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(files, "SAVE_EVERY", 0.0)
     system, rows = Trainer(PREPARED, short(network), 0, 1).system, PREPARED.rows("valid")
     path, whole = tmp_path / "e.safetensors", inference.embed(system, PREPARED, rows, "fp32")
     whole.save(tmp_path / "whole.safetensors")

@@ -8,8 +8,9 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from m3lib import batches, devices, inference, losses, metrics, models, retrieval, samplers
-from m3lib.manifest import Prepared
+from m3lib import devices, inference, losses, metrics, models, retrieval, samplers
+from m3lib.data import batches
+from m3lib.data.manifest import Prepared
 from m3lib.samplers import Batch
 from m3lib.schedule import Plan
 from m3lib.system import Outputs

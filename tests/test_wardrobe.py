@@ -9,7 +9,7 @@ import pytest
 
 from m3lib import garments, prints, styles, wardrobe
 from m3lib.config import Split, Wardrobe
-from m3lib.manifest import check_source, known_attributes, multi_hot
+from m3lib.data.manifest import check_source, known_attributes, multi_hot
 
 SPLIT = Split(valid=0.1, test=0.2, query=0.2)
 TRACKS = ("multi", "single", "partial")

@@ -11,7 +11,7 @@ import yaml
 from torch import nn
 
 from m3lib import config, models
-from m3lib.manifest import Prepared
+from m3lib.data.manifest import Prepared
 from m3lib.system import System
 from m3lib.taxonomy import Attribute, Taxonomy
 

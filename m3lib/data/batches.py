@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from m3lib.config import Train
-from m3lib.store import JpegStore
+from m3lib.data.store import JpegStore
 
 Item = TypeVar("Item")
 

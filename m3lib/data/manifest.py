@@ -30,8 +30,8 @@ import numpy as np
 import pandas as pd
 
 from m3lib.config import Split
+from m3lib.data.store import JpegStore, open_store
 from m3lib.errors import InputError
-from m3lib.store import JpegStore, open_store
 from m3lib.taxonomy import Taxonomy
 
 COLUMNS = ("image", "split", "role", "labels")
