@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from m3lib import config, images, inference, metrics, models, retrieval, sources, training
+from m3lib import config, images, inference, metrics, retrieval, sources, systems, training
 from m3lib.data import manifest
 
 PHOTOS, DISTINCT, SIDE, STEPS = 200_000, 500, 48, 100
@@ -78,7 +78,7 @@ def train(folder: Path, settings: config.Settings) -> str:
 
 def embed(folder: Path, settings: config.Settings) -> str:
     prepared, variant = manifest.open_prepared(folder / "prepared"), variant_of(settings)
-    system = models.build(variant, prepared.taxonomy)
+    system = systems.build(variant, prepared.taxonomy)
     system.load_state_dict(load_file(folder / "model.safetensors"))
     rows = prepared.rows("test")
     inference.embed_to_file(folder / "embeddings.safetensors", system, prepared, rows, variant.train.precision)

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m3lib import config, gallery, inference, models, neighbors, training
+from m3lib import config, gallery, inference, neighbors, systems, training
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
 from m3lib.retrieval import Embeddings
@@ -60,7 +60,7 @@ def build(
     return Index.open(folder)
 
 
-def embed_all(system: models.System, prepared: Prepared, rows: np.ndarray, precision: str) -> Iterator[Embeddings]:
+def embed_all(system: systems.System, prepared: Prepared, rows: np.ndarray, precision: str) -> Iterator[Embeddings]:
     for start in range(0, len(rows), BATCH):
         yield inference.embed(system, prepared, rows[start : start + BATCH], precision)
 

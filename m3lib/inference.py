@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m3lib import devices, models, retrieval
+from m3lib import devices, retrieval, systems
 from m3lib.data import batches
 from m3lib.data.files import Stream
 from m3lib.data.manifest import Prepared
-from m3lib.system import Outputs
+from m3lib.systems.base import Outputs
 
 EMBED_BATCH = 256  # images; only speed depends on it
 
@@ -25,14 +25,14 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 @torch.no_grad()
-def forward(system: models.System, prepared: Prepared, rows: np.ndarray, precision: str) -> Outputs:
+def forward(system: systems.System, prepared: Prepared, rows: np.ndarray, precision: str) -> Outputs:
     """The network's outputs for a few manifest rows, in evaluation mode, on the CPU."""
     outputs = see(system, batches.read(prepared.images, rows), precision)
     return Outputs(*(part if part is None else part.cpu() for part in outputs))
 
 
 @torch.no_grad()
-def see(system: models.System, pixels: Tensor, precision: str) -> Outputs:
+def see(system: systems.System, pixels: Tensor, precision: str) -> Outputs:
     """The network's outputs for (B, H, W, 3) uint8 pixels, in evaluation mode, on the network's own device."""
     device = system.attribute_of_class.device
     system.eval()
@@ -40,7 +40,7 @@ def see(system: models.System, pixels: Tensor, precision: str) -> Outputs:
         return system(batches.to_tensor(pixels.to(device, non_blocking=True)))
 
 
-def look(system: models.System, prepared: Prepared, rows: np.ndarray, precision: str) -> dict[str, Tensor]:
+def look(system: systems.System, prepared: Prepared, rows: np.ndarray, precision: str) -> dict[str, Tensor]:
     """Where a network looks in some pictures: (B, N, H, W) float32 attention at pixel size, by whose it is.
 
     "attribute": of every attribute; "class": of the first class that the picture carries under each attribute, 0 where
@@ -59,7 +59,7 @@ def look(system: models.System, prepared: Prepared, rows: np.ndarray, precision:
 
 
 @torch.no_grad()
-def at_pixels(system: models.System, pictures: Tensor, maps: Tensor) -> Tensor:
+def at_pixels(system: systems.System, pictures: Tensor, maps: Tensor) -> Tensor:
     """(B, K, H, W): maps (B, K, P) over the positions that the backbone makes of pictures (_, 3, H, W), enlarged.
 
     Each pixel gets its share of a position's weight.
@@ -70,7 +70,7 @@ def at_pixels(system: models.System, pictures: Tensor, maps: Tensor) -> Tensor:
     return share * F.interpolate(maps.unflatten(2, grid), sides, mode="bilinear")
 
 
-def embed(system: models.System, prepared: Prepared, rows: np.ndarray, precision: str) -> retrieval.Embeddings:
+def embed(system: systems.System, prepared: Prepared, rows: np.ndarray, precision: str) -> retrieval.Embeddings:
     """The embeddings of some manifest rows (rising), in evaluation mode and half precision, on the CPU."""
     whole: dict[str, Tensor] = {}
     for part, found in embedded(system, prepared, rows, precision):
@@ -81,7 +81,7 @@ def embed(system: models.System, prepared: Prepared, rows: np.ndarray, precision
     return retrieval.Embeddings(torch.from_numpy(rows), *(whole.get(name) for name in retrieval.KINDS))
 
 
-def embed_to_file(path: Path, system: models.System, prepared: Prepared, rows: np.ndarray, precision: str) -> None:
+def embed_to_file(path: Path, system: systems.System, prepared: Prepared, rows: np.ndarray, precision: str) -> None:
     """`embed` into the file that `Embeddings.save` would write, part by part; a run that was cut off goes on."""
     digest = hashlib.sha256(f"{precision} {prepared.images.shape}".encode() + rows.tobytes())
     digest.update(pd.util.hash_pandas_object(prepared.manifest["image"]).to_numpy().tobytes())
@@ -95,7 +95,7 @@ def embed_to_file(path: Path, system: models.System, prepared: Prepared, rows: n
 
 
 def embedded(
-    system: models.System, prepared: Prepared, rows: np.ndarray, precision: str
+    system: systems.System, prepared: Prepared, rows: np.ndarray, precision: str
 ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
     """(part of the rows, its embeddings in half precision, on the CPU); the next part is read while one is computed."""
     pin = system.attribute_of_class.device.type == "cuda"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from m3lib.config import Train
 from m3lib.errors import InputError
-from m3lib.losses import Anchors, find_anchors
+from m3lib.systems.losses import Anchors, find_anchors
 
 WHOLE = ("batch", "balanced")  # samplers whose batch is of images, with triplets of all attributes
 PAIRED = 0.25  # of a `balanced` batch, the share that is pairs of rare classes

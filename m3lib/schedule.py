@@ -5,7 +5,7 @@ import torch
 
 from m3lib.abilities import stage_ends
 from m3lib.config import Stage, Train, Variant
-from m3lib.system import System
+from m3lib.systems.base import System
 
 
 def learning_rate(step: int, steps: int, train: Train, steps_per_epoch: int) -> float:

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from m3lib import config, gallery, images, inference, models, neighbors, retrieval
+from m3lib import config, gallery, images, inference, neighbors, retrieval, systems
 from m3lib.data import batches, store
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
@@ -239,10 +239,10 @@ def read_variant(values: dict) -> config.Variant:
     return config.build(config.Variant, values | {"stages": stages, "changes": tuple(values["changes"])}, "variant")
 
 
-def load_system(variant: config.Variant, taxonomy: Taxonomy, path: Path) -> models.System:
+def load_system(variant: config.Variant, taxonomy: Taxonomy, path: Path) -> systems.System:
     """The trained network of a variant; raises InputError when the file is missing or another network's."""
     offline = replace(variant.model, pretrained=False, weights="", local_weights="")  # the file holds all weights
-    system = models.build(replace(variant, model=offline), taxonomy)
+    system = systems.build(replace(variant, model=offline), taxonomy)
     try:
         system.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:

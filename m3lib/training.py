@@ -17,16 +17,17 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from m3lib import devices, inference, losses, metrics, models, parallel, retrieval, samplers
+from m3lib import devices, inference, metrics, parallel, retrieval, samplers, systems
 from m3lib.abilities import GIVES
 from m3lib.config import ALONE, Loss, Machines, Stage, Variant, find_root
 from m3lib.data import batches, store
 from m3lib.data.manifest import Prepared, hold_out
 from m3lib.errors import InputError
-from m3lib.objective import total_loss, update_centers
 from m3lib.samplers import Batch
 from m3lib.schedule import Plan, learning_rate, make_optimizer
-from m3lib.system import Outputs
+from m3lib.systems import losses
+from m3lib.systems.base import Outputs
+from m3lib.systems.objective import total_loss, update_centers
 
 COMPARING = ("attribute", "local", "instance", "cluster")  # losses of triplets within a batch
 
@@ -59,7 +60,7 @@ class Trainer:
         self.own = torch.from_numpy(prepared.taxonomy.attribute_of_class)  # (M,)
         if any(getattr(stage.loss, name) for stage in variant.stages for name in COMPARING):
             samplers.check_batch(self.labels, variant.train)
-        self.system = models.build(variant, prepared.taxonomy).to(memory_format=torch.channels_last)
+        self.system = systems.build(variant, prepared.taxonomy).to(memory_format=torch.channels_last)
         self.system.count_classes(self.labels, variant.loss.positive_power)
         self.system.to(self.device)
         parallel.share_norms(self.system)
@@ -250,7 +251,7 @@ class Trainer:
         return True
 
 
-def compiled(system: models.System) -> Callable[[Tensor], Outputs]:
+def compiled(system: systems.System) -> Callable[[Tensor], Outputs]:
     """The forward pass of a system, and the backward pass of it, in kernels made for it; they lie in data/work.
 
     Raises InputError where they can't be made.
@@ -294,7 +295,7 @@ def fit(
     checkpoint: Path,
     accelerator: str = "cpu",
     machines: Machines = ALONE,
-) -> tuple[models.System, pd.DataFrame]:
+) -> tuple[systems.System, pd.DataFrame]:
     """Train to the end, from a checkpoint where this run left one; returns the system at its best epoch, and curves.
 
     The curves have a row an epoch: epoch, the mean of each weighted loss, and valid_map_all (fraction). The checkpoint

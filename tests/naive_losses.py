@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m3lib import losses
+from m3lib.systems import losses
 from tiny import OWN, TAXONOMY, random_labels, unit_rows
 
 KINDS = ["single", "multi", "partial"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from m3lib import models, training
+from m3lib import systems, training
 from m3lib.config import Variant
 from m3lib.data.manifest import Prepared
 from m3lib.taxonomy import Attribute, Taxonomy
@@ -58,7 +58,9 @@ def short(network: str, epochs: int = 3, shares: tuple[float, ...] = (), **chang
     return replace(variant, stages=tuple(stages) or variant.stages)
 
 
-def run(variant: Variant, path: Path, seed: int = 3, prepared: Prepared = PREPARED) -> tuple[models.System, list[dict]]:
+def run(
+    variant: Variant, path: Path, seed: int = 3, prepared: Prepared = PREPARED
+) -> tuple[systems.System, list[dict]]:
     system, curves = training.fit(prepared, variant, seed, 1, path)
     return system, curves.to_dict("records")
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 import yaml
 
-from m3lib import abilities, config, models
+from m3lib import abilities, config, systems
 from m3lib.config import Variant
 from m3lib.errors import InputError
 from m3lib.retrieval import Embeddings
 from tiny import ROOT, SETTINGS, TAXONOMY, generator, make_system, make_variant
 
-NETWORKS = list(models.NETWORKS)
+NETWORKS = list(systems.NETWORKS)
 
 
 def test_every_table_knows_every_network_loss_and_score():
@@ -61,7 +61,7 @@ class Recorder:
 def test_a_network_reads_the_settings_that_its_row_may_give(network):
     variant = make_variant(network)
     recorder = Recorder(variant.model)
-    models.build(replace(variant, model=recorder), TAXONOMY)
+    systems.build(replace(variant, model=recorder), TAXONOMY)
     assert recorder.read == abilities.EVERY | abilities.MODEL[network]
 
 
@@ -212,7 +212,7 @@ def test_what_fits_passes(given):
 
 def test_building_checks_first():
     with pytest.raises(InputError, match=r"systems\.asen: loss\.local needs local"):
-        models.build(make_variant("asen", loss={"local": 1.0}), TAXONOMY)
+        systems.build(make_variant("asen", loss={"local": 1.0}), TAXONOMY)
 
 
 def test_rows_are_checked_without_torch():

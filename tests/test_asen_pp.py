@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from m3lib import asen
-from m3lib.asen import ASENpp, crop, extent, find_regions
 from m3lib.errors import InputError
+from m3lib.systems import asen
+from m3lib.systems.asen import ASENpp, crop, extent, find_regions
 from reference import as_float64, asen_pp_local, cut_out, in_float64, levels, region, state_of
 from tiny import BACKBONE, OWN, TAXONOMY, generator, make_system, make_variant, make_whole_system, unit_rows
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from m3lib.attention import AttributeAttention, ChannelAttention, ClassHeads, QueryTable, SpatialAttention
+from m3lib.systems.attention import AttributeAttention, ChannelAttention, ClassHeads, QueryTable, SpatialAttention
 from reference import as_float64, attribute_branch, channel_gate, head_logits, in_float64, spatial_map, state_of
 from tiny import generator, unsettle
 

@@ -7,16 +7,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from m3lib import backbone, models
-from m3lib.backbone import Backbone
+from m3lib import systems
 from m3lib.errors import InputError
-from m3lib.system import System
+from m3lib.systems import backbone
+from m3lib.systems.backbone import Backbone
+from m3lib.systems.base import System
 from reference import as_float64
 from tiny import BACKBONE, TAXONOMY, generator, make_system, make_variant
 
 
 def build(**model: object) -> System:
-    return models.build(make_variant("classifier", **model), TAXONOMY)
+    return systems.build(make_variant("classifier", **model), TAXONOMY)
 
 
 def make_images(*sides: int) -> Tensor:
@@ -129,7 +130,7 @@ def test_a_backbone_that_cannot_be_made_is_told_plainly(model, message):
 )
 def test_a_local_backbone_that_cannot_be_made_names_its_own_setting(model, setting):
     with pytest.raises(InputError, match=setting):
-        models.build(make_variant("asen_pp", **model), TAXONOMY)
+        systems.build(make_variant("asen_pp", **model), TAXONOMY)
 
 
 def test_pretrained_without_a_net_tells_what_to_do(monkeypatch):
@@ -171,7 +172,7 @@ def test_a_model_trained_here_is_what_either_trunk_starts_from(tmp_path, source)
     trained = make_system(source, seed=7)
     save_file(trained.state_dict(), tmp_path / "m3.safetensors")
     path = str(tmp_path / "m3.safetensors")
-    started = models.build(make_variant("asen_pp", weights=path, local_weights=path), TAXONOMY)
+    started = systems.build(make_variant("asen_pp", weights=path, local_weights=path), TAXONOMY)
     for part in (started.backbone, started.local_backbone):
         found = part.state_dict()
         assert all(torch.equal(value, found[name]) for name, value in trained.backbone.state_dict().items())

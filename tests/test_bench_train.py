@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
-from m3lib import bench_train, config, devices, losses
+from m3lib import bench_train, config, devices
 from m3lib.errors import InputError
-from m3lib.system import Outputs, System
+from m3lib.systems import losses
+from m3lib.systems.base import Outputs, System
 from tiny import MODEL, SETTINGS
 
 

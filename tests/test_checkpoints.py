@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from m3lib import models, training
+from m3lib import systems, training
 from m3lib.config import Variant
 from m3lib.data import store
 from m3lib.errors import InputError
@@ -21,11 +21,11 @@ from m3lib.training import Trainer, run_fingerprint
 from stripes import PARTIAL, PREPARED, STRIPES, moved, run, same, short, weights
 from tiny import make_prepared
 
-NETWORKS = list(models.NETWORKS)
+NETWORKS = list(systems.NETWORKS)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> tuple[models.System, list[dict]]:
+def undisturbed(tmp_path_factory) -> tuple[systems.System, list[dict]]:
     return run(short("m3"), tmp_path_factory.mktemp("run") / "c.safetensors")
 
 

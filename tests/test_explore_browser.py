@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from m3lib import config, indexing, models, training
+from m3lib import config, indexing, systems, training
 from m3lib.data import manifest
 from m3lib.search import Index
 from stripes import SIDE, STRIPES, make_stripes
@@ -115,7 +115,7 @@ def make_run(folder: Path) -> None:
     np.save(home / "images.npy", prepared.images)
     training.make_deterministic(0, 1)
     variant = make_variant("m3")
-    training.write_whole(weights, models.build(variant, STRIPES).state_dict())
+    training.write_whole(weights, systems.build(variant, STRIPES).state_dict())
     pictures = replace(SETTINGS.images, height=SIDE, width=SIDE, store="raw")
     wanted = config.Index(variant="m3", gallery="all", kind="auto")
     indexing.build(folder / "made", manifest.open_prepared(home), weights, variant, pictures, wanted, 0, 1)

@@ -21,9 +21,10 @@ from safetensors.torch import save
 
 from downloads import EDITS, apply
 from drawn import SMALL, Drawn, source
-from m3lib import backbone, config, images, inputs, tables
+from m3lib import config, images, inputs, tables
 from m3lib.data import manifest, store
 from m3lib.errors import InputError
+from m3lib.systems import backbone
 from m3lib.taxonomy import Taxonomy
 from m3lib.training import Trainer
 from test_rubbish import prepared

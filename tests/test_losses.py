@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from m3lib import losses, objective
+from m3lib.systems import losses, objective
 from naive_losses import (
     KINDS,
     MARGIN,

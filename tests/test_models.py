@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from m3lib import abilities, backbone, losses, models, objective
+from m3lib import abilities, systems
 from m3lib.errors import InputError
 from m3lib.samplers import Batch
-from m3lib.system import Outputs
+from m3lib.systems import backbone, losses, objective
+from m3lib.systems.base import Outputs
 from reference import FORMULAS, as_float64, in_float64, sigmoid, softmax, state_of
 from tiny import (
     MODEL,
@@ -25,7 +26,7 @@ from tiny import (
     unit_rows,
 )
 
-NETWORKS = list(models.NETWORKS)
+NETWORKS = list(systems.NETWORKS)
 ASEN_FAMILY = ["asen", "asen_v2", "asen_pp", "modc"]
 WITH_CENTERS = ["modc", "m3_a", "m3_c", "m3"]
 N, M = TAXONOMY.num_attributes, TAXONOMY.num_classes
@@ -281,7 +282,7 @@ def test_a_loss_or_score_that_a_network_cannot_feed_is_refused(network, kind, us
         abilities.check_variant(variant)
     else:
         with pytest.raises(InputError, match=rf"systems\.{network}: {kind}.{use} needs .* outputs, .*{network}"):
-            models.build(variant, TAXONOMY)
+            systems.build(variant, TAXONOMY)
 
 
 @pytest.mark.parametrize("network", ASEN_FAMILY)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from m3lib import models
+from m3lib import systems
 from m3lib.taxonomy import Attribute, Taxonomy
 from tiny import (
     make_variant,
@@ -96,7 +96,7 @@ def test_published_sizes(network):
     """On the meta device: shapes and counts without numbers."""
     assert resnet50_to_layer3() == 8_543_296
     with torch.device("meta"):
-        system = models.build(make_variant(network, **PUBLISHED), FASHION_AI).eval()
+        system = systems.build(make_variant(network, **PUBLISHED), FASHION_AI).eval()
         seen = {}
         if network == "asen_pp":
             system.joined = torch.tensor(True, device="cpu")

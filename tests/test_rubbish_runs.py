@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from m3lib import backbone, config
+from m3lib import config
 from m3lib import run as runner
 from m3lib.errors import InputError
+from m3lib.systems import backbone
 from test_rubbish import check_sentence, listing
 from test_run import Workspace
 from tiny import BACKBONE, ROOT, make_system

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from m3lib import models, schedule
+from m3lib import schedule, systems
 from m3lib.config import Stage, Variant
 from m3lib.schedule import Plan
 from m3lib.training import Trainer
 from stripes import PREPARED, short
 from tiny import SETTINGS
 
-NETWORKS = list(models.NETWORKS)
+NETWORKS = list(systems.NETWORKS)
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0.1, 100), (0, 10), (0.5, 7), (1, 10), (0.3, 1)])

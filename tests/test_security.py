@@ -22,9 +22,10 @@ import psutil
 import pytest
 import torch
 
-from m3lib import backbone, checked, config, figures, retrieval
+from m3lib import checked, config, figures, retrieval
 from m3lib.data import manifest, store
 from m3lib.errors import InputError
+from m3lib.systems import backbone
 from m3lib.taxonomy import Attribute, caption, one_line
 from m3lib.training import Trainer
 from stripes import PREPARED, short

@@ -9,9 +9,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from m3lib import config, losses, objective
+from m3lib import config
 from m3lib.samplers import Batch
-from m3lib.system import Outputs
+from m3lib.systems import losses, objective
+from m3lib.systems.base import Outputs
 from naive_losses import (
     KINDS,
     MARGIN,

@@ -8,17 +8,18 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from m3lib import devices, inference, losses, metrics, models, retrieval, samplers
+from m3lib import devices, inference, metrics, retrieval, samplers, systems
 from m3lib.data import batches
 from m3lib.data.manifest import Prepared
 from m3lib.samplers import Batch
 from m3lib.schedule import Plan
-from m3lib.system import Outputs
+from m3lib.systems import losses
+from m3lib.systems.base import Outputs
 from m3lib.training import Trainer
 from stripes import PREPARED, SIDE, STRIPES, moved, run, same, short, weights
 from tiny import OWN, PUBLISHED, SETTINGS, TAXONOMY, make_prepared, make_variant, random_labels
 
-NETWORKS = list(models.NETWORKS)
+NETWORKS = list(systems.NETWORKS)
 
 
 @pytest.mark.parametrize("global_lr", [0.1, 0.0])
@@ -184,7 +185,7 @@ def test_only_training_steps_go_through_the_compiled_network(monkeypatch, tmp_pa
     """Its kernels stand in for the forward pass; weights, checkpoints and embeddings are the system's own."""
     seen = []
 
-    def compiled(system: models.System, options: dict) -> Callable[[torch.Tensor], Outputs]:
+    def compiled(system: systems.System, options: dict) -> Callable[[torch.Tensor], Outputs]:
         return lambda images: seen.append((len(images), system.training)) or system(images)
 
     monkeypatch.setattr(torch, "compile", compiled)

@@ -10,9 +10,9 @@ import torch
 import yaml
 from torch import nn
 
-from m3lib import config, models
+from m3lib import config, systems
 from m3lib.data.manifest import Prepared
-from m3lib.system import System
+from m3lib.systems.base import System
 from m3lib.taxonomy import Attribute, Taxonomy
 
 ROOT = Path(__file__).parent.parent
@@ -114,7 +114,7 @@ def make_system(
 ) -> System:
     """A tiny network whose batch norms are past their first state, so that each of their numbers counts."""
     torch.manual_seed(seed)
-    system = models.build(make_variant(network, loss=loss, **model), taxonomy)
+    system = systems.build(make_variant(network, loss=loss, **model), taxonomy)
     for module in system.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             unsettle(module)

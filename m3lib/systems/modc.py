@@ -15,10 +15,10 @@ class-specific spaces by the cluster centers, in training and in retrieval. Ever
 import torch
 from torch import Tensor
 
-from m3lib.asen import ASENv2
 from m3lib.config import Variant
-from m3lib.losses import Centers, center_cosines
-from m3lib.system import Outputs
+from m3lib.systems.asen import ASENv2
+from m3lib.systems.base import Outputs
+from m3lib.systems.losses import Centers, center_cosines
 from m3lib.taxonomy import Taxonomy
 
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from m3lib.attention import ClassHeads
-from m3lib.backbone import Backbone
 from m3lib.config import Loss, Variant
-from m3lib.losses import positive_weights
+from m3lib.systems.attention import ClassHeads
+from m3lib.systems.backbone import Backbone
+from m3lib.systems.losses import positive_weights
 from m3lib.taxonomy import Taxonomy
 
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3lib.attention import AttributeAttention, ChannelAttention, SpatialAttention, unit
-from m3lib.backbone import STRIDE, Backbone, copy_trunk
 from m3lib.config import Loss, Variant
-from m3lib.system import Outputs, System
+from m3lib.systems.attention import AttributeAttention, ChannelAttention, SpatialAttention, unit
+from m3lib.systems.backbone import STRIDE, Backbone, copy_trunk
+from m3lib.systems.base import Outputs, System
 from m3lib.taxonomy import Taxonomy
 
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3lib.attention import AttributeAttention, ChannelAttention, ClassHeads, QueryTable, SpatialAttention, unit
 from m3lib.config import Model, Variant
-from m3lib.losses import Centers
-from m3lib.system import Outputs, System
+from m3lib.systems.attention import AttributeAttention, ChannelAttention, ClassHeads, QueryTable, SpatialAttention, unit
+from m3lib.systems.base import Outputs, System
+from m3lib.systems.losses import Centers
 from m3lib.taxonomy import Taxonomy
 
 

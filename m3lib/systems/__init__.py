@@ -1,11 +1,11 @@
 """The registry: a network's name to its class. A new system is one class, one line here and one in abilities.py."""
 
 from m3lib.abilities import check_variant
-from m3lib.asen import ASEN, ASENpp, ASENv2
 from m3lib.config import Variant
-from m3lib.m3net import M3Net, M3NetA, M3NetC
-from m3lib.modc import MODC
-from m3lib.system import Classifier, System
+from m3lib.systems.asen import ASEN, ASENpp, ASENv2
+from m3lib.systems.base import Classifier, System
+from m3lib.systems.m3net import M3Net, M3NetA, M3NetC
+from m3lib.systems.modc import MODC
 from m3lib.taxonomy import Taxonomy
 
 NETWORKS: dict[str, type[System]] = {

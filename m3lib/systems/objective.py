@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from m3lib import losses
 from m3lib.config import Loss
 from m3lib.samplers import Batch
-from m3lib.system import Outputs, System
+from m3lib.systems import losses
+from m3lib.systems.base import Outputs, System
 
 
 def total_loss(
