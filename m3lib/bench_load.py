@@ -22,8 +22,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from m3lib import config, images, inference, metrics, retrieval, sources, systems, training
+from m3lib import config, images, inference, sources, systems, training
 from m3lib.data import manifest
+from m3lib.retrieval import metrics, ranking
 
 PHOTOS, DISTINCT, SIDE, STEPS = 200_000, 500, 48, 100
 ATTRIBUTES = {"colour": 12, "neckline": 20, "sleeve": 6}
@@ -87,8 +88,8 @@ def embed(folder: Path, settings: config.Settings) -> str:
 
 def evaluate(folder: Path, settings: config.Settings) -> str:
     prepared = manifest.open_prepared(folder / "prepared")
-    embeddings = retrieval.Embeddings.load(folder / "embeddings.safetensors")
-    found = metrics.summarise(retrieval.evaluate(prepared, "test", variant_of(settings).score, embeddings))
+    embeddings = ranking.Embeddings.load(folder / "embeddings.safetensors")
+    found = metrics.summarise(ranking.evaluate(prepared, "test", variant_of(settings).score, embeddings))
     pairs = sum(found["queries"].values())
     return f"{pairs:,} queries, MAP@all {100 * found['map_all']['overall_by_query']:.2f}"
 

@@ -25,9 +25,9 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
 
-from m3lib import metrics, retrieval
 from m3lib.data.manifest import Prepared
-from m3lib.retrieval import Embeddings
+from m3lib.retrieval import metrics, ranking
+from m3lib.retrieval.ranking import Embeddings
 from m3lib.taxonomy import Attribute, Taxonomy
 
 QUERIES = 512  # of 5,600: a query costs the same with the others
@@ -65,7 +65,7 @@ class Case:
         self.labels, self.tie = np.eye(classes, dtype=bool), torch.arange(candidates)
 
     def product(self) -> torch.Tensor:
-        return retrieval.similarity(self.score, self.query, self.candidate, 0, self.taxonomy)
+        return ranking.similarity(self.score, self.query, self.candidate, 0, self.taxonomy)
 
     def relevant(self, alike: torch.Tensor) -> np.ndarray:
         return self.query_class[: len(alike), None] == self.candidate_class
@@ -185,7 +185,7 @@ def evaluate_whole(folder: str, queries: str, candidates: str, sizes: str) -> No
     prepared = Prepared(taxonomy, pd.DataFrame(frame), np.zeros((count, 1, 1, 3), np.uint8))
     start = time.perf_counter()
     embeddings = Embeddings.load(Path(folder) / "embeddings.safetensors")
-    scores = retrieval.evaluate(prepared, "test", "weighted", embeddings)
+    scores = ranking.evaluate(prepared, "test", "weighted", embeddings)
     found = metrics.summarise(scores)["map_all"]["overall_by_query"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     mapped = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile"))

@@ -30,7 +30,7 @@ from m3lib import gallery, neighbors, search, search_costs
 from m3lib.abilities import SCORES
 from m3lib.config import find_root
 from m3lib.gallery import Gallery
-from m3lib.retrieval import KINDS, Embeddings, query_vectors
+from m3lib.retrieval.ranking import KINDS, Embeddings, query_vectors
 from m3lib.taxonomy import Taxonomy
 
 SIZES = (10_000, 100_000, 1_000_000)

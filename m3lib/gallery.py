@@ -27,11 +27,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from m3lib import metrics, retrieval
 from m3lib.abilities import SCORES
 from m3lib.errors import InputError
 from m3lib.neighbors import Vectors
-from m3lib.retrieval import KINDS, Embeddings
+from m3lib.retrieval import metrics, ranking
+from m3lib.retrieval.ranking import KINDS, Embeddings
 from m3lib.taxonomy import Taxonomy
 
 FORMAT = 1  # of the folder; a change that old code would misread raises it
@@ -83,7 +83,7 @@ class Gallery:
 
     def vectors(self, score: str, side: Literal["query", "candidate"], attribute: int) -> Vectors:
         """The vectors of pictures, by their numbers, as a score's queries or candidates."""
-        make = {"query": retrieval.query_vectors, "candidate": retrieval.candidate_vectors}[side]
+        make = {"query": ranking.query_vectors, "candidate": ranking.candidate_vectors}[side]
         alone, parts = self.alone(attribute), SCORES[score]
         return lambda items: make(score, self.of(items, attribute, parts=parts), 0, alone).numpy()
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from m3lib import config, gallery, inference, neighbors, systems, training
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
-from m3lib.retrieval import Embeddings
+from m3lib.retrieval.ranking import Embeddings
 from m3lib.search import Index, load_system
 
 BATCH = 1024  # pictures embedded before they are written

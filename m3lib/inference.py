@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m3lib import devices, retrieval, systems
+from m3lib import devices, systems
 from m3lib.data import batches
 from m3lib.data.files import Stream
 from m3lib.data.manifest import Prepared
+from m3lib.retrieval import ranking
 from m3lib.systems.base import Outputs
 
 EMBED_BATCH = 256  # images; only speed depends on it
@@ -70,7 +71,7 @@ def at_pixels(system: systems.System, pictures: Tensor, maps: Tensor) -> Tensor:
     return share * F.interpolate(maps.unflatten(2, grid), sides, mode="bilinear")
 
 
-def embed(system: systems.System, prepared: Prepared, rows: np.ndarray, precision: str) -> retrieval.Embeddings:
+def embed(system: systems.System, prepared: Prepared, rows: np.ndarray, precision: str) -> ranking.Embeddings:
     """The embeddings of some manifest rows (rising), in evaluation mode and half precision, on the CPU."""
     whole: dict[str, Tensor] = {}
     for part, found in embedded(system, prepared, rows, precision):
@@ -78,7 +79,7 @@ def embed(system: systems.System, prepared: Prepared, rows: np.ndarray, precisio
             if name not in whole:  # made once: gathered parts would be held twice
                 whole[name] = value.new_empty(len(rows), *value.shape[1:])
             whole[name][part] = value
-    return retrieval.Embeddings(torch.from_numpy(rows), *(whole.get(name) for name in retrieval.KINDS))
+    return ranking.Embeddings(torch.from_numpy(rows), *(whole.get(name) for name in ranking.KINDS))
 
 
 def embed_to_file(path: Path, system: systems.System, prepared: Prepared, rows: np.ndarray, precision: str) -> None:
@@ -104,5 +105,5 @@ def embedded(
         outputs = see(system, pixels, precision)
         with torch.no_grad():
             found = (system.stored_attribute(outputs), system.posterior(outputs), outputs.classes)
-        named = zip(retrieval.KINDS, found, strict=True)
+        named = zip(ranking.KINDS, found, strict=True)
         yield part, {name: value.half().cpu() for name, value in named if value is not None}

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from m3lib import retrieval
 from m3lib.data.manifest import Prepared
-from m3lib.retrieval import Embeddings
+from m3lib.retrieval import ranking
+from m3lib.retrieval.ranking import Embeddings
 
 FINER = {  # attribute of the drawn benchmark to the hidden factors that are finer than its classes
     "texture": ("hue", "ink", "pitch", "angle"),
@@ -55,7 +55,7 @@ def inside_classes(prepared: Prepared, split: str, score: str, embeddings: Embed
         values = {f: prepared.manifest[f"factor_{f}"].to_numpy() for f in FINER.get(name, ()) if known(prepared, f)}
         parts: dict[str, list[np.ndarray]] = {factor: [] for factor in values}
         for asking, answering in class_pairs(prepared, split, taxonomy.classes_of(n)) if values else ():
-            alike = retrieval.similarity(score, embeddings.take(asking), embeddings.take(answering), n, taxonomy)
+            alike = ranking.similarity(score, embeddings.take(asking), embeddings.take(answering), n, taxonomy)
             for factor, x in values.items():
                 close = closeness(x[asking], x[answering], factor)
                 parts[factor].append(rank_correlation(alike.numpy(), close))

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from m3lib import metrics
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
-from m3lib.retrieval import Ranking
+from m3lib.retrieval import metrics
+from m3lib.retrieval.ranking import Ranking
 
 COLUMNS = {  # a column of the main table: the metric and which mean of it
     "MAP@all": ("map_all", "overall_by_query"),

@@ -20,12 +20,13 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from m3lib import config, gallery, images, inference, neighbors, retrieval, systems
+from m3lib import config, gallery, images, inference, neighbors, systems
 from m3lib.data import batches, store
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
 from m3lib.gallery import Gallery
-from m3lib.retrieval import Embeddings
+from m3lib.retrieval import ranking
+from m3lib.retrieval.ranking import Embeddings
 from m3lib.taxonomy import Taxonomy, nearest
 
 Picture = str | Path | Image.Image | np.ndarray  # a file, or a picture's name in the index; (H, W, 3) uint8
@@ -166,7 +167,7 @@ class Index:
 
     def query(self, of: Embeddings, n: int) -> np.ndarray:
         """(V,) float32: one picture under attribute n as the variant's score asks."""
-        return retrieval.query_vectors(self.variant.score, of, 0, self.gallery.alone(n))[0].numpy()
+        return ranking.query_vectors(self.variant.score, of, 0, self.gallery.alone(n))[0].numpy()
 
     def made_by(self, query: Embeddings, found: Embeddings, chosen: list[int]) -> list[int | None]:
         """(B,) the class, within its attribute, that added most to each match, or is its most probable one."""

@@ -17,12 +17,13 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from m3lib import devices, inference, metrics, parallel, retrieval, samplers, systems
+from m3lib import devices, inference, parallel, samplers, systems
 from m3lib.abilities import GIVES
 from m3lib.config import ALONE, Loss, Machines, Stage, Variant, find_root
 from m3lib.data import batches, store
 from m3lib.data.manifest import Prepared, hold_out
 from m3lib.errors import InputError
+from m3lib.retrieval import metrics, ranking
 from m3lib.samplers import Batch
 from m3lib.schedule import Plan, learning_rate, make_optimizer
 from m3lib.systems import losses
@@ -116,7 +117,7 @@ class Trainer:
         embeddings = inference.embed(
             self.system, self.prepared, self.prepared.rows("valid"), self.variant.train.precision
         )
-        scores = retrieval.evaluate(self.prepared, "valid", self.variant.score, embeddings)
+        scores = ranking.evaluate(self.prepared, "valid", self.variant.score, embeddings)
         reached = metrics.summarise(scores)["map_all"]["overall_by_query"]
         self.history.append({"epoch": len(self.history) + 1, **parts, "valid_map_all": reached})
         if reached >= max(record["valid_map_all"] for record in self.history):

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from m3lib import config, gallery, indexing
 from m3lib.data.manifest import Prepared
-from m3lib.retrieval import Embeddings
+from m3lib.retrieval.ranking import Embeddings
 from m3lib.search import Index
 from m3lib.taxonomy import Taxonomy
 from tiny import SETTINGS, TAXONOMY, generator, make_prepared, make_system, make_variant, random_labels, unit_rows

@@ -13,7 +13,7 @@ import yaml
 from m3lib import abilities, config, systems
 from m3lib.config import Variant
 from m3lib.errors import InputError
-from m3lib.retrieval import Embeddings
+from m3lib.retrieval.ranking import Embeddings
 from tiny import ROOT, SETTINGS, TAXONOMY, generator, make_system, make_variant
 
 NETWORKS = list(systems.NETWORKS)

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
-from m3lib import config, darn, fashionai, images, inference, metrics, released, retrieval, sources, training
+from m3lib import config, darn, fashionai, images, inference, released, sources, training
 from m3lib.data import manifest
 from m3lib.data.manifest import Prepared, Source
+from m3lib.retrieval import metrics, ranking
 from m3lib.taxonomy import Taxonomy
 from tiny import ROOT, SETTINGS, make_variant
 
@@ -94,9 +95,9 @@ def by_histogram(prepared: Prepared) -> dict[str, dict]:
     rows = np.sort(np.concatenate([prepared.rows("valid"), prepared.rows("test")]))
     bins = (prepared.images[rows] // 64).astype(np.int64) @ np.array([16, 4, 1])  # (I, H, W)
     vectors = torch.from_numpy(np.stack([np.bincount(picture.ravel(), minlength=64) for picture in bins]) ** 0.5)
-    embedded = retrieval.same_for_every_attribute(rows, vectors, prepared.taxonomy)
+    embedded = ranking.same_for_every_attribute(rows, vectors, prepared.taxonomy)
     return {
-        split: metrics.summarise(retrieval.evaluate(prepared, split, "attribute", embedded))
+        split: metrics.summarise(ranking.evaluate(prepared, split, "attribute", embedded))
         for split in ("valid", "test")
     }
 
@@ -136,7 +137,7 @@ def test_in_deepfashions_layout_a_training_gives_the_numbers_of_the_csv(tmp_path
         variant = make_variant("m3", epochs=1, batch=32)
         system, curves = training.fit(prepared, variant, 0, 1, tmp_path / f"{name}.safetensors")
         test = np.sort(prepared.rows("test"))
-        scores = retrieval.evaluate(prepared, "test", "weighted", inference.embed(system, prepared, test, "fp32"))
+        scores = ranking.evaluate(prepared, "test", "weighted", inference.embed(system, prepared, test, "fp32"))
         found[name] = [
             curves.to_dict("records"),
             without_names(metrics.summarise(scores)),

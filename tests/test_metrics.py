@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from m3lib.metrics import (
+from m3lib.retrieval.metrics import (
     Scores,
     bootstrap,
     evaluate_attribute,

@@ -160,7 +160,7 @@ def test_imported_names_exist(path):
 
 @each
 def test_used_names_of_m3lib_exist(path):
-    """`retrieval.rank` in a cell is something that m3lib/retrieval.py has."""
+    """`retrieval.rank` in a cell is something that m3lib/retrieval/ranking.py has."""
     imported = {
         alias.name
         for node in ast.walk(tree(path))

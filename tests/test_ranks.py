@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from m3lib import metrics
-from m3lib.metrics import evaluate_attribute, rank_order, tie_keys
+from m3lib.retrieval import metrics
+from m3lib.retrieval.metrics import evaluate_attribute, rank_order, tie_keys
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from m3lib import darn, deepfashion, fashionai, metrics, released, retrieval
+from m3lib import darn, deepfashion, fashionai, released
 from m3lib.benchmarks import Known, asked, check_row
 from m3lib.data.manifest import Prepared, multi_hot
 from m3lib.errors import InputError
+from m3lib.retrieval import metrics, ranking
 from m3lib.taxonomy import Taxonomy
 from tiny import ROOT
 
@@ -263,13 +264,13 @@ def test_a_random_ranking_scores_like_chance(tests, name, protocol):
     """Within four standard errors of what is expected of each query, and near the stated recall."""
     prepared = tests[name].prepared(protocol, EVERY.get((name, protocol), 1))
     relevant, sizes = answers(prepared)
-    scores = retrieval.evaluate(prepared, "test", "random", seed=3)
+    scores = ranking.evaluate(prepared, "test", "random", seed=3)
     assert list(scores) == prepared.taxonomy.names
     for own, R in zip(scores.values(), relevant, strict=True):
         assert own.relevant.tolist() == R.tolist()
     chance = np.concatenate([metrics.expected_random_ap(R, C) for R, C in zip(relevant, sizes, strict=True)])
     hits = np.concatenate([100 / C * (R > 0) for R, C in zip(relevant, sizes, strict=True)])
-    groups = retrieval.query_images(prepared, "test", scores)
+    groups = ranking.query_images(prepared, "test", scores)
     for values, expected in (("ap_all", chance), ("recall_100", hits)):
         excess = np.concatenate([getattr(own, values) for own in scores.values()]) - expected
         assert abs(excess.mean()) < 4 * standard_error(excess, groups)

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
-from m3lib import figures, metrics, report
+from m3lib import figures, report
 from m3lib.errors import InputError
-from m3lib.retrieval import Ranking
+from m3lib.retrieval import metrics
+from m3lib.retrieval.ranking import Ranking
 from tiny import ROOT, TAXONOMY, make_prepared
 
 PUBLISHED = pd.read_csv(ROOT / "data/results/published.csv")

@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from m3lib import metrics, retrieval
 from m3lib.errors import InputError
-from m3lib.retrieval import Embeddings
+from m3lib.retrieval import metrics
+from m3lib.retrieval import ranking as retrieval
+from m3lib.retrieval.ranking import Embeddings
 from reference import as_float64
 from tiny import TAXONOMY, generator, make_prepared, random_labels, unit_rows
 

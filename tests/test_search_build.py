@@ -15,7 +15,7 @@ from catalogues import build_index, noise_pictures, random_embeddings, random_ga
 from m3lib import bench_search, gallery, indexing, inference, neighbors, search_costs
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
-from m3lib.retrieval import KINDS
+from m3lib.retrieval.ranking import KINDS
 from m3lib.search import Index
 from tiny import TAXONOMY, generator
 

@@ -22,9 +22,10 @@ import psutil
 import pytest
 import torch
 
-from m3lib import checked, config, figures, retrieval
+from m3lib import checked, config, figures
 from m3lib.data import manifest, store
 from m3lib.errors import InputError
+from m3lib.retrieval import ranking
 from m3lib.systems import backbone
 from m3lib.taxonomy import Attribute, caption, one_line
 from m3lib.training import Trainer
@@ -73,7 +74,7 @@ def test_a_pickle_for_embeddings_or_a_checkpoint_is_refused_unread(tmp_path, tra
     path = tmp_path / "m3.safetensors"
     torch.save({"rows": Evil(trap)}, path)
     with pytest.raises(InputError, match="can't be read as embeddings"):
-        retrieval.Embeddings.load(path)
+        ranking.Embeddings.load(path)
     assert not Trainer(PREPARED, short("m3"), 0, 1).resume(path, "print")
 
 

@@ -12,7 +12,7 @@ from m3lib import inference
 from m3lib.data import batches, files
 from m3lib.data.files import Stream
 from m3lib.errors import InputError
-from m3lib.retrieval import KINDS, Embeddings
+from m3lib.retrieval.ranking import KINDS, Embeddings
 from m3lib.training import Trainer
 from stripes import PREPARED, short
 from tiny import make_variant

@@ -8,9 +8,10 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from m3lib import devices, inference, metrics, retrieval, samplers, systems
+from m3lib import devices, inference, samplers, systems
 from m3lib.data import batches
 from m3lib.data.manifest import Prepared
+from m3lib.retrieval import metrics, ranking
 from m3lib.samplers import Batch
 from m3lib.schedule import Plan
 from m3lib.systems import losses
@@ -55,12 +56,12 @@ def test_each_network_learns_24_pictures_by_heart(network, score, changes, tmp_p
     variant = short(network, 40, **(settings | changes))
     system, curves = run(variant, tmp_path / "c.safetensors")
     embeddings = inference.embed(system, PREPARED, PREPARED.rows("valid"), "fp32")
-    scores = retrieval.evaluate(PREPARED, "valid", variant.score, embeddings)
+    scores = ranking.evaluate(PREPARED, "valid", variant.score, embeddings)
     reached = metrics.summarise(scores)["map_all"]
     assert reached["overall_by_query"] == pytest.approx(max(record["valid_map_all"] for record in curves))
     assert min(reached["attributes"].values()) > 0.95
     if score:
-        scores = retrieval.evaluate(PREPARED, "valid", score, embeddings)
+        scores = ranking.evaluate(PREPARED, "valid", score, embeddings)
         assert min(metrics.summarise(scores)["map_all"]["attributes"].values()) > 0.95
 
 
@@ -206,7 +207,7 @@ def test_held_out_classes_are_learned_and_looked_at_nowhere():
     torch.testing.assert_close(trainer.system.positive_weight, expected)
     trainer.run_epoch(tqdm(disable=True))
     assert trainer.system.centers.seen.tolist() == [False, True, True, True, False]
-    asked = retrieval.evaluate(trainer.prepared, "valid", "random")
+    asked = ranking.evaluate(trainer.prepared, "valid", "random")
     assert set(asked["colour"].class_id.tolist()) == {1, 2}
 
 

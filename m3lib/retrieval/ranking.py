@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from m3lib import metrics
 from m3lib.abilities import SCORES
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
+from m3lib.retrieval import metrics
 from m3lib.taxonomy import Taxonomy
 
 KINDS = ("attribute", "posterior", "classes")  # of embeddings
