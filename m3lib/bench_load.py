@@ -22,9 +22,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from m3lib import config, images, inference, sources, systems, training
+from m3lib import config, images, sources, systems
 from m3lib.data import manifest
 from m3lib.retrieval import metrics, ranking
+from m3lib.training import inference, trainer
 
 PHOTOS, DISTINCT, SIDE, STEPS = 200_000, 500, 48, 100
 ATTRIBUTES = {"colour": 12, "neckline": 20, "sleeve": 6}
@@ -72,8 +73,8 @@ def variant_of(settings: config.Settings) -> config.Variant:
 
 def train(folder: Path, settings: config.Settings) -> str:
     prepared, variant = manifest.open_prepared(folder / "prepared"), variant_of(settings)
-    system, _ = training.fit(prepared, variant, 0, 1, folder / "checkpoint.safetensors")
-    training.write_whole(folder / "model.safetensors", system.state_dict())
+    system, _ = trainer.fit(prepared, variant, 0, 1, folder / "checkpoint.safetensors")
+    trainer.write_whole(folder / "model.safetensors", system.state_dict())
     return f"{STEPS} steps, validation on {len(prepared.rows('valid')):,} photos"
 
 

@@ -25,14 +25,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from m3lib import config, devices, inference, samplers, training
+from m3lib import config
 from m3lib.config import Variant
 from m3lib.data import batches
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
-from m3lib.samplers import Batch
 from m3lib.systems import losses
 from m3lib.taxonomy import Attribute, Taxonomy
+from m3lib.training import devices, inference, samplers
+from m3lib.training import trainer as training
+from m3lib.training.samplers import Batch
 
 SYSTEMS = ("asen", "asen_v2", "asen_pp", "modc", "m3_a", "m3_c", "m3")
 PLAIN = "classifier"

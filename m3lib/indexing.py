@@ -18,11 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m3lib import config, gallery, inference, neighbors, systems, training
+from m3lib import config, gallery, neighbors, systems
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
 from m3lib.retrieval.ranking import Embeddings
 from m3lib.search import Index, load_system
+from m3lib.training import inference, trainer
 
 BATCH = 1024  # pictures embedded before they are written
 
@@ -41,7 +42,7 @@ def build(
 
     The folder appears when it is whole. Equal settings and threads give equal bytes on one kind of machine.
     """
-    training.make_deterministic(seed, threads)
+    trainer.make_deterministic(seed, threads)
     faiss.omp_set_num_threads(threads)
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from m3lib import config, gallery, images, inference, neighbors, systems
+from m3lib import config, gallery, images, neighbors, systems
 from m3lib.data import batches, store
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
@@ -28,6 +28,7 @@ from m3lib.gallery import Gallery
 from m3lib.retrieval import ranking
 from m3lib.retrieval.ranking import Embeddings
 from m3lib.taxonomy import Taxonomy, nearest
+from m3lib.training import inference
 
 Picture = str | Path | Image.Image | np.ndarray  # a file, or a picture's name in the index; (H, W, 3) uint8
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from m3lib import systems, training
+from m3lib import systems
 from m3lib.config import Variant
 from m3lib.data.manifest import Prepared
 from m3lib.taxonomy import Attribute, Taxonomy
+from m3lib.training import trainer
 from tiny import make_prepared, make_variant
 
 STRIPES = Taxonomy((Attribute("colour", ("red", "green", "blue")), Attribute("stripes", ("across", "down"))))
@@ -61,7 +62,7 @@ def short(network: str, epochs: int = 3, shares: tuple[float, ...] = (), **chang
 def run(
     variant: Variant, path: Path, seed: int = 3, prepared: Prepared = PREPARED
 ) -> tuple[systems.System, list[dict]]:
-    system, curves = training.fit(prepared, variant, seed, 1, path)
+    system, curves = trainer.fit(prepared, variant, seed, 1, path)
     return system, curves.to_dict("records")
 
 

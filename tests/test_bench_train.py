@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 import torch
 
-from m3lib import bench_train, config, devices
+from m3lib import bench_train, config
 from m3lib.errors import InputError
 from m3lib.systems import losses
 from m3lib.systems.base import Outputs, System
+from m3lib.training import devices
 from tiny import MODEL, SETTINGS
 
 

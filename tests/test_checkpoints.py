@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from m3lib import systems, training
+from m3lib import systems
 from m3lib.config import Variant
 from m3lib.data import store
 from m3lib.errors import InputError
-from m3lib.schedule import Plan
-from m3lib.training import Trainer, run_fingerprint
+from m3lib.training import trainer as training
+from m3lib.training.schedule import Plan
+from m3lib.training.trainer import Trainer, run_fingerprint
 from stripes import PARTIAL, PREPARED, STRIPES, moved, run, same, short, weights
 from tiny import make_prepared
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from m3lib import devices, inference, samplers, training
 from m3lib.data import batches
 from m3lib.errors import InputError
-from m3lib.training import Trainer
+from m3lib.training import devices, inference, samplers
+from m3lib.training import trainer as training
+from m3lib.training.trainer import Trainer
 from stripes import PREPARED, run, same, short
 from tiny import TAXONOMY, make_prepared, make_variant
 

@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from m3lib import config, indexing, systems, training
+from m3lib import config, indexing, systems
 from m3lib.data import manifest
 from m3lib.search import Index
+from m3lib.training import trainer
 from stripes import SIDE, STRIPES, make_stripes
 from tiny import ROOT, SETTINGS, make_variant
 
@@ -113,9 +114,9 @@ def make_run(folder: Path) -> None:
     home.mkdir(parents=True)
     manifest.save(manifest.Source(STRIPES, table, load=None), home)
     np.save(home / "images.npy", prepared.images)
-    training.make_deterministic(0, 1)
+    trainer.make_deterministic(0, 1)
     variant = make_variant("m3")
-    training.write_whole(weights, systems.build(variant, STRIPES).state_dict())
+    trainer.write_whole(weights, systems.build(variant, STRIPES).state_dict())
     pictures = replace(SETTINGS.images, height=SIDE, width=SIDE, store="raw")
     wanted = config.Index(variant="m3", gallery="all", kind="auto")
     indexing.build(folder / "made", manifest.open_prepared(home), weights, variant, pictures, wanted, 0, 1)

@@ -26,7 +26,7 @@ from m3lib.data import manifest, store
 from m3lib.errors import InputError
 from m3lib.systems import backbone
 from m3lib.taxonomy import Taxonomy
-from m3lib.training import Trainer
+from m3lib.training.trainer import Trainer
 from test_rubbish import prepared
 from tiny import BACKBONE, ROOT, make_system
 

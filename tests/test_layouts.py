@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
-from m3lib import config, darn, fashionai, images, inference, released, sources, training
+from m3lib import config, darn, fashionai, images, released, sources
 from m3lib.data import manifest
 from m3lib.data.manifest import Prepared, Source
 from m3lib.retrieval import metrics, ranking
 from m3lib.taxonomy import Taxonomy
+from m3lib.training import inference, trainer
 from tiny import ROOT, SETTINGS, make_variant
 
 CATALOGUE = ROOT.parent / "shared/catalogue"
@@ -135,7 +136,7 @@ def test_in_deepfashions_layout_a_training_gives_the_numbers_of_the_csv(tmp_path
         prepared = prepare(source, tmp_path / f"prepared-{name}")
         assert prepared.manifest["labels"].map(list).tolist() == labels
         variant = make_variant("m3", epochs=1, batch=32)
-        system, curves = training.fit(prepared, variant, 0, 1, tmp_path / f"{name}.safetensors")
+        system, curves = trainer.fit(prepared, variant, 0, 1, tmp_path / f"{name}.safetensors")
         test = np.sort(prepared.rows("test"))
         scores = ranking.evaluate(prepared, "test", "weighted", inference.embed(system, prepared, test, "fp32"))
         found[name] = [

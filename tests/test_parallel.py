@@ -21,12 +21,14 @@ from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
-from m3lib import config, parallel, training
+from m3lib import config
 from m3lib.config import Machines, Variant
 from m3lib.data import batches, manifest, store
 from m3lib.errors import InputError
-from m3lib.samplers import Batch
-from m3lib.training import Trainer
+from m3lib.training import distributed
+from m3lib.training import trainer as training
+from m3lib.training.samplers import Batch
+from m3lib.training.trainer import Trainer
 from stripes import PARTIAL, PREPARED, run, same, short
 from tiny import MODEL, ROOT, SETTINGS, VALUES, generator
 
@@ -68,9 +70,9 @@ def meet(rank: int, folder: Path) -> None:
 
 def norm_of_two(rank: int, folder: Path) -> None:
     model, x = make_norm(), torch.randn(6, 5, 3, 2, generator=generator(1), dtype=torch.float64) + 3
-    parallel.share_norms(model)
-    own = x[parallel.share(6)].clone().requires_grad_()
-    model(own).pow(3).mul(weights_of(x)[parallel.share(6)]).sum().backward()
+    distributed.share_norms(model)
+    own = x[distributed.share(6)].clone().requires_grad_()
+    model(own).pow(3).mul(weights_of(x)[distributed.share(6)]).sum().backward()
     torch.save((own.grad, model.state_dict()), folder / f"norm-{rank}.pt")
 
 
@@ -86,10 +88,10 @@ def weights_of(x: torch.Tensor) -> torch.Tensor:
 
 def gathered_of_two(rank: int, folder: Path) -> None:
     own = torch.full((2, 3), float(rank)).requires_grad_()
-    whole = parallel.gather(own)
+    whole = distributed.gather(own)
     (whole * torch.arange(4.0)[:, None]).sum().backward()
     sums = [torch.full((2,), rank + 1.0), torch.full((3, 1), rank + 5.0, dtype=torch.float64)]
-    parallel.add_up(sums)
+    distributed.add_up(sums)
     torch.save((whole.detach(), own.grad, sums), folder / f"gathered-{rank}.pt")
 
 
@@ -102,15 +104,15 @@ def resumed_of_two(rank: int, folder: Path) -> None:
     trainer.save(folder / f"resumed-{rank}.safetensors", "print")
     states = trainer.optimizer.state_dict()["state"]
     torch.save((trainer.history, trainer.system.state_dict(), states), folder / f"resumed-{rank}.pt")
-    assert parallel.agree("as the other")
-    assert not parallel.agree(f"one of {rank}")
+    assert distributed.agree("as the other")
+    assert not distributed.agree(f"one of {rank}")
 
 
 @pytest.fixture(scope="module")
 def met(tmp_path_factory) -> Path:
     """What two processes left."""
     folder = tmp_path_factory.mktemp("two")
-    mp.set_forkserver_preload(["m3lib.training", "timm"])  # imported once for both
+    mp.set_forkserver_preload(["m3lib.training.trainer", "timm"])  # imported once for both
     mp.start_processes(meet, (folder,), nprocs=2, start_method="forkserver")
     return folder
 
@@ -169,12 +171,12 @@ def test_two_machines_reach_the_loss_curve_of_one(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as free:
         rendezvous = f"127.0.0.1:{free.getsockname()[1]}"
     first, second = (machine(tmp_path / name, rendezvous) for name in ("first", "second"))
-    command = [sys.executable, "-m", "m3lib.parallel", "m3", "1"]
+    command = [sys.executable, "-m", "m3lib.training.distributed", "m3", "1"]
     with subprocess.Popen(command, cwd=second, start_new_session=True) as other:
         try:
             monkeypatch.chdir(first)
             monkeypatch.setattr(config, "__file__", str(first / "m3lib" / "config.py"))
-            monkeypatch.setattr(parallel, "PATIENCE", timedelta(seconds=60))
+            monkeypatch.setattr(distributed, "PATIENCE", timedelta(seconds=60))
             settings, prepared = config.load(first / "params.yaml"), manifest.open_prepared(first / "data" / "prepared")
             variant, path = settings.variant("m3"), first / "data" / "work" / "m3.safetensors"
             training.fit(prepared, variant, settings.seed, settings.threads, path, "cpu", settings.machines)
@@ -229,14 +231,14 @@ def test_shares_are_all_of_it(monkeypatch):
         parts = []
         for rank in range(processes):
             monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
-            parts += list(range(size))[parallel.share(size)]
+            parts += list(range(size))[distributed.share(size)]
         assert parts == list(range(size))
 
 
 def test_a_norm_that_cannot_be_shared_and_a_batch_that_cannot_be_cut_are_told(monkeypatch):
-    monkeypatch.setattr(parallel, "count", lambda: 3)
+    monkeypatch.setattr(distributed, "count", lambda: 3)
     with pytest.raises(InputError, match=r"BatchNorm3d of this backbone can't be shared; set devices and nodes to 1"):
-        parallel.share_norms(nn.Sequential(nn.BatchNorm3d(4)))
+        distributed.share_norms(nn.Sequential(nn.BatchNorm3d(4)))
     with pytest.raises(InputError, match=r"train\.batch 8 can't be shared by 3 processes: set it to a multiple"):
         Trainer(PREPARED, short("m3"), 0, 1)
 
@@ -244,14 +246,14 @@ def test_a_norm_that_cannot_be_shared_and_a_batch_that_cannot_be_cut_are_told(mo
 def test_a_machine_says_which_one_it_is(capsys, monkeypatch):
     monkeypatch.setattr(config, "load", lambda path: replace(SETTINGS, nodes=3, rendezvous="127.0.0.1:29500"))
     for given in [(), ("m3",), ("m3", "0"), ("m3", "3"), ("m3", "-1"), ("m3", "second"), ("m3", "1", "2")]:
-        assert parallel.main(given) == 1
+        assert distributed.main(given) == 1
         assert "takes a variant and this machine's number, above 0 and below nodes in" in capsys.readouterr().err
-    assert parallel.main(("m4", "1")) == 1
+    assert distributed.main(("m4", "1")) == 1
     assert "did you mean" in capsys.readouterr().err
 
 
 def test_machines_that_are_not_alike_are_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "agree", lambda own: False)
+    monkeypatch.setattr(distributed, "agree", lambda own: False)
     with pytest.raises(InputError, match=r"^m3: the machines differ in params\.yaml, data/prepared or code"):
         training.fit(PREPARED, short("m3"), 3, 1, tmp_path / "c.safetensors")
 
@@ -289,4 +291,6 @@ def test_a_fit_in_processes_starts_them_and_takes_up_what_they_left(tmp_path, mo
         assert found.to_dict("records") == curves
     (command,) = commands
     assert command[0] == sys.executable
-    assert " ".join(command[1:]) == "-m torch.distributed.run --standalone --nproc-per-node=2 -m m3lib.workers m3"
+    assert (
+        " ".join(command[1:]) == "-m torch.distributed.run --standalone --nproc-per-node=2 -m m3lib.training.worker m3"
+    )

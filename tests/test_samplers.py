@@ -8,11 +8,11 @@ import pytest
 import torch
 from scipy import stats
 
-from m3lib import samplers
 from m3lib.config import Train
 from m3lib.errors import InputError
-from m3lib.samplers import Batch, Triplets
 from m3lib.systems import losses
+from m3lib.training import samplers
+from m3lib.training.samplers import Batch, Triplets
 from tiny import OWN, SETTINGS, TAXONOMY, generator, random_labels
 
 KINDS = ["asen", "asen_pp", "checked"]

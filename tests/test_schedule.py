@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from m3lib import schedule, systems
+from m3lib import systems
 from m3lib.config import Stage, Variant
-from m3lib.schedule import Plan
-from m3lib.training import Trainer
+from m3lib.training import schedule
+from m3lib.training.schedule import Plan
+from m3lib.training.trainer import Trainer
 from stripes import PREPARED, short
 from tiny import SETTINGS
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from catalogues import build_index, noise_pictures, random_embeddings, random_gallery
-from m3lib import bench_search, gallery, indexing, inference, neighbors, search_costs
+from m3lib import bench_search, gallery, indexing, neighbors, search_costs
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
 from m3lib.retrieval.ranking import KINDS
 from m3lib.search import Index
+from m3lib.training import inference
 from tiny import TAXONOMY, generator
 
 PREPARED = noise_pictures()

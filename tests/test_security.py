@@ -28,7 +28,7 @@ from m3lib.errors import InputError
 from m3lib.retrieval import ranking
 from m3lib.systems import backbone
 from m3lib.taxonomy import Attribute, caption, one_line
-from m3lib.training import Trainer
+from m3lib.training.trainer import Trainer
 from stripes import PREPARED, short
 from test_rubbish import PARAMS, check_sentence, listing, prepared, with_csv
 from test_run import Workspace, running, workspace

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from m3lib import inference
 from m3lib.data import batches, files
 from m3lib.data.files import Stream
 from m3lib.errors import InputError
 from m3lib.retrieval.ranking import KINDS, Embeddings
-from m3lib.training import Trainer
+from m3lib.training import inference
+from m3lib.training.trainer import Trainer
 from stripes import PREPARED, short
 from tiny import make_variant
 

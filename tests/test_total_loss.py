@@ -10,9 +10,9 @@ from scipy import stats
 from torch import Tensor
 
 from m3lib import config
-from m3lib.samplers import Batch
 from m3lib.systems import losses, objective
 from m3lib.systems.base import Outputs
+from m3lib.training.samplers import Batch
 from naive_losses import (
     KINDS,
     MARGIN,

@@ -8,15 +8,16 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from m3lib import devices, inference, samplers, systems
+from m3lib import systems
 from m3lib.data import batches
 from m3lib.data.manifest import Prepared
 from m3lib.retrieval import metrics, ranking
-from m3lib.samplers import Batch
-from m3lib.schedule import Plan
 from m3lib.systems import losses
 from m3lib.systems.base import Outputs
-from m3lib.training import Trainer
+from m3lib.training import devices, inference, samplers
+from m3lib.training.samplers import Batch
+from m3lib.training.schedule import Plan
+from m3lib.training.trainer import Trainer
 from stripes import PREPARED, SIDE, STRIPES, moved, run, same, short, weights
 from tiny import OWN, PUBLISHED, SETTINGS, TAXONOMY, make_prepared, make_variant, random_labels
 

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from m3lib.config import Loss
-from m3lib.samplers import Batch
 from m3lib.systems import losses
 from m3lib.systems.base import Outputs, System
+from m3lib.training.samplers import Batch
 
 
 def total_loss(

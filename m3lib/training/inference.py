@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m3lib import devices, systems
+from m3lib import systems
 from m3lib.data import batches
 from m3lib.data.files import Stream
 from m3lib.data.manifest import Prepared
 from m3lib.retrieval import ranking
 from m3lib.systems.base import Outputs
+from m3lib.training import devices
 
 EMBED_BATCH = 256  # images; only speed depends on it
 

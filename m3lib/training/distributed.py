@@ -8,7 +8,7 @@ find. Batch norms take their statistics over the whole batch. With one process n
 The pipeline's stage starts the processes of the first machine. Where params.yaml asks for several (`nodes`), each of
 the others, with the same clone, params.yaml and data/prepared, says which one it is:
 
-    python -m m3lib.parallel m3 1
+    python -m m3lib.training.distributed m3 1
 """
 
 import os
@@ -24,8 +24,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from m3lib import config, devices
+from m3lib import config
 from m3lib.errors import InputError
+from m3lib.training import devices
 
 PATIENCE = timedelta(hours=6)  # for another machine's start, and for the first process, which looks at validation
 
@@ -37,7 +38,7 @@ def launch(name: str, accelerator: str, machines: config.Machines, node: int = 0
     """
     devices.check_count(accelerator, machines.devices)
     torchrun = ["-m", "torch.distributed.run", *meeting(name, machines, node), f"--nproc-per-node={machines.devices}"]
-    command = [sys.executable, *torchrun, "-m", "m3lib.workers", name]
+    command = [sys.executable, *torchrun, "-m", "m3lib.training.worker", name]
     quiet = os.environ | {"OMP_NUM_THREADS": "1"}  # until each sets its `threads`; torchrun warns where it is not given
     return subprocess.run(command, cwd=config.find_root(), env=quiet, check=False).returncode
 
@@ -194,7 +195,7 @@ def main(arguments: Sequence[str]) -> int:
         name, node = arguments if len(arguments) == 2 else ("", "")
         if node not in map(str, range(1, settings.nodes)):
             own = f"this machine's number, above 0 and below nodes in params.yaml ({settings.nodes})"
-            raise InputError(f"python -m m3lib.parallel takes a variant and {own}")
+            raise InputError(f"python -m m3lib.training.distributed takes a variant and {own}")
         return launch(settings.variant(name).name, settings.accelerator, settings.machines, int(node))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

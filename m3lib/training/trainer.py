@@ -17,18 +17,19 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from m3lib import devices, inference, parallel, samplers, systems
+from m3lib import systems
 from m3lib.abilities import GIVES
 from m3lib.config import ALONE, Loss, Machines, Stage, Variant, find_root
 from m3lib.data import batches, store
 from m3lib.data.manifest import Prepared, hold_out
 from m3lib.errors import InputError
 from m3lib.retrieval import metrics, ranking
-from m3lib.samplers import Batch
-from m3lib.schedule import Plan, learning_rate, make_optimizer
 from m3lib.systems import losses
 from m3lib.systems.base import Outputs
 from m3lib.systems.objective import total_loss, update_centers
+from m3lib.training import devices, distributed, inference, samplers
+from m3lib.training.samplers import Batch
+from m3lib.training.schedule import Plan, learning_rate, make_optimizer
 
 COMPARING = ("attribute", "local", "instance", "cluster")  # losses of triplets within a batch
 
@@ -52,8 +53,8 @@ class Trainer:
     def __init__(self, prepared: Prepared, variant: Variant, seed: int, threads: int, accelerator: str = "cpu"):
         make_deterministic(seed, threads)
         self.device = devices.choose(accelerator, variant.train.precision)
-        if variant.train.batch % parallel.count():
-            given = f"train.batch {variant.train.batch} can't be shared by {parallel.count()} processes"
+        if variant.train.batch % distributed.count():
+            given = f"train.batch {variant.train.batch} can't be shared by {distributed.count()} processes"
             raise InputError(f"{given}: set it to a multiple (params.yaml)")
         self.prepared, self.variant, self.seed = hold_out(prepared, variant.train.held_out), variant, seed
         self.rows = prepared.rows("train")
@@ -64,7 +65,7 @@ class Trainer:
         self.system = systems.build(variant, prepared.taxonomy).to(memory_format=torch.channels_last)
         self.system.count_classes(self.labels, variant.loss.positive_power)
         self.system.to(self.device)
-        parallel.share_norms(self.system)
+        distributed.share_norms(self.system)
         self.network = compiled(self.system) if variant.train.compile else self.system  # of a training step alone
         self.optimizer = make_optimizer(self.system, variant.train)
         self.plan = Plan(variant)
@@ -102,7 +103,7 @@ class Trainer:
 
     def read(self, batch: Batch) -> Tensor:
         """(B, H, W, 3) uint8 pixels of a batch, on the CPU; of several processes, each reads its own share."""
-        rows = self.rows[batch.index.numpy()][parallel.share(len(batch.index))]
+        rows = self.rows[batch.index.numpy()][distributed.share(len(batch.index))]
         return batches.read(self.prepared.images, rows, pin=self.device.type == "cuda")
 
     def run_epoch(self, bar: tqdm) -> None:
@@ -111,7 +112,7 @@ class Trainer:
         Of several processes, the first one looks; the others only train.
         """
         parts = self.train_epoch(bar)
-        if not parallel.is_first():
+        if not distributed.is_first():
             self.history.append({"epoch": len(self.history) + 1, **parts})
             return
         embeddings = inference.embed(
@@ -142,7 +143,7 @@ class Trainer:
         total = sum(parts.values())
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        parallel.add_up(weight.grad for weight in self.system.parameters() if weight.grad is not None)
+        distributed.add_up(weight.grad for weight in self.system.parameters() if weight.grad is not None)
         norm = torch.nn.utils.clip_grad_norm_(self.system.parameters(), stage.train.clip or torch.inf)
         if not torch.isfinite(total.detach() + norm):
             told = ", ".join(f"{name} {value.item():g}" for name, value in parts.items())
@@ -156,12 +157,12 @@ class Trainer:
         self, batch: Batch, pixels: Tensor, stage: Stage, generator: torch.Generator, pseudo: Tensor | None
     ) -> tuple[Outputs, dict[str, Tensor]]:
         images = batches.to_tensor(pixels.to(self.device, non_blocking=True))
-        whole = batches.Share(len(batch.labels), parallel.share(len(batch.labels)))
+        whole = batches.Share(len(batch.labels), distributed.share(len(batch.labels)))
         images = batches.views(images, generator, stage.train, whole)
         some = self.carried(batch) if "classes" in GIVES[self.variant.network] else ()
         with inference.autocast(stage.train.precision, self.device):
             outputs = self.network(images, *some)
-        parts = (part if part is None else parallel.gather(part) for part in outputs[:4])
+        parts = (part if part is None else distributed.gather(part) for part in outputs[:4])
         outputs = Outputs(*parts, wanted=some[0].to(self.device) if some else None)
         batch, pseudo = batch.to(self.device), None if pseudo is None else pseudo.to(self.device)
         return outputs, total_loss(outputs, batch, self.system, stage.loss, generator, pseudo)
@@ -173,7 +174,7 @@ class Trainer:
 
     def advise(self, batch: Batch, pixels: Tensor, stage: Stage) -> str:
         """What to do after a step that ran out of memory, tried out: half of the batch, a quarter, ... or none."""
-        if parallel.count() > 1:  # the other processes wait for another step
+        if distributed.count() > 1:  # the other processes wait for another step
             return "lower train.batch"
         size = len(pixels)
         while size := size // 2:
@@ -199,14 +200,14 @@ class Trainer:
         sums = torch.zeros_like(centers.value)
         for part, attribute in self.training_embeddings():
             sums += torch.einsum("bm,bmd->md", labels[part].float(), attribute[:, own])
-        parallel.add_up([sums])
+        distributed.add_up([sums])
         centers.set(sums, labels.sum(dim=0))
         if not loss.pseudo:
             return None
         cosines = torch.zeros(labels.shape, device=self.device)  # (I, M)
         for part, attribute in self.training_embeddings():
             cosines[part] = losses.center_cosines(attribute, centers.value, own)
-        parallel.add_up([cosines])
+        distributed.add_up([cosines])
         cosines = cosines.masked_fill(~centers.seen, -1.0)  # a class never seen is never nearest
         return losses.pseudo_labels(cosines, labels, own, self.system.multi, loss.pseudo_margin).cpu()
 
@@ -215,7 +216,7 @@ class Trainer:
 
         Of several processes, each goes through its share of the images.
         """
-        own = parallel.share(len(self.rows))
+        own = distributed.share(len(self.rows))
         for start in range(own.start, own.stop, inference.EMBED_BATCH):
             part = slice(start, min(start + inference.EMBED_BATCH, own.stop))
             pixels = batches.read(self.prepared.images, self.rows[part])
@@ -223,7 +224,7 @@ class Trainer:
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Write a checkpoint, whole or not at all; of several processes, the first one writes."""
-        if not parallel.is_first():
+        if not distributed.is_first():
             return
         tensors = {f"system.{name}": value for name, value in self.system.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
@@ -236,10 +237,10 @@ class Trainer:
 
         Of several processes, the first one reads it for all: the other machines may have none.
         """
-        history = json.loads(parallel.from_first(lambda: json.dumps(history_in(path, fingerprint)).encode()))
+        history = json.loads(distributed.from_first(lambda: json.dumps(history_in(path, fingerprint)).encode()))
         if history is None:
             return False
-        tensors, self.history = load(parallel.from_first(path.read_bytes)), history
+        tensors, self.history = load(distributed.from_first(path.read_bytes)), history
         self.system.load_state_dict(strip(tensors, "system."))
         self.best = strip(tensors, "best.")
         state: dict[int, dict[str, Tensor]] = {}
@@ -305,15 +306,15 @@ def fit(
     machines: where it is not this process alone, this machine's processes are started here, each on a device of its
     own; with those of the other machines (`parallel`) they leave a checkpoint of the whole run.
     """
-    processes, shown = machines.processes, parallel.is_first()
+    processes, shown = machines.processes, distributed.is_first()
     fingerprint = run_fingerprint(prepared, variant, seed, threads, accelerator, processes)
-    alone = parallel.count() == 1
+    alone = distributed.count() == 1
     if processes > 1 and alone and len(history_in(checkpoint, fingerprint) or []) < Plan(variant).epochs:
         if machines.nodes > 1:
-            other = f"python -m m3lib.parallel {variant.name} N"
+            other = f"python -m m3lib.training.distributed {variant.name} N"
             print(f"waiting for the other machines: `{other}`, N from 1 to {machines.nodes - 1}", file=sys.stderr)
-        parallel.launch(variant.name, accelerator, machines)
-    if not parallel.agree(fingerprint):
+        distributed.launch(variant.name, accelerator, machines)
+    if not distributed.agree(fingerprint):
         raise InputError(f"{variant.name}: the machines differ in params.yaml, data/prepared or code; make them alike")
     trainer = Trainer(prepared, variant, seed, threads, accelerator)
     if shown:

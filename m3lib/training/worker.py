@@ -5,9 +5,10 @@ The first process leaves the checkpoint of the whole run, which the pipeline's s
 
 import sys
 
-from m3lib import config, parallel, training
+from m3lib import config
 from m3lib.data import manifest
 from m3lib.errors import InputError
+from m3lib.training import distributed, trainer
 
 
 def main(name: str) -> int:
@@ -17,8 +18,8 @@ def main(name: str) -> int:
         prepared = manifest.open_prepared(root / "data" / "prepared")
         own = settings.variant(name), settings.seed, settings.threads
         checkpoint = root / "data" / "work" / f"{name}.safetensors"
-        with parallel.join(settings.accelerator):
-            training.fit(prepared, *own, checkpoint, settings.accelerator, settings.machines)
+        with distributed.join(settings.accelerator):
+            trainer.fit(prepared, *own, checkpoint, settings.accelerator, settings.machines)
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
