@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from m3lib import benchmarks, config, deepfashion, images
+from m3lib import config
 from m3lib.data import manifest, store
+from m3lib.prepare import deepfashion, public
+from m3lib.prepare import photos as images
 
 PHOTOS, SIZES = 289_222, (156, 218, 180, 216, 230)
 SIDES, COUNT = (300, 225), 300
@@ -51,7 +53,7 @@ def read_labels(photos: int) -> None:
         own = replace(settings, source="deepfashion", benchmark=replace(settings.benchmark, folder=name))
         start = time.perf_counter()
         known = deepfashion.read(folder, own)
-        frame, _ = benchmarks.split_up(known, folder, own)
+        frame, _ = public.split_up(known, folder, own)
         manifest.save(manifest.Source(known.taxonomy, frame, images.decode), folder)
         seconds = time.perf_counter() - start
         size = (folder / "Anno/list_attr_img.txt").stat().st_size

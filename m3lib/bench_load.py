@@ -22,8 +22,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from m3lib import config, images, sources, systems
+from m3lib import config, systems
+from m3lib import prepare as sources
 from m3lib.data import manifest
+from m3lib.prepare import photos as images
 from m3lib.retrieval import metrics, ranking
 from m3lib.training import inference, trainer
 

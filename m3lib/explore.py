@@ -15,10 +15,11 @@ from IPython.display import Javascript, display
 from ipywidgets import HTML, BoundedIntText, Box, Dropdown, FileUpload, Layout, Text, VBox, Widget
 from PIL import Image
 
-from m3lib import figures, images
+from m3lib import figures
 from m3lib.data import manifest
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
+from m3lib.prepare import photos
 from m3lib.search import Index, Match
 
 MOST = 60  # results on one page
@@ -156,7 +157,7 @@ def read_upload(name: str, content: memoryview) -> np.ndarray:
         path = Path(folder) / "photo"
         path.write_bytes(content)
         try:
-            return images.decode(path)
+            return photos.decode(path)
         except InputError as error:
             problem = str(error).replace(repr(str(path)), repr(name))
             raise InputError(f"{problem}; upload another photo") from None

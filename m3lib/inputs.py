@@ -7,10 +7,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from m3lib import benchmarks, images, sources, tables
+from m3lib import prepare
 from m3lib.abilities import check_variant
 from m3lib.config import Settings, data_path, find_root, load
 from m3lib.errors import InputError
+from m3lib.prepare import catalogue, public
+from m3lib.prepare import photos as images
 from m3lib.taxonomy import nearest
 
 LABEL_FILES = (".txt", ".csv")
@@ -21,12 +23,12 @@ def fingerprint(settings: Settings) -> dict[str, str | int]:
 
     Reading every photo on each run would take too long, and a time stamp differs in every copy.
     """
-    if settings.source in sources.DATASETS:
+    if settings.source in prepare.DATASETS:
         return of_download(settings)
     if settings.source != "csv":
         return {"source": settings.source}
-    table, names = sources.open_catalogue(settings.csv)
-    tables.choose_attributes(table, settings.csv)
+    table, names = prepare.open_catalogue(settings.csv)
+    catalogue.choose_attributes(table, settings.csv)
     sizes = hashlib.sha256()
     for name in names:
         sizes.update(json.dumps([name, file_size(table.path.parent / name)]).encode())
@@ -35,9 +37,9 @@ def fingerprint(settings: Settings) -> dict[str, str | int]:
 
 def of_download(settings: Settings) -> dict[str, str | int]:
     """Of a public benchmark: the bytes of its label files, and the names and sizes of all else in its folder."""
-    dataset = sources.DATASETS[settings.source]
-    folder = benchmarks.folder_of(dataset.name, settings.benchmark)
-    report, complete = benchmarks.survey(dataset, folder)
+    dataset = prepare.DATASETS[settings.source]
+    folder = public.folder_of(dataset.name, settings.benchmark)
+    report, complete = public.survey(dataset, folder)
     print(report)
     if not complete:
         raise InputError(f"{dataset.name} is not complete in {folder}; what is missing stands above")
@@ -136,8 +138,8 @@ def write_if_changed(path: Path, values: dict) -> bool:
 def look(name: str) -> int:
     """Say what of a public benchmark is there, what is missing, and where it is had; 1 where it can't be read yet."""
     settings = load(find_root() / "params.yaml")
-    dataset = sources.DATASETS[nearest(name, list(sources.DATASETS), "public benchmark")]
-    report, complete = benchmarks.survey(dataset, benchmarks.folder_of(dataset.name, settings.benchmark))
+    dataset = prepare.DATASETS[nearest(name, list(prepare.DATASETS), "public benchmark")]
+    report, complete = public.survey(dataset, public.folder_of(dataset.name, settings.benchmark))
     print(report)
     return 0 if complete else 1
 

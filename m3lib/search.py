@@ -20,11 +20,12 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from m3lib import config, gallery, images, neighbors, systems
+from m3lib import config, gallery, neighbors, systems
 from m3lib.data import batches, store
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
 from m3lib.gallery import Gallery
+from m3lib.prepare import photos
 from m3lib.retrieval import ranking
 from m3lib.retrieval.ranking import Embeddings
 from m3lib.taxonomy import Taxonomy, nearest
@@ -131,7 +132,7 @@ class Index:
 
     def read(self, image: Picture) -> np.ndarray:
         """(H, W, 3) uint8: a picture as the indexed ones were read, fitted and stored."""
-        picture = images.fit(decode(image), self.pictures.height, self.pictures.width, self.pictures.fit)
+        picture = photos.fit(decode(image), self.pictures.height, self.pictures.width, self.pictures.fit)
         if self.pictures.store == "raw":
             return np.array(picture)  # a copy: torch wants to be able to write
         return decode(Image.open(io.BytesIO(store.encode(picture, self.pictures.store))))
@@ -217,10 +218,10 @@ def decode(image: Picture) -> np.ndarray:
     if isinstance(image, str | Path):
         if not Path(image).is_file():
             raise InputError(f"{str(image)!r} is neither a photo that exists nor the name of a picture of the index")
-        return images.decode(Path(image))
+        return photos.decode(Path(image))
     if isinstance(image, Image.Image):
         try:
-            return np.array(images.to_rgb(images.upright(image)))
+            return np.array(photos.to_rgb(photos.upright(image)))
         except Exception as error:  # PIL reads a file's pixels late, and raises anything on damage
             raise InputError(f"the image can't be read ({error})") from None
     if (

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from m3lib import config, darn, sources
-from m3lib import deepfashion as deepfashion_reader
-from m3lib import fashionai as fashionai_reader
+from m3lib import config, prepare
 from m3lib.data.manifest import Source
+from m3lib.prepare import darn
+from m3lib.prepare import deepfashion as deepfashion_reader
+from m3lib.prepare import fashionai as fashionai_reader
 from m3lib.taxonomy import Attribute, Taxonomy
 from tiny import SETTINGS
 
@@ -72,7 +73,7 @@ class Download:
         return replace(SETTINGS, source=self.name, benchmark=benchmark, images=images, split=split)
 
     def read(self, **changes: object) -> Source:
-        return sources.read(self.settings(**changes))
+        return prepare.read(self.settings(**changes))
 
     def lines(self, path: str) -> list[str]:
         return (self.folder / path).read_text().splitlines()

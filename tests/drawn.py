@@ -66,9 +66,9 @@ if __name__ == "__main__":
     from dataclasses import replace
 
     import drawn  # under its own name, as the test that goes on has it
-    from m3lib import images
     from m3lib.data import store
+    from m3lib.prepare import photos
 
     folder, kind, log = sys.argv[1:]
     store.SAVE_EVERY = 0.0
-    images.pack(drawn.slow(log), Path(folder), replace(SMALL, store=kind, max_bad=0.1), workers=2)
+    photos.pack(drawn.slow(log), Path(folder), replace(SMALL, store=kind, max_bad=0.1), workers=2)

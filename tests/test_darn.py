@@ -18,10 +18,11 @@ from downloads import (
     rows_of,
     set_line,
 )
-from m3lib import benchmarks, config
-from m3lib import darn as reader
+from m3lib import config
 from m3lib.data.manifest import assign_splits
 from m3lib.errors import InputError
+from m3lib.prepare import darn as reader
+from m3lib.prepare import public
 
 TABLE = "labels.csv"
 
@@ -230,20 +231,20 @@ def test_a_photo_in_train_and_valid_is_refused(download):
 
 
 def test_a_survey_names_every_file_and_where_it_is_had(download, tmp_path):
-    text, complete = benchmarks.survey(reader.DATASET, tmp_path / "nothing")
+    text, complete = public.survey(reader.DATASET, tmp_path / "nothing")
     assert not complete
     for word in ("labels.csv or label_train.txt", " pic:", "filenames_test.txt"):
         assert any(line.startswith("  missing") and word in line for line in text.splitlines()), word
     for word in (str(tmp_path / "nothing"), "request to the authors", "github.com/Maryeon/asen", "(2 missing)"):
         assert word in text
-    text, complete = benchmarks.survey(reader.DATASET, download.folder)
+    text, complete = public.survey(reader.DATASET, download.folder)
     assert complete
     assert "-S source=darn" in text
     released_split(download)
     (download.folder / TABLE).unlink()
-    assert benchmarks.survey(reader.DATASET, download.folder)[1]
+    assert public.survey(reader.DATASET, download.folder)[1]
     (download.folder / "label_train.txt").unlink()
-    assert not benchmarks.survey(reader.DATASET, download.folder)[1]
+    assert not public.survey(reader.DATASET, download.folder)[1]
 
 
 # any bytes

@@ -26,9 +26,9 @@ from downloads import (
     rows_of,
     set_line,
 )
-from m3lib import benchmarks, images
-from m3lib import deepfashion as reader
 from m3lib.errors import InputError
+from m3lib.prepare import deepfashion as reader
+from m3lib.prepare import photos, public
 
 DRAWN = "no released split files"
 
@@ -199,7 +199,7 @@ def test_missing_photos_are_counted_up_to_the_limit(download):
     assert "2 of 89 photos are missing" in (note := source.notes[2])
     assert any(repr(list(download.labelled)[i]) in note for i in (4, 9))
     i = 50
-    assert np.array_equal(source.load(i), images.decode(download.folder / source.manifest["image"][i]))
+    assert np.array_equal(source.load(i), photos.decode(download.folder / source.manifest["image"][i]))
     with pytest.raises(InputError) as raised:
         download.read(max_bad=0.01)
     check_words(raised, ["2 of 89", str(download.folder), "images.max_bad = 0.01", "'img/Dress_"])
@@ -398,19 +398,19 @@ def test_a_name_too_long_for_a_file_counts_as_missing(download):
 
 
 def test_a_survey_says_what_is_there_and_what_to_do(download):
-    text, complete = benchmarks.survey(reader.DATASET, download.folder)
+    text, complete = public.survey(reader.DATASET, download.folder)
     assert complete
     assert str(download.folder) in text
     assert "-S source=deepfashion" in text
     assert "can be done without: the split is drawn" in text
     released_split(download)
-    text, complete = benchmarks.survey(reader.DATASET, download.folder)
+    text, complete = public.survey(reader.DATASET, download.folder)
     assert complete
     assert "missing" not in text
 
 
 def test_a_survey_of_an_empty_folder_names_every_file_and_where_it_is_had(tmp_path):
-    text, complete = benchmarks.survey(reader.DATASET, tmp_path)
+    text, complete = public.survey(reader.DATASET, tmp_path)
     assert not complete
     needed = ("list_attr_cloth.txt", "list_attr_img.txt", "list_bbox.txt", "list_eval_partition.txt", "filenames_test")
     for word in (*needed, "img or Img/img"):
@@ -424,7 +424,7 @@ def test_a_survey_of_an_empty_folder_names_every_file_and_where_it_is_had(tmp_pa
 @pytest.mark.parametrize("gone", [CLOTH_FILE, LABEL_FILE, "img"])
 def test_an_incomplete_download_is_one_sentence(download, gone):
     (download.folder / gone).rename(download.folder / "elsewhere")
-    text, complete = benchmarks.survey(reader.DATASET, download.folder)
+    text, complete = public.survey(reader.DATASET, download.folder)
     assert not complete
     assert any("missing" in line and gone in line for line in text.splitlines())
     with pytest.raises(InputError) as raised:

@@ -17,8 +17,8 @@ from downloads import (
     read_labels,
     resolve,
 )
-from m3lib import deepfashion as reader
 from m3lib.errors import InputError
+from m3lib.prepare import deepfashion as reader
 
 
 def naive_rows(data):

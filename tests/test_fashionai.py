@@ -16,10 +16,11 @@ from downloads import (
     rows_of,
     set_line,
 )
-from m3lib import benchmarks, config
-from m3lib import fashionai as reader
+from m3lib import config
 from m3lib.data.manifest import assign_splits
 from m3lib.errors import InputError
+from m3lib.prepare import fashionai as reader
+from m3lib.prepare import public
 
 ONE, TWO = (f"{name}/Annotations/label.csv" for name in reader.FOLDERS)
 SPLIT = config.Split(valid=0.3, test=0.35, query=0.3)
@@ -248,17 +249,17 @@ def test_a_photo_that_the_tables_do_not_name_is_refused(download):
 
 
 def test_a_survey_names_every_file_and_where_it_is_had(download, tmp_path):
-    text, complete = benchmarks.survey(reader.DATASET, tmp_path / "nothing")
+    text, complete = public.survey(reader.DATASET, tmp_path / "nothing")
     assert not complete
     for word in (f"{ONE} or {TWO}", "fashionAI_attributes_train1 or fashionAI_attributes_train2", "filenames_test.txt"):
         assert any(line.startswith("  missing") and word in line for line in text.splitlines()), word
     for word in (str(tmp_path / "nothing"), "tianchi.aliyun.com", "github.com/Maryeon/asen", "(1 missing)"):
         assert word in text
-    text, complete = benchmarks.survey(reader.DATASET, download.folder)
+    text, complete = public.survey(reader.DATASET, download.folder)
     assert complete
     assert "-S source=fashionai" in text
     (download.folder / ONE).unlink()
-    assert benchmarks.survey(reader.DATASET, download.folder)[0] == text
+    assert public.survey(reader.DATASET, download.folder)[0] == text
 
 
 # any bytes

@@ -21,9 +21,10 @@ from safetensors.torch import save
 
 from downloads import EDITS, apply
 from drawn import SMALL, Drawn, source
-from m3lib import config, images, inputs, tables
+from m3lib import config, inputs
 from m3lib.data import manifest, store
 from m3lib.errors import InputError
+from m3lib.prepare import catalogue, photos
 from m3lib.systems import backbone
 from m3lib.taxonomy import Taxonomy
 from m3lib.training.trainer import Trainer
@@ -111,10 +112,10 @@ def test_any_bytes_for_a_table(tiny_catalogue, edits):
     content = tiny_catalogue.table.read_bytes()
     other = tiny_catalogue.table.with_name("other.csv")
     other.write_bytes(spoilt(content, edits))
-    found = tried(tables.read_table, other)
+    found = tried(catalogue.read_table, other)
     if found is not None:
         assert all(len(row) == len(found.columns) for row in found.rows)
-        tried(tables.label, found, tiny_catalogue.set(attributes=[]))
+        tried(catalogue.label, found, tiny_catalogue.set(attributes=[]))
 
 
 # prepared folders
@@ -154,7 +155,7 @@ def jpegs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("jpegs") / "prepared"
     folder.mkdir()
     given_ = source(12, Drawn(smooth=True))
-    images.pack(given_, folder, config.Images(16, 20, "crop", "jpeg", 0.0), 1)
+    photos.pack(given_, folder, config.Images(16, 20, "crop", "jpeg", 0.0), 1)
     given_.taxonomy.save(folder / "taxonomy.json")
     given_.manifest.to_parquet(folder / "manifest.parquet")
     (folder / "protocol.json").write_text('{"relevance": "pair"}')
@@ -250,7 +251,7 @@ def photo(kind: str) -> bytes:
 def test_any_edit_of_a_photo(tmp_path, kind, edits, cut):
     data = apply(photo(kind), edits)
     (tmp_path / "photo").write_bytes(data[: int(cut * len(data)) + 1])
-    found = tried(images.decode, tmp_path / "photo")
+    found = tried(photos.decode, tmp_path / "photo")
     if found is not None:
         assert found.dtype == np.uint8
         assert found.ndim == 3

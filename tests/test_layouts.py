@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
-from m3lib import config, darn, fashionai, images, released, sources
+from m3lib import config
+from m3lib import prepare as sources
 from m3lib.data import manifest
 from m3lib.data.manifest import Prepared, Source
+from m3lib.prepare import asen_split, darn, fashionai, photos
 from m3lib.retrieval import metrics, ranking
 from m3lib.taxonomy import Taxonomy
 from m3lib.training import inference, trainer
@@ -77,7 +79,7 @@ def write_split(folder: Path, names: list[str], labels: list[list[int]], taxonom
     """The released files; a photo's row has its first class."""
     parts = [split_of(i) for i in range(len(names))]
     frame = pd.DataFrame({"image": names, "split": [s for s, _ in parts], "role": [r for _, r in parts]})
-    released.write(frame.assign(labels=labels, row=[ids[0] for ids in labels]), taxonomy, folder)
+    asen_split.write(frame.assign(labels=labels, row=[ids[0] for ids in labels]), taxonomy, folder)
 
 
 def read_benchmark(name: str, folder: Path, protocol: str) -> Source:
@@ -87,7 +89,7 @@ def read_benchmark(name: str, folder: Path, protocol: str) -> Source:
 
 def prepare(source: Source, folder: Path) -> Prepared:
     folder.mkdir()
-    manifest.save(images.pack(source, folder, STORE), folder)
+    manifest.save(photos.pack(source, folder, STORE), folder)
     return manifest.open_prepared(folder)
 
 

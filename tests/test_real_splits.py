@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from m3lib import darn, deepfashion, fashionai, released
-from m3lib.benchmarks import Known, asked, check_row
 from m3lib.data.manifest import Prepared, multi_hot
 from m3lib.errors import InputError
+from m3lib.prepare import asen_split, darn, deepfashion, fashionai
+from m3lib.prepare.public import Known, asked, check_row
 from m3lib.retrieval import metrics, ranking
 from m3lib.taxonomy import Taxonomy
 from tiny import ROOT
@@ -49,7 +49,7 @@ class Test:
 
     __test__ = False
     taxonomy: Taxonomy
-    part: released.Part
+    part: asen_split.Part
     known: Known
 
     @property
@@ -113,7 +113,7 @@ def tests(official):
         "deepfashion": Known(taxonomy, labels, told_by="list_attr_img.txt"),
     }
     return {
-        name: Test(own.taxonomy, released.read_part(SPLITS / name, "test", own.taxonomy), own)
+        name: Test(own.taxonomy, asen_split.read_part(SPLITS / name, "test", own.taxonomy), own)
         for name, own in known.items()
     }
 
@@ -150,7 +150,7 @@ def test_the_taxonomies_are_those_of_the_files(tests):
     assert [len(a.classes) for a in tests["deepfashion"].taxonomy.attributes] == [156, 218, 180, 216, 230]
     for name in SETS:
         own = tests[name].taxonomy
-        rows = [line.split()[1:] for role in released.ROLES for line in open_lines(name, f"{role}_test.txt")]
+        rows = [line.split()[1:] for role in asen_split.ROLES for line in open_lines(name, f"{role}_test.txt")]
         assert {int(attribute) for attribute, _ in rows} == set(range(own.num_attributes))
 
 
@@ -173,14 +173,14 @@ def test_fashionai_rows_agree_with_the_table(tests):
         table = {path: (attribute, letters.index("y")) for path, attribute, letters in csv.reader(file)}
     names = [f"{name.replace(' ', '_')}_labels" for name in fashionai.ATTRIBUTES]
     files = open_lines("fashionai", "filenames_test.txt")
-    for role in released.ROLES:
+    for role in asen_split.ROLES:
         for line in open_lines("fashionai", f"{role}_test.txt"):
             index, attribute, value = map(int, line.split())
             assert table[files[index].split("/", 1)[1]] == (names[attribute], value)
 
 
 def test_fashionai_train_labels_are_read_whole():
-    labels = released.read_labels(SPLITS / "fashionai/label_train.txt", 144_335, fashionai.TAXONOMY)
+    labels = asen_split.read_labels(SPLITS / "fashionai/label_train.txt", 144_335, fashionai.TAXONOMY)
     assert all(len(ids) == 1 for ids in labels)
     counts = np.bincount([ids[0] for ids in labels], minlength=fashionai.TAXONOMY.num_classes)
     by_attribute = np.add.reduceat(counts, fashionai.TAXONOMY.offsets[:-1])
@@ -207,7 +207,7 @@ def test_deepfashion_rows_agree_with_the_labels(tests):
     _, pairs = official_names()
     for kind, class_id in sorted({pair for own in pairs for pair in own}):
         ids[kind - 1].append(class_id)
-    for role in released.ROLES:
+    for role in asen_split.ROLES:
         for line in open_lines("deepfashion", f"{role}_test.txt"):
             index, attribute, value = map(int, line.split())
             assert (attribute + 1, ids[attribute][value]) in pairs[index]

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from downloads import EDITS, PIECES, apply, by_name, check_words, resolve
-from m3lib import released
 from m3lib.errors import InputError
+from m3lib.prepare import asen_split
 from tiny import TAXONOMY, random_labels
 
 FILES = {  # TAXONOMY: colour 3, details 4 (several), sleeve 2
@@ -45,13 +45,13 @@ def put(folder: Path, end: str = "\n", trailing: str = "", last: bool = True, **
 
 
 def read_train(folder: Path) -> dict[str, list[int]]:
-    filenames, labels = released.train_files(folder)
-    names = released.read_names(filenames)
-    return dict(zip(names, released.read_labels(labels, len(names), TAXONOMY), strict=True))
+    filenames, labels = asen_split.train_files(folder)
+    names = asen_split.read_names(filenames)
+    return dict(zip(names, asen_split.read_labels(labels, len(names), TAXONOMY), strict=True))
 
 
 def read_test(folder: Path) -> dict[str, tuple[str, int]]:
-    part = released.read_part(folder, "test", TAXONOMY)
+    part = asen_split.read_part(folder, "test", TAXONOMY)
     return {name: pair for name, *pair in zip(part.names, part.roles, part.classes, strict=True)}
 
 
@@ -60,11 +60,11 @@ def read_test(folder: Path) -> dict[str, tuple[str, int]]:
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_line_ends_and_trailing_blanks_change_nothing(tmp_path, end, trailing, last):
     put(tmp_path, end, trailing, last)
-    assert released.has_parts(tmp_path)
+    assert asen_split.has_parts(tmp_path)
     train = read_train(tmp_path)
     assert list(train) == FILES["filenames_train.txt"]
     assert [by_name(TAXONOMY, ids) for ids in train.values()] == TRAIN
-    part = released.read_part(tmp_path, "test", TAXONOMY)
+    part = asen_split.read_part(tmp_path, "test", TAXONOMY)
     assert part.names == list(TEST)  # in the order of the filenames
     found = zip(part.roles, ([m] for m in part.classes), strict=True)
     assert [(role, by_name(TAXONOMY, ids)) for role, ids in found] == list(TEST.values())
@@ -75,7 +75,7 @@ def test_line_ends_and_trailing_blanks_change_nothing(tmp_path, end, trailing, l
         ("query_test.txt", 1),
     ]
     assert part.notes == ("1 of 5 photos of filenames_test.txt have no row and are left out",)
-    assert released.read_part(tmp_path, "valid", TAXONOMY).notes == ()
+    assert asen_split.read_part(tmp_path, "valid", TAXONOMY).notes == ()
 
 
 def test_a_label_that_stands_twice_counts_once(tmp_path):
@@ -162,7 +162,7 @@ def test_some_of_the_six_files_are_not_enough(tmp_path, name):
     put(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(InputError) as raised:
-        released.has_parts(tmp_path)
+        asen_split.has_parts(tmp_path)
     check_words(raised, [str(tmp_path), f"without {name};", *(other for other in PARTS if other != name)])
 
 
@@ -170,11 +170,11 @@ def test_none_of_the_six_files_means_no_split(tmp_path):
     put(tmp_path)
     for name in PARTS:
         (tmp_path / name).unlink()
-    assert not released.has_parts(tmp_path)
-    assert released.there(released.train_files(tmp_path))
+    assert not asen_split.has_parts(tmp_path)
+    assert asen_split.there(asen_split.train_files(tmp_path))
     (tmp_path / "label_train.txt").unlink()
     with pytest.raises(InputError, match=r"filenames_train.txt without label_train.txt"):
-        released.there(released.train_files(tmp_path))
+        asen_split.there(asen_split.train_files(tmp_path))
 
 
 # rows and roles are drawn
@@ -186,7 +186,7 @@ def drawn(size: int = 900, seed: int = 0):
     names = [f"photo {rng.integers(2**40)}/{i}.jpg" for i in range(size)]
     labels = [np.flatnonzero(row).tolist() for row in random_labels("partial", size, rng)]
     splits = rng.choice(["train", "valid", "test"], size)
-    return names, labels, splits, released.draw_rows(names, labels)
+    return names, labels, splits, asen_split.draw_rows(names, labels)
 
 
 def test_a_row_is_one_of_the_labels():
@@ -203,7 +203,7 @@ def test_a_row_is_one_of_the_labels():
 @pytest.mark.parametrize("query", [0.2, 0.5, 0.0, 1.0])
 def test_roles_are_cut_by_their_share_in_every_attribute(query):
     names, _, splits, rows = drawn()
-    roles = released.draw_roles(names, rows, splits, query, TAXONOMY)
+    roles = asen_split.draw_roles(names, rows, splits, query, TAXONOMY)
     attribute = np.where(rows >= 0, TAXONOMY.attribute_of_class[rows], -1)
     assert (roles[(splits == "train") | (attribute < 0)] == "").all()
     for split in ("valid", "test"):
@@ -216,18 +216,18 @@ def test_roles_are_cut_by_their_share_in_every_attribute(query):
 @pytest.mark.parametrize(("size", "expected"), [(1, ["candidate"]), (2, ["candidate", "query"])])
 def test_few_rows_have_a_candidate_first_and_then_a_query(size, expected):
     names = [f"{i}.jpg" for i in range(size)]
-    roles = released.draw_roles(names, np.zeros(size, int), np.array(["valid"] * size), 0.2, TAXONOMY)
+    roles = asen_split.draw_roles(names, np.zeros(size, int), np.array(["valid"] * size), 0.2, TAXONOMY)
     assert sorted(roles) == expected
 
 
 def test_rows_and_roles_do_not_hang_on_the_order():
     names, labels, splits, rows = drawn()
-    roles = released.draw_roles(names, rows, splits, 0.2, TAXONOMY)
+    roles = asen_split.draw_roles(names, rows, splits, 0.2, TAXONOMY)
     order = np.random.default_rng(1).permutation(len(names))
     shuffled = [names[i] for i in order]
-    again = released.draw_rows(shuffled, [labels[i] for i in order])
+    again = asen_split.draw_rows(shuffled, [labels[i] for i in order])
     assert (again == rows[order]).all()
-    assert (released.draw_roles(shuffled, again, splits[order], 0.2, TAXONOMY) == roles[order]).all()
+    assert (asen_split.draw_roles(shuffled, again, splits[order], 0.2, TAXONOMY) == roles[order]).all()
 
 
 # what is written comes back
@@ -237,16 +237,16 @@ def test_rows_and_roles_do_not_hang_on_the_order():
 def test_what_is_written_is_read_back(tmp_path, seed):
     names, labels, splits, rows = drawn(300, seed)
     known = np.array([bool(ids) for ids in labels])
-    roles = released.draw_roles(names, rows, splits, 0.3, TAXONOMY)
+    roles = asen_split.draw_roles(names, rows, splits, 0.3, TAXONOMY)
     rows = np.where(splits == "train", -1, rows)
     frame = pd.DataFrame({"image": names, "split": splits, "role": roles, "labels": labels, "row": rows})[known]
-    released.write(frame, TAXONOMY, tmp_path / "split")
+    asen_split.write(frame, TAXONOMY, tmp_path / "split")
     assert sorted(path.name for path in (tmp_path / "split").iterdir()) == sorted(FILES)
     train = frame[frame["split"] == "train"]
     assert read_train(tmp_path / "split") == dict(zip(train["image"], train["labels"], strict=True))
     for split in ("valid", "test"):
         own = frame[frame["split"] == split]
-        part = released.read_part(tmp_path / "split", split, TAXONOMY)
+        part = asen_split.read_part(tmp_path / "split", split, TAXONOMY)
         assert (part.names, part.roles, part.classes) == tuple(own[c].tolist() for c in ("image", "role", "row"))
         assert part.notes == ()
 

@@ -15,9 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from m3lib import config, images, inputs, sources
+from m3lib import config, inputs
+from m3lib import prepare as sources
 from m3lib.data import manifest
 from m3lib.errors import InputError
+from m3lib.prepare import photos
 from tiny import ROOT, TAXONOMY, make_prepared, random_labels
 
 PARAMS = (ROOT / "params.yaml").read_text()
@@ -229,7 +231,7 @@ PHOTOS: dict[str, Case] = {
 
 def prepare(catalogue, folder: Path) -> None:
     source = sources.read_csv(catalogue.settings, catalogue.split, 0.0)
-    images.pack(source, folder, config.Images(16, 16, "crop", "raw", 0.0), 1)
+    photos.pack(source, folder, config.Images(16, 16, "crop", "raw", 0.0), 1)
 
 
 @pytest.mark.parametrize("case", PHOTOS)

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from catalogues import PICTURES, SIDE, build_index, noise_pictures, random_embeddings, random_gallery
-from m3lib import images, search
+from m3lib import search
 from m3lib.data import store
 from m3lib.errors import InputError
+from m3lib.prepare import photos
 from m3lib.retrieval import metrics
 from m3lib.search import Index
 from m3lib.training import inference
@@ -194,7 +195,7 @@ def test_a_photo_is_read_as_the_store_was_packed(indexed, tmp_path, fit, kind):
     index = indexed()
     photo = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
     Image.fromarray(photo).save(tmp_path / "photo.png")
-    wanted = images.fit(images.decode(tmp_path / "photo.png"), SIDE, SIDE, fit)
+    wanted = photos.fit(photos.decode(tmp_path / "photo.png"), SIDE, SIDE, fit)
     if kind == "jpeg":
         (tmp_path / "stored.jpg").write_bytes(store.encode(wanted, "jpeg"))
         wanted = np.asarray(Image.open(tmp_path / "stored.jpg"))

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from m3lib import config, images, sources
+from m3lib import config, prepare
 from m3lib.errors import InputError
+from m3lib.prepare import photos
 
 ROOT = Path(__file__).parents[1]
 CATALOGUE = ROOT.parent / "shared/catalogue/catalogue.csv"
@@ -25,7 +26,7 @@ def sentence(raised: pytest.ExceptionInfo) -> str:
     return text
 
 
-def class_names(source: sources.Source) -> list[dict[str, list[str]]]:
+def class_names(source: prepare.Source) -> list[dict[str, list[str]]]:
     """For each row, the names that its class ids stand for, by attribute."""
     taxonomy, rows = source.taxonomy, []
     for ids in source.manifest["labels"]:
@@ -38,7 +39,7 @@ def class_names(source: sources.Source) -> list[dict[str, list[str]]]:
 
 
 def read(catalogue, max_bad=0.0, **changes):
-    return sources.read_csv(catalogue.set(**changes), catalogue.split, max_bad)
+    return prepare.read_csv(catalogue.set(**changes), catalogue.split, max_bad)
 
 
 def split_words(rows):
@@ -74,7 +75,7 @@ def test_labels_types_and_photos(tiny_catalogue):
     ]
     assert class_names(source) == expected
     assert list(source.manifest["image"]) == [f"photos/{i:02}.jpg" for i in range(60)]
-    assert (source.load(7) == images.decode(tiny_catalogue.photos[7])).all()
+    assert (source.load(7) == photos.decode(tiny_catalogue.photos[7])).all()
     assert source.notes == ()
 
 
@@ -107,7 +108,7 @@ def test_photos_without_any_label_stay_out(tiny_catalogue):
     tiny_catalogue.change(lambda rows: rows[3].__setitem__(slice(1, 4), ["", " ", " | "]))
     source = read(tiny_catalogue)
     assert "photos/02.jpg" not in set(source.manifest["image"])
-    assert (source.load(2) == images.decode(tiny_catalogue.photos[3])).all()
+    assert (source.load(2) == photos.decode(tiny_catalogue.photos[3])).all()
     assert source.notes == ("1 of 60 photos have no known label and are left out",)
 
 
@@ -324,9 +325,9 @@ def test_paths_follow_the_repository_that_a_person_works_in(tmp_path, monkeypatc
 
 def test_read_checks_the_source(tiny_catalogue):
     whole = replace(config.load(ROOT / "params.yaml"), source="csv", csv=tiny_catalogue.settings)
-    assert len(sources.read(replace(whole, split=tiny_catalogue.split)).manifest) == 60
+    assert len(prepare.read(replace(whole, split=tiny_catalogue.split)).manifest) == 60
     with pytest.raises(InputError, match="no valid query image has a label for colour"):
-        sources.read(replace(whole, split=config.Split(valid=0.0, test=0.5, query=0.5)))
+        prepare.read(replace(whole, split=config.Split(valid=0.0, test=0.5, query=0.5)))
 
 
 # photos that people took
@@ -337,7 +338,7 @@ def test_a_real_catalogue_is_read_whole():
     asked = ["gender", "category", "colour", "season", "usage"]
     whole = config.load(ROOT / "params.yaml")
     own = replace(whole.csv, table=str(CATALOGUE), attributes=asked)
-    source = sources.read(replace(whole, source="csv", csv=own))
+    source = prepare.read(replace(whole, source="csv", csv=own))
     assert source.taxonomy.names == asked
     assert len(source.manifest) == 8000
     with CATALOGUE.open(newline="", encoding="utf-8") as file:

@@ -18,9 +18,9 @@ import pytest
 
 import drawn
 from drawn import SMALL, Drawn, source
-from m3lib import images
 from m3lib.data import manifest, store
 from m3lib.errors import InputError
+from m3lib.prepare import photos
 
 JPEG = replace(SMALL, store="jpeg")
 FILES = {"raw": ["images.npy"], "jpeg": ["images.bin", "images.idx.npy"]}
@@ -39,7 +39,7 @@ def packed(tmp_path_factory):
     """A folder of 37 JPEGs."""
     folder = tmp_path_factory.mktemp("packed") / "prepared"
     folder.mkdir()
-    images.pack(source(37, Drawn()), folder, JPEG)
+    photos.pack(source(37, Drawn()), folder, JPEG)
     return folder
 
 
@@ -51,7 +51,7 @@ def undisturbed(source_, tmp_path, settings):
     """The files, and the source that is returned, of a pack in one go elsewhere."""
     other = tmp_path / "undisturbed" / "prepared"
     other.mkdir(parents=True)
-    kept = images.pack(source_, other, settings, 1)
+    kept = photos.pack(source_, other, settings, 1)
     assert sorted(contents(other)) == FILES[settings.store]
     return contents(other), kept
 
@@ -64,9 +64,9 @@ def cut(source_, folder, settings, chunks):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(images, "progress", cut_short)
+        patch.setattr(photos, "progress", cut_short)
         with pytest.raises(KeyboardInterrupt):
-            images.pack(source_, folder, settings, 1)
+            photos.pack(source_, folder, settings, 1)
     assert not list(folder.iterdir())
 
 
@@ -75,12 +75,12 @@ def cut(source_, folder, settings, chunks):
 
 def test_jpegs_are_close_to_the_raw_pictures(folder):
     given = source(37, Drawn(smooth=True))
-    images.pack(given, folder, JPEG)
+    photos.pack(given, folder, JPEG)
     found = store.open_store(folder)
     assert isinstance(found, store.JpegStore)
     assert (len(found), found.shape, found.dtype) == (37, (37, 16, 20, 3), np.uint8)
     for i in range(37):
-        raw = images.fit(given.load(i), 16, 20, "crop").astype(int)
+        raw = photos.fit(given.load(i), 16, 20, "crop").astype(int)
         assert np.abs(found[i] - raw).max() <= 6
         assert np.abs(found[i] - raw).mean() <= 1
 
@@ -137,7 +137,7 @@ def test_an_empty_raw_store_is_refused_in_a_sentence(folder):
     (folder / "images.npy").touch()
     with pytest.raises(InputError, match="not a prepared data set"):
         manifest.open_prepared(folder)
-    images.pack(given, folder, JPEG)
+    photos.pack(given, folder, JPEG)
     assert manifest.open_prepared(folder).images.shape == (1, 16, 20, 3)
 
 
@@ -159,7 +159,7 @@ def test_a_damaged_picture_is_one_sentence(packed, folder):
 def test_jpegs_are_the_same_for_any_number_of_workers(folder):
     stores = []
     for workers in (1, 2):
-        kept = images.pack(source(200, Drawn(bad=(0, 16, 199))), folder, replace(JPEG, max_bad=0.5), workers)
+        kept = photos.pack(source(200, Drawn(bad=(0, 16, 199))), folder, replace(JPEG, max_bad=0.5), workers)
         stores.append((contents(folder), kept.notes, tuple(kept.manifest["image"])))
     assert stores[0] == stores[1]
     assert len(store.open_store(folder)) == 197
@@ -167,7 +167,7 @@ def test_jpegs_are_the_same_for_any_number_of_workers(folder):
 
 def test_jpegs_of_smooth_pictures_are_small(folder):
     large = replace(JPEG, height=224, width=224)
-    images.pack(source(20, Drawn(smooth=True)), folder, large)
+    photos.pack(source(20, Drawn(smooth=True)), folder, large)
     assert (folder / "images.bin").stat().st_size < 0.1 * 20 * 224 * 224 * 3
 
 
@@ -175,7 +175,7 @@ def test_jpegs_of_smooth_pictures_are_small(folder):
 def test_a_store_of_the_other_kind_is_gone(folder, kind):
     other = {"raw": "jpeg", "jpeg": "raw"}[kind]
     for each in (other, kind):
-        images.pack(source(20, Drawn()), folder, replace(SMALL, store=each))
+        photos.pack(source(20, Drawn()), folder, replace(SMALL, store=each))
         assert sorted(contents(folder)) == FILES[each]
     assert not list((folder.parent / "work").iterdir())
 
@@ -201,7 +201,7 @@ def test_a_killed_pack_goes_on_where_it_was(tmp_path, folder, kind, number, line
     folder.mkdir()
 
     settings = replace(SMALL, store=kind, max_bad=0.1)
-    kept = images.pack(drawn.slow(str(log)), folder, settings, 1)
+    kept = photos.pack(drawn.slow(str(log)), folder, settings, 1)
     expected, whole = undisturbed(drawn.slow("/dev/null", pause=0), tmp_path, settings)
     assert contents(folder) == expected
     assert kept.notes == whole.notes
@@ -243,7 +243,7 @@ def test_work_of_other_settings_is_not_used(tmp_path, folder, what):
     cut(given, folder, SMALL, 3)
     log.unlink()
     given, settings = change(given, SMALL, what)
-    images.pack(given, folder, settings, 1)
+    photos.pack(given, folder, settings, 1)
     assert sorted(map(int, log.read_text().split())) == list(range(100))
     assert contents(folder) == undisturbed(given, tmp_path, settings)[0]
 
@@ -266,7 +266,7 @@ def test_only_whole_work_is_taken_up(tmp_path, folder, spoil):
         journal.write_bytes(b"")
     log.unlink()
     cut(given, folder, settings, 1)  # taken up twice
-    kept = images.pack(given, folder, settings, 1)
+    kept = photos.pack(given, folder, settings, 1)
     expected, whole = undisturbed(given, tmp_path, settings)
     assert contents(folder) == expected
     assert kept.notes == whole.notes
@@ -277,15 +277,15 @@ def test_only_whole_work_is_taken_up(tmp_path, folder, spoil):
 def test_the_progress_bar_goes_on_from_where_it_was(folder, monkeypatch):
     bars = []
 
-    class Bar(images.tqdm):
+    class Bar(photos.tqdm):
         def __init__(self, **options):
             super().__init__(**options, disable=False)
             bars.append((self, options))
 
-    monkeypatch.setattr(images, "tqdm", Bar)
+    monkeypatch.setattr(photos, "tqdm", Bar)
     given, settings = source(100, Drawn(bad=(5, 90))), replace(SMALL, max_bad=0.1)
     cut(given, folder, settings, 3)
-    images.pack(given, folder, settings, 1)
+    photos.pack(given, folder, settings, 1)
     bar, options = bars[-1]
     assert (options["initial"], options["total"], bar.n) == (48, 100, 100)
 
@@ -294,14 +294,14 @@ def test_too_many_bad_images_in_two_runs_leave_no_work(folder):
     given, settings = source(100, Drawn(bad=(5, 90))), replace(SMALL, max_bad=0.01)
     cut(given, folder, settings, 3)
     with pytest.raises(InputError, match=r"2 of the first 96 images .*; the first is photo 5 is spoilt"):
-        images.pack(given, folder, settings, 1)
+        photos.pack(given, folder, settings, 1)
     assert not list(folder.iterdir())
     assert not list((folder.parent / "work").iterdir())
 
 
 def test_after_a_killed_worker_the_work_goes_on(tmp_path, folder):
     with pytest.raises(InputError, match="what is done so far is kept"):
-        images.pack(source(100, Drawn(kill=70)), folder, SMALL, 1)
+        photos.pack(source(100, Drawn(kill=70)), folder, SMALL, 1)
     assert len((tmp_path / "work" / "images.journal").read_text().splitlines()) > 1
 
 
@@ -316,7 +316,7 @@ def test_too_little_disk_is_told_before_anything_is_drawn(tmp_path, folder, monk
     monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=200_000_000))
     log = tmp_path / "log"
     with pytest.raises(InputError) as raised:
-        images.pack(source(1000, Drawn(log=str(log))), folder, replace(SMALL, height=1024, width=1024, store=kind))
+        photos.pack(source(1000, Drawn(log=str(log))), folder, replace(SMALL, height=1024, width=1024, store=kind))
     assert needed in str(raised.value)
     assert advice in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -333,9 +333,9 @@ def test_what_is_done_needs_no_more_disk(folder, monkeypatch, kind):
     monkeypatch.setattr(store, "JPEG_SHARE", 1)
     monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=rest - 1))
     with pytest.raises(InputError, match="free some space"):
-        images.pack(given, folder, settings, 1)
+        photos.pack(given, folder, settings, 1)
     monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=rest))
-    images.pack(given, folder, settings, 1)
+    photos.pack(given, folder, settings, 1)
     assert sorted(contents(folder)) == FILES[kind]
 
 
@@ -351,9 +351,9 @@ def test_a_full_disk_is_one_sentence_and_the_next_run_goes_on(folder, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(store.Work, "add", fill)
         with pytest.raises(InputError, match=r"the disk of .* is full: free some space") as error:
-            images.pack(given, folder, SMALL)
+            photos.pack(given, folder, SMALL)
     assert "\n" not in str(error.value)
     assert not list(folder.iterdir())
     assert (folder.parent / "work/images.journal").read_text().count("\n") == 1 + 2  # the fingerprint, two chunks
-    images.pack(given, folder, SMALL)
+    photos.pack(given, folder, SMALL)
     assert len(np.load(folder / "images.npy")) == 64

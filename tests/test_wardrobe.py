@@ -7,9 +7,10 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 
-from m3lib import garments, prints, styles, wardrobe
 from m3lib.config import Split, Wardrobe
 from m3lib.data.manifest import check_source, known_attributes, multi_hot
+from m3lib.prepare import wardrobe
+from m3lib.prepare.wardrobe import garments, multi_track, patterns
 
 SPLIT = Split(valid=0.1, test=0.2, query=0.2)
 TRACKS = ("multi", "single", "partial")
@@ -157,16 +158,16 @@ def test_styles_arise_from_their_combination_and_from_nothing_else():
         marks |= {"@blue"} if 0.55 <= garment.hue <= 0.69 else set()
         marks |= {"@dark"} if garment.lightness < 0.25 else set()
         marks |= set() if truth["part"] else {"@no part"}
-        expected = {s for s, groups in styles.STYLES.items() if all(set(g.split("|")) & marks for g in groups)}
+        expected = {s for s, groups in multi_track.STYLES.items() if all(set(g.split("|")) & marks for g in groups)}
         assert set(truth["style"]) == expected
         seen |= expected
-    assert seen == set(styles.STYLES)
+    assert seen == set(multi_track.STYLES)
 
 
 def test_style_rules_name_known_classes():
     taxonomy = wardrobe.taxonomy_of("multi")
     classes = {class_ for attribute in taxonomy.attributes for class_ in attribute.classes}
-    for groups in styles.STYLES.values():
+    for groups in multi_track.STYLES.values():
         assert {name for group in groups for name in group.split("|") if name[0] != "@"} <= classes
 
 
@@ -210,8 +211,8 @@ def test_a_changed_factor_changes_the_picture(change):
 
 def test_every_print_and_fabric_looks_different():
     plain = garments.Garment(hem=70.0, lightness=0.6)
-    looks = [replace(plain, texture=name) for name in prints.TEXTURES]
-    looks += [replace(plain, fabric=name) for name in prints.FABRICS if name != "cotton"]
+    looks = [replace(plain, texture=name) for name in patterns.TEXTURES]
+    looks += [replace(plain, fabric=name) for name in patterns.FABRICS if name != "cotton"]
     pictures = np.stack([picture(look) for look in looks]).reshape(len(looks), -1)
     apart = np.abs(pictures[:, None] - pictures[None]).mean(axis=2) + 99 * np.eye(len(looks))
     assert apart.min() > 1
@@ -222,8 +223,8 @@ def test_every_print_and_fabric_looks_different():
     [
         ("shape", garments.SHAPES),
         ("sleeve", garments.SLEEVES),
-        ("collar", prints.COLLARS),
-        ("buttons", prints.BUTTONS),
+        ("collar", patterns.COLLARS),
+        ("buttons", patterns.BUTTONS),
         ("neckline", ["crew", *wardrobe.PARTIAL["neckline design"].values()]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

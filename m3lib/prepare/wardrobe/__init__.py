@@ -10,8 +10,8 @@ import pandas as pd
 
 from m3lib import config
 from m3lib.data.manifest import Source, assign_roles, assign_splits
-from m3lib.garments import Garment, draw
-from m3lib.styles import (
+from m3lib.prepare.wardrobe.garments import Garment, draw
+from m3lib.prepare.wardrobe.multi_track import (
     CUT,
     DETAIL,
     FABRIC,

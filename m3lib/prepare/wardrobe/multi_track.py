@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from m3lib.garments import BARE, Garment
+from m3lib.prepare.wardrobe.garments import BARE, Garment
 
 Weights = dict[str, float]
 Truth = dict[str, list[str]]  # attribute -> classes

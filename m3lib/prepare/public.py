@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from m3lib import images, released
 from m3lib.config import Benchmark, Settings, data_path
 from m3lib.data.manifest import Source, assign_splits, unit_hash
 from m3lib.errors import InputError
+from m3lib.prepare import asen_split
+from m3lib.prepare import photos as images
 from m3lib.taxonomy import Taxonomy
 
 PROTOCOLS = {"deepfashion": "pair", "fashionai": "row", "darn": "row"}  # behind the published tables
@@ -117,7 +118,7 @@ def read(dataset: Dataset, settings: Settings) -> Source:
 
 def split_up(known: Known, folder: Path, settings: Settings) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """A row per photo: image, split, role, labels (all that is known), row (the class of its released row, or -1)."""
-    if released.has_parts(folder):
+    if asen_split.has_parts(folder):
         return released_split(known, folder)
     if known.labels is None:
         raise InputError(f"{folder}: no split files (filenames_test.txt and so on), and no labels to draw a split from")
@@ -130,8 +131,8 @@ def split_up(known: Known, folder: Path, settings: Settings) -> tuple[pd.DataFra
         if absent:
             raise InputError(f"{folder}: the download's own partition does not name {absent!r}, which has labels")
         splits = np.array([known.splits[name] for name in names])
-    rows = released.draw_rows(names, labels)
-    roles = released.draw_roles(names, rows, splits, settings.split.query, known.taxonomy)
+    rows = asen_split.draw_rows(names, labels)
+    roles = asen_split.draw_roles(names, rows, splits, settings.split.query, known.taxonomy)
     rows = np.where(splits == "train", -1, rows)
     kept = [s != "train" or name not in known.doubtful for name, s in zip(names, splits, strict=True)]
     frame = pd.DataFrame({"image": names, "split": splits, "role": roles, "labels": labels, "row": rows})[kept]
@@ -142,7 +143,7 @@ def split_up(known: Known, folder: Path, settings: Settings) -> tuple[pd.DataFra
 
 def released_split(known: Known, folder: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """As `split_up`, by the released files; every row's class is checked against what the download says."""
-    parts = {split: released.read_part(folder, split, known.taxonomy) for split in released.HELD_OUT}
+    parts = {split: asen_split.read_part(folder, split, known.taxonomy) for split in asen_split.HELD_OUT}
     held_out: dict[str, str] = {}
     frames = []
     for split, part in parts.items():
@@ -178,13 +179,13 @@ def check_row(known: Known, name: str, class_id: int, where: str) -> None:
 
 def train_part(known: Known, folder: Path, held_out: dict[str, str]) -> tuple[list[str], list[list[int]]]:
     """Names and labels to train on: of the released files, or every other photo that the download labels."""
-    if not released.there(released.train_files(folder)):
+    if not asen_split.there(asen_split.train_files(folder)):
         if known.labels is None:
             raise InputError(f"{folder}: nothing to train on; put filenames_train.txt and label_train.txt there")
         names = [name for name in known.labels if name not in held_out]
         return names, [known.labels[name] for name in names]
-    filenames, label_file = released.train_files(folder)
-    names = released.read_names(filenames)
+    filenames, label_file = asen_split.train_files(folder)
+    names = asen_split.read_names(filenames)
     for number, name in enumerate(names, 1):
         if name in held_out:
             raise InputError(f"{filenames}, line {number}: {name!r} is in {held_out[name]} as well")
@@ -192,7 +193,7 @@ def train_part(known: Known, folder: Path, held_out: dict[str, str]) -> tuple[li
             raise InputError(f"{filenames}, line {number}: {known.told_by} does not name {name!r}")
     if known.labels is not None:
         return names, [known.labels[name] for name in names]
-    return names, released.read_labels(label_file, len(names), known.taxonomy)
+    return names, asen_split.read_labels(label_file, len(names), known.taxonomy)
 
 
 def take_share(frame: pd.DataFrame, share: float) -> tuple[pd.DataFrame, tuple[str, ...]]:

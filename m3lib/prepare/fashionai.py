@@ -10,10 +10,10 @@ Rows with an m: the released training list keeps them, the ASEN loader of Decemb
 import re
 from pathlib import Path
 
-from m3lib import released
-from m3lib.benchmarks import Dataset, Known, Need
 from m3lib.config import Settings
 from m3lib.errors import InputError
+from m3lib.prepare import asen_split
+from m3lib.prepare.public import Dataset, Known, Need
 from m3lib.taxonomy import Attribute, Taxonomy
 
 FOLDERS = ("fashionAI_attributes_train1", "fashionAI_attributes_train2")
@@ -41,13 +41,13 @@ def read_annotations(path: Path, prefix: str) -> tuple[dict[str, list[int]], fro
     """
     labels: dict[str, list[int]] = {}
     doubtful = set()
-    lines = released.read_lines(path)
+    lines = asen_split.read_lines(path)
     for number, line in enumerate(lines, 1):
         where = f"{path}, line {number}"
         fields = [part.strip() for part in line.split(",")]
         if len(fields) != 3:
             raise InputError(f"{where}: expected `path,attribute_labels,letters`, got {len(fields)} fields")
-        name = released.safe_name(f"{prefix}/{released.safe_name(fields[0], where)}", where)
+        name = asen_split.safe_name(f"{prefix}/{asen_split.safe_name(fields[0], where)}", where)
         found = class_of(fields[1], fields[2], where)
         if labels.setdefault(name, [found]) != [found]:
             said = TAXONOMY.full_name(labels[name][0])

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from m3lib import released
-from m3lib.benchmarks import Dataset, Known, Need
 from m3lib.config import Settings
 from m3lib.errors import InputError
+from m3lib.prepare import asen_split
+from m3lib.prepare.public import Dataset, Known, Need
 from m3lib.taxonomy import Attribute, Taxonomy
 
 TYPES = ("texture", "fabric", "shape", "part", "style")
@@ -107,7 +107,7 @@ def read_labels(path: Path, class_ids: list[int]) -> tuple[dict[str, list[int]],
     repeated = 0
     for number, line in rows_of(path):
         name, present = parse_row(line, len(class_ids), path, number)
-        name = released.safe_name(text_of(name, f"{path}, line {number}"), f"{path}, line {number}")
+        name = asen_split.safe_name(text_of(name, f"{path}, line {number}"), f"{path}, line {number}")
         ids = sorted(class_ids[i] for i in present)
         if name in labels:
             repeated += 1
@@ -156,7 +156,7 @@ def read_partition(path: Path) -> dict[str, str]:
         words = text_of(line, where).rsplit(None, 1)
         if len(words) != 2 or words[1] not in PARTS:
             raise InputError(f"{where}: expected `path part` with the part train, val or test")
-        name, part = released.safe_name(words[0], where), PARTS[words[1]]
+        name, part = asen_split.safe_name(words[0], where), PARTS[words[1]]
         if splits.setdefault(name, part) != part:
             raise InputError(f"{where}: {name!r} is in another part on a line above")
     return splits
@@ -173,7 +173,7 @@ def read_boxes(path: Path) -> dict[str, tuple[int, int, int, int]]:
         left, top, right, bottom = map(int, words[1:])
         if left >= right or top >= bottom:
             raise InputError(f"{where}: the box {left} {top} {right} {bottom} has no area")
-        name, box = released.safe_name(words[0], where), (left, top, right, bottom)
+        name, box = asen_split.safe_name(words[0], where), (left, top, right, bottom)
         if boxes.setdefault(name, box) != box:
             raise InputError(f"{where}: {name!r} has another box on a line above")
     return boxes
@@ -195,7 +195,7 @@ def read(folder: Path, settings: Settings) -> Known:
         if found is None:
             raise InputError(f"params.yaml, benchmark.box: {folder} has no {' or '.join(BOXES.paths)}")
         boxes = read_boxes(found)
-    if not released.has_parts(folder):
+    if not asen_split.has_parts(folder):
         found = PARTITION.found(folder)
         if found is None:
             raise InputError(f"{folder}: neither the released split files nor {PARTITION.paths[0]} is there")

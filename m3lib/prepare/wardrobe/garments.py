@@ -13,8 +13,20 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
-from m3lib.people import Point, along, arm_joints, background, camera, expose, occluder, person, rgb, tube, xy
-from m3lib.prints import BUTTONS, COLLARS, DETAILS, HOOD_BACK, SHEER, SOFT_EDGE, TRAIN, definitions
+from m3lib.prepare.wardrobe.patterns import BUTTONS, COLLARS, DETAILS, HOOD_BACK, SHEER, SOFT_EDGE, TRAIN, definitions
+from m3lib.prepare.wardrobe.scene import (
+    Point,
+    along,
+    arm_joints,
+    background,
+    camera,
+    expose,
+    occluder,
+    person,
+    rgb,
+    tube,
+    xy,
+)
 
 WAIST, HIP, FLOOR = 46.0, 58.0, 104.0
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from m3lib import benchmarks, darn, deepfashion, fashionai, images, tables
 from m3lib.config import Csv, Settings, Split, data_path
 from m3lib.data.manifest import Source, assign_roles, assign_splits, check_source
 from m3lib.errors import InputError
-from m3lib.tables import Table
+from m3lib.prepare import catalogue, darn, deepfashion, fashionai, photos, public
+from m3lib.prepare.catalogue import Table
 
 SPLITS = {
     "train": "train",
@@ -39,28 +39,28 @@ def read_csv(settings: Csv, split: Split, max_bad: float) -> Source:
     rows moves a photo. Raises InputError naming the line, column or setting that is wrong.
     """
     table, names = open_catalogue(settings)
-    tables.choose_attributes(table, settings)  # so that a wrong name is told before the photos are read
+    catalogue.choose_attributes(table, settings)  # so that a wrong name is told before the photos are read
     contents = [content_hash(table.path.parent / name) for name in names]
     missing = [row for row, content in enumerate(contents) if not content]
     notes = check_missing(table, names, missing, max_bad)
     there = [row for row, content in enumerate(contents) if content]
     table, names, contents = table.keep(there), [names[i] for i in there], [contents[i] for i in there]
 
-    taxonomy, labels, label_notes = tables.label(table, settings)
+    taxonomy, labels, label_notes = catalogue.label(table, settings)
     keys = split_keys(table, contents, settings)
     splits = own_splits(table, settings) if settings.split_column else assign_splits(keys, split)
     roles = assign_roles(keys, splits, split.query)
     frame = pd.DataFrame({"image": names, "split": splits, "role": roles, "labels": labels})
     frame, unlabelled = labelled(frame)
     return Source(
-        taxonomy, frame, images.Photos(table.path.parent, tuple(frame["image"])), notes + label_notes + unlabelled
+        taxonomy, frame, photos.Photos(table.path.parent, tuple(frame["image"])), notes + label_notes + unlabelled
     )
 
 
 def open_catalogue(settings: Csv) -> tuple[Table, list[str]]:
     """The table and each row's photo, a path relative to the table's folder; every named column is there."""
-    table = tables.read_table(data_path(settings.table))
-    image_column = tables.clean(settings.image_column)
+    table = catalogue.read_table(data_path(settings.table))
+    image_column = catalogue.clean(settings.image_column)
     if image_column not in table.columns:
         known = ", ".join(map(repr, table.columns))
         raise InputError(
@@ -68,7 +68,7 @@ def open_catalogue(settings: Csv) -> tuple[Table, list[str]]:
         )
     for setting in ("group_column", "split_column"):
         if getattr(settings, setting):
-            tables.find_column(table, getattr(settings, setting), f"csv.{setting}")
+            catalogue.find_column(table, getattr(settings, setting), f"csv.{setting}")
     return table, photo_names(table, image_column)
 
 
@@ -107,7 +107,7 @@ def check_missing(table: Table, names: list[str], missing: list[int], max_bad: f
         return ()
     first = f"{names[missing[0]]!r} ({table.where(missing[0])})"
     counted = f"{len(missing)} of {len(names)} photos are missing"
-    if images.too_many(len(missing), len(names), max_bad):
+    if photos.too_many(len(missing), len(names), max_bad):
         raise InputError(
             f"{counted}, more than the share images.max_bad = {max_bad:g} in params.yaml allows; the first is {first}"
         )
@@ -118,12 +118,12 @@ def split_keys(table: Table, contents: list[str], settings: Csv) -> list[str]:
     """What decides a row's split: its group, or its photo's bytes where it has none."""
     if not settings.group_column:
         return contents
-    groups = map(tables.clean, table.column(tables.clean(settings.group_column)))
+    groups = map(catalogue.clean, table.column(catalogue.clean(settings.group_column)))
     return [f"group {group}" if group else content for group, content in zip(groups, contents, strict=True)]
 
 
 def own_splits(table: Table, settings: Csv) -> np.ndarray:
-    column = tables.clean(settings.split_column)
+    column = catalogue.clean(settings.split_column)
     cells = [cell.strip().lower() for cell in table.column(column)]
     for row, cell in enumerate(cells):
         if cell not in SPLITS:
@@ -140,7 +140,7 @@ def labelled(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
 
 
 def read_wardrobe(settings: Settings) -> Source:
-    from m3lib import wardrobe  # here: a person's own photos need nothing of what draws garments
+    from m3lib.prepare import wardrobe  # here: a person's own photos need nothing of what draws garments
 
     return wardrobe.read(settings.wardrobe, settings.split)
 
@@ -148,6 +148,6 @@ def read_wardrobe(settings: Settings) -> Source:
 DATASETS = {d.name: d for d in (deepfashion.DATASET, fashionai.DATASET, darn.DATASET)}
 READERS: dict[str, Callable[[Settings], Source]] = {
     "wardrobe": read_wardrobe,
-    **{dataset.name: partial(benchmarks.read, dataset) for dataset in DATASETS.values()},
+    **{dataset.name: partial(public.read, dataset) for dataset in DATASETS.values()},
     "csv": lambda settings: read_csv(settings.csv, settings.split, settings.images.max_bad),
 }

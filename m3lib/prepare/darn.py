@@ -8,10 +8,10 @@ original table: a header `path` and the nine attributes, then a row per photo, -
 
 from pathlib import Path
 
-from m3lib import released, tables
-from m3lib.benchmarks import Dataset, Known, Need
 from m3lib.config import Settings
 from m3lib.errors import InputError
+from m3lib.prepare import asen_split, catalogue
+from m3lib.prepare.public import Dataset, Known, Need
 from m3lib.taxonomy import Attribute, Taxonomy
 
 ATTRIBUTES = {  # in the order of the released files' numbers; number of classes (data/meta.json of the ASEN code)
@@ -31,13 +31,13 @@ LABELS = "labels.csv"
 
 def read_table(path: Path) -> tuple[dict[str, list[int]], tuple[str, ...]]:
     """Photo to its class ids, and notes; raises InputError naming the line of the first fault."""
-    table = tables.read_table(path)
+    table = catalogue.read_table(path)
     if table.columns != ("path", *ATTRIBUTES):
         raise InputError(f"{path}, line 1: the header must be path,{','.join(ATTRIBUTES)}")
     labels: dict[str, list[int]] = {}
     for row, (name, *values) in enumerate(table.rows):
         where = table.where(row)
-        name = released.safe_name(name.strip(), where)
+        name = asen_split.safe_name(name.strip(), where)
         ids = [class_of(n, value.strip(), where) for n, value in enumerate(values)]
         ids = [m for m in ids if m >= 0]
         if labels.setdefault(name, ids) != ids:
@@ -55,7 +55,7 @@ def class_of(attribute: int, value: str, where: str) -> int:
         return -1
     if not (value.isascii() and value.isdigit() and len(value) <= 9):
         raise InputError(f"{where}: {TAXONOMY.names[attribute]!r} is {value!r}, expected a number, or -1 for unknown")
-    return released.class_id(TAXONOMY, attribute, int(value), where)
+    return asen_split.class_id(TAXONOMY, attribute, int(value), where)
 
 
 def read(folder: Path, settings: Settings) -> Known:

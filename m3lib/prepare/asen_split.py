@@ -21,7 +21,7 @@ import pandas as pd
 
 from m3lib.data.manifest import unit_hash
 from m3lib.errors import InputError
-from m3lib.images import whole_file
+from m3lib.prepare.photos import whole_file
 from m3lib.taxonomy import Taxonomy
 
 HELD_OUT = ("valid", "test")
