@@ -28,7 +28,7 @@ bench: $(READY)  ## measure: seconds and memory of every stage of the last run; 
 	python -m m3lib.bench$(if $(WHAT),_$(WHAT))
 
 record: $(READY)  ## gather experiments NAME-... into data/results/NAME.csv, and write README's tables from it
-	python -m m3lib.record $(NAME)
+	python -m m3lib.analysis.record $(NAME)
 
 clean:  ## remove what the pipeline made, not its cache: `make repro` brings it back
 	rm -rf notebooks/executed data/notebooks data/prepared data/models data/embeddings data/attention data/figures data/index data/work dvc_plots

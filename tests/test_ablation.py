@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from m3lib import ablation, recorded
+from m3lib.analysis import ablation, sweeps
 
 COLUMNS = ["seed", "variant", "split", "score", "own", "metric", "attribute", "percent"]
 ROWS = [
@@ -28,7 +28,7 @@ ROWS += [
 @pytest.fixture
 def table(tmp_path):
     pd.DataFrame(ROWS, columns=COLUMNS).to_csv(tmp_path / "a.csv", index=False)
-    return recorded.read(tmp_path / "a.csv")
+    return sweeps.read(tmp_path / "a.csv")
 
 
 def test_a_row_per_variant_and_a_column_per_score(table):

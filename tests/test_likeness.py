@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from m3lib import likeness
+from m3lib.analysis import factors
 from m3lib.data.manifest import Prepared
 from m3lib.retrieval.ranking import Embeddings
 from m3lib.taxonomy import Attribute, Taxonomy
@@ -37,37 +37,35 @@ def test_rank_correlation_is_scipys(ties):
     if ties:
         a, b = a.round(1), b.round(1)
     expected = [spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]
-    assert likeness.rank_correlation(a, b) == pytest.approx(expected)
+    assert factors.rank_correlation(a, b) == pytest.approx(expected)
 
 
 def test_a_constant_row_correlates_with_nothing():
-    assert likeness.rank_correlation(np.ones((1, 4)), np.arange(4.0)[None]).tolist() == [0.0]
+    assert factors.rank_correlation(np.ones((1, 4)), np.arange(4.0)[None]).tolist() == [0.0]
 
 
 def test_hue_goes_round():
-    assert likeness.closeness(np.array([0.95]), np.array([0.05, 0.5]), "hue") == pytest.approx(
-        np.array([[-0.1, -0.45]])
-    )
-    assert likeness.closeness(np.array([0.95]), np.array([0.05, 0.5]), "pitch") == pytest.approx(
+    assert factors.closeness(np.array([0.95]), np.array([0.05, 0.5]), "hue") == pytest.approx(np.array([[-0.1, -0.45]]))
+    assert factors.closeness(np.array([0.95]), np.array([0.05, 0.5]), "pitch") == pytest.approx(
         np.array([[-0.9, -0.45]])
     )
 
 
 def test_embeddings_that_follow_the_factor():
     prepared, embeddings = make_case(on_a_circle(FACTOR))
-    assert likeness.inside_classes(prepared, "test", "attribute", embeddings) == {"texture: pitch": pytest.approx(1)}
+    assert factors.inside_classes(prepared, "test", "attribute", embeddings) == {"texture: pitch": pytest.approx(1)}
     prepared, embeddings = make_case(on_a_circle(np.random.default_rng(0).random(60)))
-    assert abs(likeness.inside_classes(prepared, "test", "attribute", embeddings)["texture: pitch"]) < 0.3
+    assert abs(factors.inside_classes(prepared, "test", "attribute", embeddings)["texture: pitch"]) < 0.3
 
 
 def test_candidates_of_other_classes_take_no_part():
     """Embeddings that follow the factor inside each class, and put the two classes on the wrong sides."""
     away = np.where(np.arange(60) % 2, 0.0, 0.3)
     prepared, embeddings = make_case(on_a_circle(FACTOR + away))
-    assert likeness.inside_classes(prepared, "test", "attribute", embeddings) == {"texture: pitch": pytest.approx(1)}
+    assert factors.inside_classes(prepared, "test", "attribute", embeddings) == {"texture: pitch": pytest.approx(1)}
 
 
 def test_without_hidden_factors_there_is_nothing_to_tell():
     prepared, embeddings = make_case(on_a_circle(FACTOR))
     del prepared.manifest["factor_pitch"]
-    assert likeness.inside_classes(prepared, "test", "attribute", embeddings) == {}
+    assert factors.inside_classes(prepared, "test", "attribute", embeddings) == {}

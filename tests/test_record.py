@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from m3lib import record
+from m3lib.analysis import record
+from m3lib.analysis.comparison import COLUMNS
 from m3lib.errors import InputError
-from m3lib.report import COLUMNS
 
 PAIR = ["lower", "higher", "difference", "low", "high", "p"]
 

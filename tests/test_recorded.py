@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from m3lib import figures, recorded
+from m3lib import figures
+from m3lib.analysis import sweeps
 from m3lib.errors import InputError
 
 RATES, EPOCHS, QUERIES = (0.004, 0.008), (4, 8), ("[a, b]", "one_hot")
@@ -29,23 +30,23 @@ def table():
 
 
 def test_settings_are_told_apart_with_numbers_as_numbers():
-    found = recorded.settings_of("train.lr=0.004 systems.m3.train.held_out=['a: b', 'c'] images.fit=pad")
+    found = sweeps.settings_of("train.lr=0.004 systems.m3.train.held_out=['a: b', 'c'] images.fit=pad")
     assert found == {"train.lr": 0.004, "systems.m3.train.held_out": "['a: b', 'c']", "images.fit": "pad"}
-    assert recorded.settings_of("") == {}
+    assert sweeps.settings_of("") == {}
 
 
 def test_runs_are_the_variants_own_overall_figures(table):
-    runs = recorded.runs(table, "test")
+    runs = sweeps.runs(table, "test")
     assert len(runs) == 2 * 2 * len(RATES) * len(EPOCHS) * len(QUERIES)
     assert runs["percent"].max() < 99
     assert set(runs["variant"]) == {"m3", "asen"}
-    assert recorded.tried(runs) == ["train.lr", "train.epochs", "model.queries"]
+    assert sweeps.tried(runs) == ["train.lr", "train.epochs", "model.queries"]
     assert set(runs["model.queries"]) == set(QUERIES)
-    assert recorded.tried(runs[runs["train.lr"] == 0.004]) == ["train.epochs", "model.queries"]
+    assert sweeps.tried(runs[runs["train.lr"] == 0.004]) == ["train.epochs", "model.queries"]
 
 
 def test_the_best_is_chosen_by_the_mean_on_validation_and_reported_on_test(table):
-    found = recorded.best(table)
+    found = sweeps.best(table)
     assert list(found.columns) == ["train.lr", "train.epochs", "model.queries", "valid", "test", "seeds"]
     own = table[table["own"] & (table["metric"] == "MAP@all") & (table["attribute"] == "")]
     for variant, row in found.iterrows():
@@ -62,19 +63,19 @@ def test_the_best_is_chosen_by_the_mean_on_validation_and_reported_on_test(table
 
 def test_a_sweep_over_seeds_alone_has_nothing_to_show(table):
     only = table.assign(settings="")
-    runs = recorded.runs(only, "valid")
-    assert recorded.tried(runs) == []
+    runs = sweeps.runs(only, "valid")
+    assert sweeps.tried(runs) == []
     assert len(runs) == 32
 
 
 def test_nothing_recorded_is_told(tmp_path):
     with pytest.raises(InputError, match=r"lr\.csv can't be read .*make record NAME=lr"):
-        recorded.read(tmp_path / "lr.csv")
+        sweeps.read(tmp_path / "lr.csv")
 
 
 @pytest.mark.parametrize("setting", ["train.lr", "train.epochs", "model.queries"])
 def test_panels_hold_every_run(table, setting):
-    runs = recorded.runs(table, "valid")
+    runs = sweeps.runs(table, "valid")
     figure = figures.sweep_panels(runs, setting, "valid")
     for axis, variant in zip(figure.axes, ("m3", "asen"), strict=True):
         dots = axis.collections[-1].get_offsets()
@@ -83,8 +84,8 @@ def test_panels_hold_every_run(table, setting):
 
 
 def test_parallel_coordinates_have_a_line_a_run_that_ends_at_its_figure(table):
-    runs = recorded.runs(table, "valid")
-    figure = figures.parallel_coordinates(runs, recorded.tried(runs), "valid")
+    runs = sweeps.runs(table, "valid")
+    figure = figures.parallel_coordinates(runs, sweeps.tried(runs), "valid")
     low, high = runs["percent"].min(), runs["percent"].max()
     ends = [line.get_ydata()[-1] for line in figure.axes[0].lines if len(line.get_xdata()) == 4]
     assert ends == pytest.approx(sorted((runs["percent"] - low) / (high - low)))

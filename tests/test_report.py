@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from m3lib import figures, report
+from m3lib import figures
+from m3lib.analysis import comparison
 from m3lib.errors import InputError
 from m3lib.retrieval import metrics
 from m3lib.retrieval.ranking import Ranking
@@ -47,20 +48,20 @@ RESULTS = {
 
 
 def test_main_table_has_a_row_per_variant_and_the_random_floor():
-    table = report.main_table(RESULTS, "test")
+    table = comparison.main_table(RESULTS, "test")
     assert table.index.tolist() == ["random", "asen", "m3"]
     assert table["score"].tolist() == ["-", "attribute", "weighted"]
     assert table.loc["m3"].tolist()[1:] == pytest.approx([60, 62.5, 61, 62, 63])
     assert table.loc["random"].tolist()[1:] == pytest.approx([20, 27.5, 21, 22, 23])
-    assert table.columns.tolist() == ["score", *report.COLUMNS]
+    assert table.columns.tolist() == ["score", *comparison.COLUMNS]
 
 
 def test_validation_has_no_random_row():
-    assert report.main_table(RESULTS, "valid")["MAP@all"].to_dict() == pytest.approx({"asen": 41, "m3": 61})
+    assert comparison.main_table(RESULTS, "valid")["MAP@all"].to_dict() == pytest.approx({"asen": 41, "m3": 61})
 
 
 def test_attribute_table_has_a_column_per_attribute():
-    table = report.attribute_table(RESULTS, "test")
+    table = comparison.attribute_table(RESULTS, "test")
     assert table.to_dict("index") == {
         "random": pytest.approx({"colour": 25, "sleeve": 30}),
         "asen": pytest.approx({"colour": 50, "sleeve": 30}),
@@ -69,7 +70,7 @@ def test_attribute_table_has_a_column_per_attribute():
 
 
 def test_score_table_shows_every_score_a_variant_can_give():
-    table, own = report.score_table(RESULTS, "test")
+    table, own = comparison.score_table(RESULTS, "test")
     assert own == {"asen": "attribute", "m3": "weighted"}
     assert table.columns.tolist() == ["attribute", "weighted", "posterior"]
     assert table.loc["m3"].dropna().to_dict() == pytest.approx({"weighted": 60, "posterior": 58})
@@ -77,7 +78,7 @@ def test_score_table_shows_every_score_a_variant_can_give():
 
 
 def test_flat_lists_fractions():
-    flat = report.flat(RESULTS, "test")
+    flat = comparison.flat(RESULTS, "test")
     assert list(flat) == ["random", "asen", "m3"]
     expected = {"map_all": 0.6, "map_all_mean": 0.625, "map_100": 0.61, "recall_100": 0.63}
     assert flat["m3"] == pytest.approx(expected)
@@ -85,14 +86,14 @@ def test_flat_lists_fractions():
 
 def test_gain_over_modc_is_the_posters():
     """The poster's own percentage: M3-Net over MODC on DeepFashion is +70.42 %."""
-    found = report.beside_published(pd.DataFrame({"MAP@all": {"m3": 60.0}}), PUBLISHED, "modc")
+    found = comparison.beside_published(pd.DataFrame({"MAP@all": {"m3": 60.0}}), PUBLISHED, "modc")
     assert found.loc["M3-Net", ("gain over MODC", "deepfashion")] == pytest.approx(70.42, abs=0.005)
     assert found.loc["MODC", ("gain over MODC", "deepfashion")] == 0
     assert found["gain over MODC", "here"].isna().all()
 
 
 def test_our_rows_stand_beside_the_published_ones():
-    found = report.beside_published(report.main_table(RESULTS, "test"), PUBLISHED, "asen")
+    found = comparison.beside_published(comparison.main_table(RESULTS, "test"), PUBLISHED, "asen")
     levels, gain = found["MAP@all"], found["gain over ASEN"]
     assert levels["here"].dropna().to_dict() == pytest.approx({"ASEN": 40, "M3-Net": 60})
     assert gain["here"].dropna().to_dict() == pytest.approx({"ASEN": 0, "M3-Net": 50})
@@ -115,17 +116,17 @@ def test_json_has_six_decimals_and_reads_back():
 def test_metrics_are_read_by_variant_and_the_missing_one_is_named(tmp_path):
     for name, result in RESULTS.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(result))
-    assert report.read_metrics(tmp_path, ["m3", "asen"]) == {"m3": RESULTS["m3"], "asen": RESULTS["asen"]}
+    assert comparison.read_metrics(tmp_path, ["m3", "asen"]) == {"m3": RESULTS["m3"], "asen": RESULTS["asen"]}
     (tmp_path / "asen.json").write_text("{")
     for name in ("asen", "m3_a"):
         with pytest.raises(InputError, match=rf"{name}\.json.*dvc repro evaluate@{name}"):
-            report.read_metrics(tmp_path, ["m3", name])
+            comparison.read_metrics(tmp_path, ["m3", name])
 
 
 def test_widest_gap_is_where_one_leads_the_other_most():
-    table = report.attribute_table(RESULTS, "test")
-    assert report.widest_gap(table, "asen", "m3") == "sleeve"
-    assert report.widest_gap(table, "m3", "asen") == "colour"
+    table = comparison.attribute_table(RESULTS, "test")
+    assert comparison.widest_gap(table, "asen", "m3") == "sleeve"
+    assert comparison.widest_gap(table, "m3", "asen") == "colour"
 
 
 RED, GREEN, BLUE, POCKET, COLLAR, LONG = 0, 1, 2, 3, 4, 7
@@ -150,7 +151,7 @@ def numbers(images: list) -> list:
 
 
 def test_panel_of_a_class_shows_its_queries_and_what_carries_it():
-    queries, results, right, captions = report.panel_content(*make_panel_case(), 0, "red", rows=3, top=3)
+    queries, results, right, captions = comparison.panel_content(*make_panel_case(), 0, "red", rows=3, top=3)
     assert numbers(queries) == [0, 2]
     assert numbers(results) == [[4, 5, 6], [5, 4, 7]]
     assert right.tolist() == [[True, False, False], [False, True, True]]
@@ -158,7 +159,7 @@ def test_panel_of_a_class_shows_its_queries_and_what_carries_it():
 
 
 def test_panel_without_a_class_shows_queries_of_different_classes():
-    queries, results, right, captions = report.panel_content(*make_panel_case(), 0, None, rows=3, top=2)
+    queries, results, right, captions = comparison.panel_content(*make_panel_case(), 0, None, rows=3, top=2)
     assert numbers(queries) == [0, 1, 3]
     assert numbers(results) == [[4, 5], [8, 7], [6, 4]]
     assert right.tolist() == [[True, False], [True, False], [True, False]]
@@ -166,17 +167,19 @@ def test_panel_without_a_class_shows_queries_of_different_classes():
 
 
 def test_panel_of_several_classes_per_photo_takes_any_shared_one():
-    queries, _, right, captions = report.panel_content(*make_panel_case(), 1, None, rows=2, top=5)
+    queries, _, right, captions = comparison.panel_content(*make_panel_case(), 1, None, rows=2, top=5)
     assert numbers(queries) == [0, 2]
     assert captions == ["pocket", "collar"]
     assert right.tolist() == [[True, False, True, False, True], [True, False, True, False, False]]
-    _, _, right, captions = report.panel_content(*make_panel_case(), 1, "pocket", rows=5, top=5)
+    _, _, right, captions = comparison.panel_content(*make_panel_case(), 1, "pocket", rows=5, top=5)
     assert captions == ["pocket", "pocket"]
     assert right[1].tolist() == [True, False, True, False, True]
 
 
 def test_panel_of_given_queries_shows_them_all():
-    queries, results, _, captions = report.panel_content(*make_panel_case(), 0, None, rows=1, top=2, among=[0, 2, 7])
+    queries, results, _, captions = comparison.panel_content(
+        *make_panel_case(), 0, None, rows=1, top=2, among=[0, 2, 7]
+    )
     assert numbers(queries) == [0, 2]  # row 7 is a candidate
     assert numbers(results) == [[4, 5], [5, 4]]
     assert captions == ["red", "red"]
@@ -187,19 +190,19 @@ def test_looks_are_the_maps_of_known_queries():
     prepared.labels[2, :3] = False  # the colour of picture 2 is not known
     maps = np.random.default_rng().random((3, 3, 4, 4))  # of pictures 0, 2, 3 by attribute
     kept = {"rows": np.array([0, 2, 3]), "attribute": maps, "class": maps + 1}
-    rows, colour = report.looks(prepared, "test", 0, kept)
+    rows, colour = comparison.looks(prepared, "test", 0, kept)
     assert rows.tolist() == [0, 3]
     np.testing.assert_array_equal(colour["attribute"], [maps[0, 0], maps[2, 0]])
     np.testing.assert_array_equal(colour["class"], [maps[0, 0] + 1, maps[2, 0] + 1])
-    rows, details = report.looks(prepared, "test", 1, kept)
+    rows, details = comparison.looks(prepared, "test", 1, kept)
     assert rows.tolist() == [0, 2, 3]
     np.testing.assert_array_equal(details["attribute"], maps[:, 1])
-    assert report.looks(prepared, "valid", 1, kept)[0].tolist() == []
+    assert comparison.looks(prepared, "valid", 1, kept)[0].tolist() == []
 
 
 def test_panel_puts_maps_between_the_query_and_its_results():
     prepared, ranking = make_panel_case()
-    content = report.panel_content(prepared, ranking, 0, None, top=2, among=[0, 2])
+    content = comparison.panel_content(prepared, ranking, 0, None, top=2, among=[0, 2])
     maps = {"attribute": np.random.default_rng().random((2, 4, 4)), "class": np.ones((2, 4, 4))}
     figure = figures.retrieval_panel(*content, maps)
     drawn = np.array([axis.images[0].get_array()[0, 0] for axis in figure.axes]).reshape(2, 5, 3)
@@ -214,26 +217,26 @@ def test_panel_puts_maps_between_the_query_and_its_results():
 
 def test_panel_refuses_a_class_that_is_not_there():
     with pytest.raises(InputError, match="'rd'; did you mean 'red'"):
-        report.panel_content(*make_panel_case(), 0, "rd")
+        comparison.panel_content(*make_panel_case(), 0, "rd")
 
 
 def test_typical_class_is_of_middling_frequency():
     labels = np.zeros((12, TAXONOMY.num_classes), bool)
     labels[np.arange(12), [POCKET] * 6 + [COLLAR] * 3 + [5] * 2 + [6]] = True
     queries = make_prepared(labels, [("test", "query")] * 12)
-    assert report.typical_class(queries, "test", "details") == "collar"
+    assert comparison.typical_class(queries, "test", "details") == "collar"
 
 
 def test_neighbours_follow_the_published_order_whatever_the_variants_order():
-    assert report.neighbours(["m3", "random", "modc", "asen"]) == [("asen", "modc"), ("modc", "m3")]
-    assert report.neighbours(["m3", "classifier", "asen_v2_l1"]) == [("classifier", "m3"), ("asen_v2_l1", "m3")]
-    assert report.neighbours(["m3"]) == []
+    assert comparison.neighbours(["m3", "random", "modc", "asen"]) == [("asen", "modc"), ("modc", "m3")]
+    assert comparison.neighbours(["m3", "classifier", "asen_v2_l1"]) == [("classifier", "m3"), ("asen_v2_l1", "m3")]
+    assert comparison.neighbours(["m3"]) == []
 
 
 def test_compare_is_higher_minus_lower_in_points_with_an_interval_over_images():
     rng = np.random.default_rng()
     low, images = rng.random(400) / 2, np.arange(400) // 4
-    pairs = report.compare({"asen": low, "asen_v2": low + 0.1, "modc": low + rng.normal(0, 1, 400)}, images, 0)
+    pairs = comparison.compare({"asen": low, "asen_v2": low + 0.1, "modc": low + rng.normal(0, 1, 400)}, images, 0)
     assert pairs[["lower", "higher"]].to_numpy().tolist() == [["asen", "asen_v2"], ["asen_v2", "modc"]]
     sure, open_ = pairs.to_dict("records")
     assert [sure[key] for key in ("difference", "low", "high")] == pytest.approx([10, 10, 10])
@@ -243,7 +246,7 @@ def test_compare_is_higher_minus_lower_in_points_with_an_interval_over_images():
 
 
 def test_published_differences_are_those_of_the_table():
-    table = report.published_differences(PUBLISHED)
+    table = comparison.published_differences(PUBLISHED)
     assert table.loc[("m3_c", "m3"), "darn"] == pytest.approx(72.42 - 72.79)
     assert table.loc[("modc", "m3_a"), "deepfashion"] == pytest.approx(19.03 - 12.78)
     assert len(table) == 6
@@ -262,7 +265,7 @@ PAIRS = pd.DataFrame(
 
 
 def test_order_is_told_in_words_for_published_neighbours_alone():
-    lines = report.order_lines(PAIRS, PUBLISHED)
+    lines = comparison.order_lines(PAIRS, PUBLISHED)
     assert [line.rsplit(": ", 1)[1] for line in lines] == [
         "holds.",
         "does not hold.",
@@ -275,9 +278,9 @@ def test_order_is_told_in_words_for_published_neighbours_alone():
 
 
 def test_the_reading_tells_order_difference_and_chance():
-    table, per_attribute = (f(RESULTS, "test") for f in (report.main_table, report.attribute_table))
-    heat, _ = report.score_table(RESULTS, "test")
-    text = report.reading(table, per_attribute, heat, PAIRS[:0], PUBLISHED)
+    table, per_attribute = (f(RESULTS, "test") for f in (comparison.main_table, comparison.attribute_table))
+    heat, _ = comparison.score_table(RESULTS, "test")
+    text = comparison.reading(table, per_attribute, heat, PAIRS[:0], PUBLISHED)
     assert text.splitlines() == [
         "Order by overall MAP@all: m3 60.0, asen 40.0.",
         "M3-Net to ASEN: +50 % relative in overall MAP@all.",
@@ -301,9 +304,10 @@ def printed_result(dataset: str, system: str, add: float) -> dict:
 def test_on_a_public_benchmark_every_row_is_set_against_the_printed_one(dataset, columns):
     results = {"classifier": printed_result(dataset, "ASEN", 9.0)}
     results |= {
-        name: printed_result(dataset, report.PUBLISHED_NAMES[name], add) for name, add in [("asen", 1.5), ("m3", -2)]
+        name: printed_result(dataset, comparison.PUBLISHED_NAMES[name], add)
+        for name, add in [("asen", 1.5), ("m3", -2)]
     }
-    table = report.against_published(results, "test", PUBLISHED, dataset)
+    table = comparison.against_published(results, "test", PUBLISHED, dataset)
     assert table.shape == (7 + 2 + 2, columns)
     assert not table.isna().any().any()
     assert table.loc[("ASEN", "difference")].to_numpy() == pytest.approx(1.5)

@@ -17,9 +17,9 @@ import pandas as pd
 import yaml
 
 from m3lib.abilities import SCORES
+from m3lib.analysis.comparison import COLUMNS
 from m3lib.config import find_root
 from m3lib.errors import InputError
-from m3lib.report import COLUMNS
 
 MARKER = re.compile(r"(<!-- (results|summary|sweep|scores): ([\w\- ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
