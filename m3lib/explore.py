@@ -15,10 +15,10 @@ from IPython.display import Javascript, display
 from ipywidgets import HTML, BoundedIntText, Box, Dropdown, FileUpload, Layout, Text, VBox, Widget
 from PIL import Image
 
-from m3lib import figures
 from m3lib.data import manifest
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
+from m3lib.figures import charts
 from m3lib.prepare import photos
 from m3lib.search import Index, Match
 
@@ -111,7 +111,7 @@ class Page:
             self.pictures.value, self.message.value = "", notice(error)
             return
         shown = [figure(picture, f"the query, {title}", "the query", title)]
-        shown += [figure(figures.overlay(picture, level), text, text) for text, level in looks]
+        shown += [figure(charts.overlay(picture, level), text, text) for text, level in looks]
         found = [
             figure(self.prepared.images[match.row], f"result {place}, {match.path}", caption(place, match), match.path)
             for place, match in enumerate(matches, 1)

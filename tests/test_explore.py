@@ -8,8 +8,9 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image
 
-from m3lib import explore, figures
+from m3lib import explore
 from m3lib.errors import InputError
+from m3lib.figures import charts
 from m3lib.search import Match
 from tiny import TAXONOMY, make_prepared, random_labels
 
@@ -189,30 +190,30 @@ def test_a_missing_index_is_one_sentence(tmp_path):
 def test_overlay_against_a_loop(peak):
     rng = np.random.default_rng()
     picture, level = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8), rng.random((5, 7)) * peak
-    found = figures.overlay(picture, level)
+    found = charts.overlay(picture, level)
     assert found.shape == (5, 7, 3)
     assert found.dtype == np.uint8
     for y, x in np.ndindex(5, 7):
         red, green, blue = picture[y, x] / 255
         grey, heat = 0.299 * red + 0.587 * green + 0.114 * blue, level[y, x] / level.max()
         glow = colormaps["inferno"](float(heat))
-        wanted = [255 * ((1 - figures.GLOW * heat) * grey + figures.GLOW * heat * glow[c]) for c in range(3)]
+        wanted = [255 * ((1 - charts.GLOW * heat) * grey + charts.GLOW * heat * glow[c]) for c in range(3)]
         assert found[y, x] == pytest.approx(wanted, abs=0.51)
 
 
 def test_overlay_of_a_uniform_and_of_an_empty_map():
     picture = np.random.default_rng().integers(0, 256, (6, 4, 3), dtype=np.uint8)
     grey = np.repeat(np.asarray(Image.fromarray(picture).convert("L"))[..., None], 3, axis=2).astype(float)
-    empty = figures.overlay(picture, np.zeros((6, 4)))
+    empty = charts.overlay(picture, np.zeros((6, 4)))
     np.testing.assert_allclose(empty, grey, atol=1)
-    uniform = figures.overlay(picture, np.full((6, 4), 0.25))
-    np.testing.assert_array_equal(uniform, figures.overlay(picture, np.full((6, 4), 8.0)))
-    yellow = figures.GLOW * 255 * np.array(colormaps["inferno"](1.0)[:3])
-    np.testing.assert_allclose(uniform, yellow + (1 - figures.GLOW) * empty, atol=1)
+    uniform = charts.overlay(picture, np.full((6, 4), 0.25))
+    np.testing.assert_array_equal(uniform, charts.overlay(picture, np.full((6, 4), 8.0)))
+    yellow = charts.GLOW * 255 * np.array(colormaps["inferno"](1.0)[:3])
+    np.testing.assert_allclose(uniform, yellow + (1 - charts.GLOW) * empty, atol=1)
 
 
 def test_overlay_leaves_the_picture_and_the_map_as_they_were():
     picture, level = np.full((3, 3, 3), 100, np.uint8), np.eye(3, dtype=np.float32)
-    figures.overlay(picture, level)
+    charts.overlay(picture, level)
     assert (picture == 100).all()
     np.testing.assert_array_equal(level, np.eye(3))

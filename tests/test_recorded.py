@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from m3lib import figures
 from m3lib.analysis import sweeps
 from m3lib.errors import InputError
+from m3lib.figures import charts
 
 RATES, EPOCHS, QUERIES = (0.004, 0.008), (4, 8), ("[a, b]", "one_hot")
 
@@ -76,7 +76,7 @@ def test_nothing_recorded_is_told(tmp_path):
 @pytest.mark.parametrize("setting", ["train.lr", "train.epochs", "model.queries"])
 def test_panels_hold_every_run(table, setting):
     runs = sweeps.runs(table, "valid")
-    figure = figures.sweep_panels(runs, setting, "valid")
+    figure = charts.sweep_panels(runs, setting, "valid")
     for axis, variant in zip(figure.axes, ("m3", "asen"), strict=True):
         dots = axis.collections[-1].get_offsets()
         assert sorted(dots[:, 1]) == pytest.approx(sorted(runs["percent"][runs["variant"] == variant]))
@@ -85,7 +85,7 @@ def test_panels_hold_every_run(table, setting):
 
 def test_parallel_coordinates_have_a_line_a_run_that_ends_at_its_figure(table):
     runs = sweeps.runs(table, "valid")
-    figure = figures.parallel_coordinates(runs, sweeps.tried(runs), "valid")
+    figure = charts.parallel_coordinates(runs, sweeps.tried(runs), "valid")
     low, high = runs["percent"].min(), runs["percent"].max()
     ends = [line.get_ydata()[-1] for line in figure.axes[0].lines if len(line.get_xdata()) == 4]
     assert ends == pytest.approx(sorted((runs["percent"] - low) / (high - low)))

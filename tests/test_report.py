@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from m3lib import figures
 from m3lib.analysis import comparison
 from m3lib.errors import InputError
+from m3lib.figures import charts
 from m3lib.retrieval import metrics
 from m3lib.retrieval.ranking import Ranking
 from tiny import ROOT, TAXONOMY, make_prepared
@@ -204,13 +204,13 @@ def test_panel_puts_maps_between_the_query_and_its_results():
     prepared, ranking = make_panel_case()
     content = comparison.panel_content(prepared, ranking, 0, None, top=2, among=[0, 2])
     maps = {"attribute": np.random.default_rng().random((2, 4, 4)), "class": np.ones((2, 4, 4))}
-    figure = figures.retrieval_panel(*content, maps)
+    figure = charts.retrieval_panel(*content, maps)
     drawn = np.array([axis.images[0].get_array()[0, 0] for axis in figure.axes]).reshape(2, 5, 3)
     for row, query in enumerate([0, 2]):
         assert drawn[row, 0].tolist() == [query] * 3
         for column, name in enumerate(maps, 1):
             picture = np.full((4, 4, 3), query, np.uint8)
-            np.testing.assert_array_equal(drawn[row, column], figures.overlay(picture, maps[name][row])[0, 0])
+            np.testing.assert_array_equal(drawn[row, column], charts.overlay(picture, maps[name][row])[0, 0])
         assert drawn[row, 3:, 0].tolist() == [[4, 5], [5, 4]][row]
     plt.close(figure)
 

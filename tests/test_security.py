@@ -22,9 +22,10 @@ import psutil
 import pytest
 import torch
 
-from m3lib import checked, config, figures
+from m3lib import checked, config
 from m3lib.data import manifest, store
 from m3lib.errors import InputError
+from m3lib.figures import charts
 from m3lib.retrieval import ranking
 from m3lib.systems import backbone
 from m3lib.taxonomy import Attribute, caption, one_line
@@ -165,12 +166,12 @@ NASTY += (
 
 @pytest.mark.parametrize("name", NASTY, ids=ascii)
 def test_a_name_in_a_figure_is_drawn_as_it_stands(name):
-    axis = figures.plt.figure().add_subplot(title=caption(one_line(name)))
+    axis = charts.plt.figure().add_subplot(title=caption(one_line(name)))
     axis.figure.canvas.draw()
     drawn, is_formula = axis.title._preprocess_math(axis.title.get_text())
     assert not is_formula
     assert drawn == one_line(name) or (len(drawn) == 40 and drawn[:39] == one_line(name)[:39])
-    figures.plt.close("all")
+    charts.plt.close("all")
 
 
 def test_every_figure_takes_hostile_names(tmp_path):
@@ -181,15 +182,15 @@ def test_every_figure_takes_hostile_names(tmp_path):
     points = pd.DataFrame({"x": rng.random(50), "y": rng.random(50), "class_": rng.choice(names, 50)})
     table = pd.DataFrame({"attribute": names, "class_": names, "images": 9, "ap": 1.0, "floor": 0.5})
     drawn = [
-        figures.attribute_bars(percent, percent.loc["m3"], "%"),
-        figures.attention_panel(pictures, maps, names),
-        figures.retrieval_panel(pictures[:1], [pictures], np.ones((1, 2), bool), [" + ".join(names)]),
-        figures.umap_panels(dict.fromkeys(names[:4], points)),
-        figures.class_chart(table),
+        charts.attribute_bars(percent, percent.loc["m3"], "%"),
+        charts.attention_panel(pictures, maps, names),
+        charts.retrieval_panel(pictures[:1], [pictures], np.ones((1, 2), bool), [" + ".join(names)]),
+        charts.umap_panels(dict.fromkeys(names[:4], points)),
+        charts.class_chart(table),
     ]
     for number, figure in enumerate(drawn):
         figure.savefig(tmp_path / f"{number}.png", bbox_inches="tight", dpi=40)
-    figures.plt.close("all")
+    charts.plt.close("all")
 
 
 def test_names_become_one_line_and_stay_apart_otherwise():
@@ -274,7 +275,7 @@ def hostile(tmp_path_factory) -> tuple[Workspace, Path, subprocess.CompletedProc
     rng, rows = np.random.default_rng(0), []
     for i in range(6 * len(NASTY)):
         name = f"in/{i} $(touch pwned) <b>.png"
-        figures.plt.imsave(photos / name, rng.random((16, 16, 3)))
+        charts.plt.imsave(photos / name, rng.random((16, 16, 3)))
         rows.append((name, NASTY[i % len(NASTY)], NASTY[i * 7 % len(NASTY)], "|".join(rng.choice(NASTY, 2))))
     (photos / rows[0][0]).rename(folder / "elsewhere.png")
     (photos / rows[0][0]).symlink_to(folder / "elsewhere.png")
