@@ -26,11 +26,13 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from m3lib import gallery, neighbors, search, search_costs
+from m3lib import search_costs
 from m3lib.abilities import SCORES
 from m3lib.config import find_root
-from m3lib.gallery import Gallery
 from m3lib.retrieval.ranking import KINDS, Embeddings, query_vectors
+from m3lib.search import index as search
+from m3lib.search import index_files, vector_index
+from m3lib.search.index_files import Gallery
 from m3lib.taxonomy import Taxonomy
 
 SIZES = (10_000, 100_000, 1_000_000)
@@ -98,15 +100,15 @@ def catalogue(real: Embeddings, items: int) -> Iterator[Embeddings]:
 
 def make_gallery(folder: Path, real: Embeddings, items: int, taxonomy: Taxonomy) -> Gallery:
     names = pd.DataFrame({"image": [f"{i}.jpg" for i in range(items)], "row": np.arange(items)})
-    gallery.write(folder, names, catalogue(real, items), taxonomy)
-    return gallery.open_gallery(folder)
+    index_files.write(folder, names, catalogue(real, items), taxonomy)
+    return index_files.open_gallery(folder)
 
 
-def true_best(vectors: neighbors.Vectors, asked: np.ndarray, items: int, k: int) -> np.ndarray:
+def true_best(vectors: vector_index.Vectors, asked: np.ndarray, items: int, k: int) -> np.ndarray:
     """(Q, k) item numbers of the largest inner products, best first, block by block."""
     best = np.full((len(asked), 0), 0.0, np.float32)
     found = np.zeros((len(asked), 0), np.int64)
-    for chosen in neighbors.blocks(items, asked.shape[1]):
+    for chosen in vector_index.blocks(items, asked.shape[1]):
         best = np.concatenate([best, asked @ vectors(chosen).T], axis=1)
         found = np.concatenate([found, np.broadcast_to(chosen, (len(asked), len(chosen)))], axis=1)
         order = np.argsort(-best, axis=1, kind="stable")[:, :k]
@@ -140,15 +142,15 @@ def measure(case: Case, of: Gallery, asking: Embeddings) -> Iterator[dict]:
         if kind == "exact" and items * asked.shape[1] > EXACT_TIMED:
             continue
         start = time.perf_counter()
-        index = neighbors.build(vectors, queries, items, asked.shape[1], kind, seed=0)
+        index = vector_index.build(vectors, queries, items, asked.shape[1], kind, seed=0)
         built = {"kind": kind, "build_seconds": time.perf_counter() - start}
-        built["memory_bytes"] = neighbors.size(index) / items
+        built["memory_bytes"] = vector_index.size(index) / items
         if kind == "compressed":
             inner = faiss.extract_index_ivf(index)
             built |= {"cells": inner.nlist, "looked_into": inner.nprobe}
-        found, times = timed(lambda i, index=index: neighbors.rank(index, vectors, asked[i], of.ties, 100)[0])
+        found, times = timed(lambda i, index=index: vector_index.rank(index, vectors, asked[i], of.ties, 100)[0])
         for k in (10, 100):
-            built[f"recall_{k}"] = neighbors.recall([best[:k] for best in found], truth[:, :k])
+            built[f"recall_{k}"] = vector_index.recall([best[:k] for best in found], truth[:, :k])
         yield row | built | times
     if "classes" in parts:
         few = [asking.take(np.array([i])) for i in range(QUERIES)]

@@ -8,10 +8,11 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from m3lib import config, gallery, indexing
+from m3lib import config
 from m3lib.data.manifest import Prepared
 from m3lib.retrieval.ranking import Embeddings
-from m3lib.search import Index
+from m3lib.search import build, index_files
+from m3lib.search.index import Index
 from m3lib.taxonomy import Taxonomy
 from tiny import SETTINGS, TAXONOMY, generator, make_prepared, make_system, make_variant, random_labels, unit_rows
 
@@ -37,7 +38,7 @@ def build_index(
     save_file(make_system(network).state_dict(), model)
     settings = config.Index(**{"variant": network, "gallery": "all", "kind": "auto"} | wanted)
     variant = make_variant(network, score)
-    return indexing.build(folder / "index", prepared, model, variant, PICTURES, settings, seed, threads=1)
+    return build.build(folder / "index", prepared, model, variant, PICTURES, settings, seed, threads=1)
 
 
 def random_embeddings(items: int, seed: int = 0, d: int = 6, taxonomy: Taxonomy = TAXONOMY) -> Embeddings:
@@ -48,8 +49,8 @@ def random_embeddings(items: int, seed: int = 0, d: int = 6, taxonomy: Taxonomy 
     return Embeddings(torch.arange(items), attribute.half(), posterior.half(), classes.half())
 
 
-def random_gallery(folder: Path, embeddings: Embeddings, taxonomy: Taxonomy = TAXONOMY) -> gallery.Gallery:
+def random_gallery(folder: Path, embeddings: Embeddings, taxonomy: Taxonomy = TAXONOMY) -> index_files.Gallery:
     items = np.arange(len(embeddings.rows))
     table = pd.DataFrame({"image": [f"{i}.jpg" for i in items], "row": items})
-    gallery.write(folder, table, [embeddings.take(part) for part in np.array_split(items, 3)], taxonomy)
-    return gallery.open_gallery(folder)
+    index_files.write(folder, table, [embeddings.take(part) for part in np.array_split(items, 3)], taxonomy)
+    return index_files.open_gallery(folder)

@@ -8,10 +8,10 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image
 
-from m3lib import explore
 from m3lib.errors import InputError
 from m3lib.figures import charts
-from m3lib.search import Match
+from m3lib.search import explore_page
+from m3lib.search.index import Match
 from tiny import TAXONOMY, make_prepared, random_labels
 
 NASTY = '<img src=x onerror="alert(1)">\'&amp;"\n$x$.jpg'
@@ -55,7 +55,7 @@ def make_page(maps=True, name="000.jpg"):
     prepared = make_prepared(random_labels("single", 24, rng), [("test", "query")] * 24, pictures)
     prepared.manifest.loc[0, "image"] = name
     index = FakeIndex(prepared, maps)
-    return explore.Page(index, prepared), index
+    return explore_page.Page(index, prepared), index
 
 
 class Reader(HTMLParser):
@@ -181,7 +181,7 @@ def test_every_control_has_a_label():
 
 
 def test_a_missing_index_is_one_sentence(tmp_path):
-    told = explore.open_page(tmp_path, "data/index").value
+    told = explore_page.open_page(tmp_path, "data/index").value
     assert "dvc repro index" in Reader(told).text
     assert str(tmp_path) in Reader(told).text
 

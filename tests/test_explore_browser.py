@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from m3lib import config, indexing, systems
+from m3lib import config, systems
 from m3lib.data import manifest
-from m3lib.search import Index
+from m3lib.search import build
+from m3lib.search.index import Index
 from m3lib.training import trainer
 from stripes import SIDE, STRIPES, make_stripes
 from tiny import ROOT, SETTINGS, make_variant
@@ -119,7 +120,7 @@ def make_run(folder: Path) -> None:
     trainer.write_whole(weights, systems.build(variant, STRIPES).state_dict())
     pictures = replace(SETTINGS.images, height=SIDE, width=SIDE, store="raw")
     wanted = config.Index(variant="m3", gallery="all", kind="auto")
-    indexing.build(folder / "made", manifest.open_prepared(home), weights, variant, pictures, wanted, 0, 1)
+    build.build(folder / "made", manifest.open_prepared(home), weights, variant, pictures, wanted, 0, 1)
 
 
 @pytest.fixture(scope="module")

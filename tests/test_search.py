@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from catalogues import PICTURES, SIDE, build_index, noise_pictures, random_embeddings, random_gallery
-from m3lib import search
 from m3lib.data import store
 from m3lib.errors import InputError
 from m3lib.prepare import photos
 from m3lib.retrieval import metrics
-from m3lib.search import Index
+from m3lib.search import index as search
+from m3lib.search.index import Index
 from m3lib.training import inference
 from tiny import TAXONOMY
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from catalogues import build_index, noise_pictures, random_embeddings, random_gallery
-from m3lib import bench_search, gallery, indexing, neighbors, search_costs
+from m3lib import bench_search, search_costs
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
 from m3lib.retrieval.ranking import KINDS
-from m3lib.search import Index
+from m3lib.search import build, index_files, vector_index
+from m3lib.search.index import Index
 from m3lib.training import inference
 from tiny import TAXONOMY, generator
 
@@ -41,40 +42,40 @@ def long_vectors(items, dims, rank, seed=0):
 def test_the_compressed_kind_finds_what_a_full_look_finds(dims):
     vectors = long_vectors(5000, dims, 12)
     ties = np.random.default_rng(0).permutation(5000)
-    made = neighbors.build(vectors.__getitem__, vectors.__getitem__, 5000, dims, "compressed", seed=0)
+    made = vector_index.build(vectors.__getitem__, vectors.__getitem__, 5000, dims, "compressed", seed=0)
     inner = faiss.extract_index_ivf(made)
     assert inner.nprobe <= inner.nlist / 2  # else the cells would save nothing
     asked = long_vectors(5040, dims, 12)[5000:]
-    found = [neighbors.rank(made, vectors.__getitem__, q, ties, 100) for q in asked]
+    found = [vector_index.rank(made, vectors.__getitem__, q, ties, 100) for q in asked]
     exact = asked.astype(np.float64) @ vectors.T.astype(np.float64)
-    assert neighbors.recall([items for items, _ in found], np.argsort(-exact, axis=1)[:, :100]) > 0.97
+    assert vector_index.recall([items for items, _ in found], np.argsort(-exact, axis=1)[:, :100]) > 0.97
     for (items, scores), truth in zip(found, exact, strict=True):
         np.testing.assert_allclose(scores, truth[items], rtol=1e-6)
         assert (np.diff(scores) <= 0).all()
-    whole = neighbors.rank(made, vectors.__getitem__, asked[0], ties, 5000)[0]  # more than the usual cells hold
+    whole = vector_index.rank(made, vectors.__getitem__, asked[0], ties, 5000)[0]  # more than the usual cells hold
     assert np.array_equal(np.sort(whole), np.arange(5000))
-    kept = min(dims, neighbors.CODE)
+    kept = min(dims, vector_index.CODE)
     centres = 4 * inner.nlist * kept + 4 * dims * kept
-    assert neighbors.size(made) - centres < 5000 * (kept + 8 + 8)
-    assert kept + 8 <= 256 - 4 * neighbors.CODE * 2 * 1000 / 1e6  # per item at a million
+    assert vector_index.size(made) - centres < 5000 * (kept + 8 + 8)
+    assert kept + 8 <= 256 - 4 * vector_index.CODE * 2 * 1000 / 1e6  # per item at a million
 
 
 def test_kept_directions_hold_the_energy_that_svd_says():
     sample = long_vectors(400, 60, 10)
-    basis = neighbors.directions(sample, 15, np.random.default_rng(0))
+    basis = vector_index.directions(sample, 15, np.random.default_rng(0))
     np.testing.assert_allclose(basis.T @ basis, np.eye(15), atol=1e-5)
     values = np.linalg.svd(sample.astype(np.float64), compute_uv=False)
     assert np.square(sample @ basis).sum() == pytest.approx(np.square(values[:15]).sum(), rel=1e-3)
 
 
 @pytest.mark.parametrize(("kind", "items", "made"), [
-    ("auto", neighbors.EXACT_FLOATS // 64, "exact"),
-    ("auto", neighbors.EXACT_FLOATS // 64 + 1, "compressed"),
+    ("auto", vector_index.EXACT_FLOATS // 64, "exact"),
+    ("auto", vector_index.EXACT_FLOATS // 64 + 1, "compressed"),
     ("exact", 10**9, "exact"),
     ("compressed", 1, "compressed"),
 ])  # fmt: skip
 def test_kinds_by_size(kind, items, made):
-    assert neighbors.choose(kind, items, 64) == made
+    assert vector_index.choose(kind, items, 64) == made
 
 
 @pytest.mark.parametrize("kind", ["exact", "compressed"])
@@ -87,7 +88,7 @@ def test_equal_settings_give_equal_bytes(tmp_path, kind):
     ])  # fmt: skip
     for name in names:
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
-    exact = [neighbors.is_exact(faiss.read_index(str(folders[0] / f"{n}.faiss"))) for n in range(3)]
+    exact = [vector_index.is_exact(faiss.read_index(str(folders[0] / f"{n}.faiss"))) for n in range(3)]
     assert exact == [kind == "exact"] * 3
 
 
@@ -112,7 +113,7 @@ def test_an_index_takes_the_place_of_another_when_it_is_whole(tmp_path, monkeypa
     old = build_index(tmp_path, PREPARED, "classifier").folder
     before = (old / "index.json").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(gallery, "seal", None)
+        patch.setattr(index_files, "seal", None)
         with pytest.raises(TypeError):
             build_index(tmp_path, noise_pictures(seed=1), "classifier")
     assert (old / "index.json").read_bytes() == before
@@ -126,7 +127,7 @@ def test_an_empty_gallery_is_told(tmp_path):
     with pytest.raises(InputError, match=r"no picture to index: the gallery is empty \(params\.yaml, index\.gallery\)"):
         build_index(tmp_path, none, "classifier", gallery="test")
     with pytest.raises(InputError, match="the gallery is empty"):
-        neighbors.build(None, None, 0, 4, "auto", seed=0)
+        vector_index.build(None, None, 0, 4, "auto", seed=0)
 
 
 @pytest.mark.parametrize("part", KINDS)
@@ -173,7 +174,7 @@ def test_files_of_another_run_or_version_are_told(index, tmp_path, spoil, senten
 
 
 def test_a_large_file_is_told_by_its_places(tmp_path, monkeypatch):
-    monkeypatch.setattr(gallery, "WHOLE", 1 << 20)
+    monkeypatch.setattr(index_files, "WHOLE", 1 << 20)
     content = np.random.default_rng(0).integers(0, 256, 3 << 20, dtype=np.uint8)
     found = []
     for change in (None, 0, len(content) - 1):
@@ -181,7 +182,7 @@ def test_a_large_file_is_told_by_its_places(tmp_path, monkeypatch):
         if change is not None:
             other[change] ^= 1
         (tmp_path / "a").write_bytes(other.tobytes())
-        found.append(gallery.fingerprint(tmp_path / "a"))
+        found.append(index_files.fingerprint(tmp_path / "a"))
     assert len(set(found)) == 3
 
 
@@ -189,11 +190,11 @@ def test_a_model_of_another_network_is_told(tmp_path):
     build_index(tmp_path, PREPARED, "asen")
     (tmp_path / "asen.safetensors").rename(tmp_path / "m3.safetensors")
     with pytest.raises(InputError, match=r"m3\.safetensors doesn't hold the weights of m3 .*; run `dvc repro train`"):
-        indexing.load_system(build_index(tmp_path / "m3", PREPARED).variant, TAXONOMY, tmp_path / "m3.safetensors")
+        build.load_system(build_index(tmp_path / "m3", PREPARED).variant, TAXONOMY, tmp_path / "m3.safetensors")
 
 
 def test_the_export_holds_what_a_search_says(index, tmp_path, capsys):
-    assert indexing.main(["export", str(tmp_path / "out"), str(index.folder)]) == 0
+    assert build.main(["export", str(tmp_path / "out"), str(index.folder)]) == 0
     assert "40 pictures, 3 attributes" in capsys.readouterr().out
     about = json.loads((tmp_path / "out" / "vectors.json").read_text())
     assert [part["attribute"] for part in about["attributes"]] == TAXONOMY.names
@@ -212,15 +213,15 @@ def test_the_export_holds_what_a_search_says(index, tmp_path, capsys):
 
 def test_the_export_tells_mistakes(index, tmp_path, capsys):
     (tmp_path / "a").write_text("")
-    assert indexing.main(["export", str(tmp_path), str(index.folder)]) == 1
+    assert build.main(["export", str(tmp_path), str(index.folder)]) == 1
     assert "is not empty" in capsys.readouterr().err
-    assert indexing.main(["export", str(tmp_path / "b"), str(tmp_path / "c")]) == 1
+    assert build.main(["export", str(tmp_path / "b"), str(tmp_path / "c")]) == 1
     assert "no search index" in capsys.readouterr().err
-    assert indexing.main(["export"]) == 2
+    assert build.main(["export"]) == 2
 
 
 def test_comparing_kinds(index):
-    found = indexing.compare(index, "details", np.array([3, 8, 20]), seed=0)
+    found = build.compare(index, "details", np.array([3, 8, 20]), seed=0)
     assert (found["items"], found["dims"], found["recall@100"]) == (ITEMS, 4 * (1 + 6), 1.0)
     assert found["exact"] == pytest.approx(4 * found["dims"], abs=3)
 

@@ -1,6 +1,6 @@
 """Make a search index of a prepared set, and hand its vectors to other databases.
 
-`python -m m3lib.indexing export FOLDER [INDEX]` writes, for each attribute n of the index (data/index unless named),
+`python -m m3lib.search.build export FOLDER [INDEX]` writes, for each attribute n of the index (data/index unless named),
 FOLDER/<n>.parquet with a row per picture (name, row, and vector: float32 of fixed size) and FOLDER/<n>.faiss, whose ids
 are the Parquet file's row numbers; vectors.json says which attribute is which. The inner product of such a vector with
 `Index.query_vector` of a photo is the score that a search gives.
@@ -18,11 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m3lib import config, gallery, neighbors, systems
+from m3lib import config, systems
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
 from m3lib.retrieval.ranking import Embeddings
-from m3lib.search import Index, load_system
+from m3lib.search import index_files, vector_index
+from m3lib.search.index import Index, load_system
 from m3lib.training import inference, trainer
 
 BATCH = 1024  # pictures embedded before they are written
@@ -49,13 +50,13 @@ def build(
     rows = np.arange(len(prepared.images)) if wanted.gallery == "all" else prepared.rows("test")
     system = load_system(variant, prepared.taxonomy, model)
     items = prepared.manifest["image"].iloc[rows].to_frame().assign(row=rows)
-    gallery.write(part, items, embed_all(system, prepared, rows, variant.train.precision), prepared.taxonomy)
+    index_files.write(part, items, embed_all(system, prepared, rows, variant.train.precision), prepared.taxonomy)
     shutil.copyfile(model, part / "model.safetensors")
     settings = {"variant": asdict(variant), "pictures": asdict(pictures)}
     made = Index(part, settings)
     for n in range(len(made.attributes)):
         faiss.write_index(faiss_of(made, n, wanted.kind, seed), str(part / f"{n}.faiss"))
-    gallery.seal(part, settings)
+    index_files.seal(part, settings)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     return Index.open(folder)
@@ -66,11 +67,11 @@ def embed_all(system: systems.System, prepared: Prepared, rows: np.ndarray, prec
         yield inference.embed(system, prepared, rows[start : start + BATCH], precision)
 
 
-def faiss_of(index: Index, n: int, kind: neighbors.Kind, seed: int) -> faiss.Index:
+def faiss_of(index: Index, n: int, kind: vector_index.Kind, seed: int) -> faiss.Index:
     """The faiss index of attribute n, built from the embeddings of an index's pictures."""
     vectors, queries = (index.gallery.vectors(index.variant.score, side, n) for side in ("candidate", "query"))
     dims = vectors(np.array([0])).shape[1]
-    return neighbors.build(vectors, queries, len(index), dims, kind, seed)
+    return vector_index.build(vectors, queries, len(index), dims, kind, seed)
 
 
 def compare(index: Index, attribute: str, rows: np.ndarray, seed: int) -> dict[str, int | float]:
@@ -84,13 +85,13 @@ def compare(index: Index, attribute: str, rows: np.ndarray, seed: int) -> dict[s
     vectors, queries = (index.gallery.vectors(index.variant.score, side, n) for side in ("candidate", "query"))
     asked = queries(np.searchsorted(index.gallery.rows, rows))
     result = {"items": len(index), "dims": asked.shape[1]}
-    result |= {"exact": neighbors.size(exact) / len(index), "compressed": neighbors.size(compressed) / len(index)}
+    result |= {"exact": vector_index.size(exact) / len(index), "compressed": vector_index.size(compressed) / len(index)}
     for k in (10, 100):
         found, truth = (
-            [neighbors.rank(kind, vectors, q, index.gallery.ties, min(k, len(index)))[0] for q in asked]
+            [vector_index.rank(kind, vectors, q, index.gallery.ties, min(k, len(index)))[0] for q in asked]
             for kind in (compressed, exact)
         )
-        result[f"recall@{k}"] = neighbors.recall(found, truth)
+        result[f"recall@{k}"] = vector_index.recall(found, truth)
     return result
 
 
@@ -105,7 +106,7 @@ def export(index: Index, folder: Path) -> None:
         dims = vectors(np.array([0])).shape[1]
         columns = {"name": pa.string(), "row": pa.int64(), "vector": pa.list_(pa.float32(), dims)}
         with pq.ParquetWriter(folder / f"{n}.parquet", pa.schema(columns), compression="zstd") as file:
-            for items in neighbors.blocks(len(index), dims):
+            for items in vector_index.blocks(len(index), dims):
                 values = pa.FixedSizeListArray.from_arrays(pa.array(vectors(items).ravel()), dims)
                 names = index.gallery.names.take(pa.array(items))
                 file.write_table(
@@ -118,7 +119,7 @@ def export(index: Index, folder: Path) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     if not 2 <= len(arguments) <= 3 or arguments[0] != "export":
-        print("usage: python -m m3lib.indexing export FOLDER [INDEX]", file=sys.stderr)
+        print("usage: python -m m3lib.search.build export FOLDER [INDEX]", file=sys.stderr)
         return 2
     try:
         index = Index.open(*arguments[2:])

@@ -20,7 +20,7 @@ from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
 from m3lib.figures import charts
 from m3lib.prepare import photos
-from m3lib.search import Index, Match
+from m3lib.search.index import Index, Match
 
 MOST = 60  # results on one page
 UPLOAD = "10 MB"  # Jupyter's server takes no larger message, and tells nobody

@@ -20,14 +20,15 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from m3lib import config, gallery, neighbors, systems
+from m3lib import config, systems
 from m3lib.data import batches, store
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
-from m3lib.gallery import Gallery
 from m3lib.prepare import photos
 from m3lib.retrieval import ranking
 from m3lib.retrieval.ranking import Embeddings
+from m3lib.search import index_files, vector_index
+from m3lib.search.index_files import Gallery
 from m3lib.taxonomy import Taxonomy, nearest
 from m3lib.training import inference
 
@@ -48,7 +49,7 @@ class Index:
     """A catalogue that can be searched. Its folder may be moved and copied; it needs no other file."""
 
     def __init__(self, folder: Path, settings: dict) -> None:
-        self.folder, self.gallery = folder, gallery.open_gallery(folder)
+        self.folder, self.gallery = folder, index_files.open_gallery(folder)
         self.pictures = config.build(config.Images, settings["pictures"], "pictures")
         self.variant = read_variant(settings["variant"])
         self.system = load_system(self.variant, self.gallery.taxonomy, folder / "model.safetensors")
@@ -61,11 +62,11 @@ class Index:
         Raises InputError when there is none, when it is of another format, or when its files don't belong together.
         """
         folder = Path(run) if run is not None else config.find_root() / "data" / "index"
-        settings = gallery.check_seal(folder)
+        settings = index_files.check_seal(folder)
         try:
             return cls(folder, settings)
         except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{folder / 'index.json'} is damaged ({error!r}); {gallery.AGAIN}") from None
+            raise InputError(f"{folder / 'index.json'} is damaged ({error!r}); {index_files.AGAIN}") from None
 
     def __len__(self) -> int:
         return len(self.gallery)
@@ -104,7 +105,7 @@ class Index:
             items, scores = by_classes(self.gallery, query, n, chosen, k)
         else:
             vectors, ask = self.gallery.vectors(self.variant.score, "candidate", n), self.query(query, n)
-            items, scores = neighbors.rank(self.index_of(n), vectors, ask, self.gallery.ties, k)
+            items, scores = vector_index.rank(self.index_of(n), vectors, ask, self.gallery.ties, k)
         made = self.made_by(query, self.gallery.of(items, n), chosen)
         rows = zip(items.tolist(), scores.tolist(), made, strict=True)
         return [
@@ -141,7 +142,7 @@ class Index:
         """Raise InputError unless the rows of this index are those of a prepared set, whose pictures can be shown."""
         names = prepared.manifest["image"]
         if self.gallery.rows[-1] >= len(names) or names.iloc[self.gallery.rows].tolist() != self.images:
-            raise InputError(f"{self.folder} is an index of other pictures than the prepared ones; {gallery.AGAIN}")
+            raise InputError(f"{self.folder} is an index of other pictures than the prepared ones; {index_files.AGAIN}")
 
     def number(self, attribute: str) -> int:
         return self.attributes.index(nearest(attribute, self.attributes, "attribute"))
@@ -159,7 +160,7 @@ class Index:
             return self.gallery.of(np.array([position]), n)
         picture = one(self.read(image), self.gallery.taxonomy)
         found = inference.embed(self.system, picture, np.array([0]), self.variant.train.precision)
-        gallery.check_finite(found, ["the picture"])
+        index_files.check_finite(found, ["the picture"])
         return found.of(n, self.gallery.taxonomy)
 
     def query_vector(self, image: Picture, attribute: str) -> np.ndarray:
@@ -196,7 +197,7 @@ def by_classes(of: Gallery, query: Embeddings, n: int, chosen: list[int], k: int
     def strength(items: np.ndarray) -> np.ndarray:
         return agreement(few, of.of(items, n, chosen, ("posterior", "classes")))
 
-    return neighbors.rank_by_classes(of.posterior[columns], of.ties, k, strength, reach)
+    return vector_index.rank_by_classes(of.posterior[columns], of.ties, k, strength, reach)
 
 
 def agreement(query: Embeddings, found: Embeddings) -> np.ndarray:

@@ -29,9 +29,9 @@ import torch
 
 from m3lib.abilities import SCORES
 from m3lib.errors import InputError
-from m3lib.neighbors import Vectors
 from m3lib.retrieval import metrics, ranking
 from m3lib.retrieval.ranking import KINDS, Embeddings
+from m3lib.search.vector_index import Vectors
 from m3lib.taxonomy import Taxonomy
 
 FORMAT = 1  # of the folder; a change that old code would misread raises it
