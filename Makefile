@@ -22,7 +22,7 @@ lab: $(READY)  ## JupyterLab on this machine alone, with the kernel of .venv
 	jupyter lab --ip=127.0.0.1 notebooks
 
 data: $(READY)  ## what of SOURCE=deepfashion (fashionai, darn) is there, what is missing, and where it is had
-	python -m m3lib.inputs $(SOURCE)
+	python -m m3lib.pipeline.check_inputs $(SOURCE)
 
 bench: $(READY)  ## measure: seconds and memory of every stage of the last run; WHAT=data|ranking|search|train|load
 	python -m m3lib.bench$(if $(WHAT),_$(WHAT))

@@ -21,9 +21,10 @@ from safetensors.torch import save
 
 from downloads import EDITS, apply
 from drawn import SMALL, Drawn, source
-from m3lib import config, inputs
+from m3lib import config
 from m3lib.data import manifest, store
 from m3lib.errors import InputError
+from m3lib.pipeline import check_inputs
 from m3lib.prepare import catalogue, photos
 from m3lib.systems import backbone
 from m3lib.taxonomy import Taxonomy
@@ -214,7 +215,7 @@ def near_the_start(data: bytes, edits: object) -> bytes:
 def test_any_bytes_for_weights(tmp_path, weight_bytes, edits):
     path = tmp_path / "w.safetensors"
     path.write_bytes(near_the_start(weight_bytes, edits))
-    assert inputs.is_safetensors(path) in (True, False)
+    assert check_inputs.is_safetensors(path) in (True, False)
     found = tried(backbone.own_weights, str(path))
     assert found is None or all(isinstance(value, torch.Tensor) for value in found.values())
 

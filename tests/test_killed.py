@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from forked import Server
-from m3lib import run as runner
+from m3lib.pipeline import run_notebook as runner
 from tiny import ROOT
 from workspace import Copy
 
@@ -29,7 +29,11 @@ EPOCHS = "6"
 def outs_of(notebook: str, variant: str) -> list[str]:
     """What DVC removes before it runs the stage, but for the executed notebook."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
-    (outs,) = [stage["outs"] for stage in stages if notebook in str(stage["cmd"]) and "m3lib.run" in str(stage["cmd"])]
+    (outs,) = [
+        stage["outs"]
+        for stage in stages
+        if notebook in str(stage["cmd"]) and "m3lib.pipeline.run_notebook" in str(stage["cmd"])
+    ]
     named = [next(iter(out)) if isinstance(out, dict) else out for out in outs]
     return [out.replace("${item.variant}", variant) for out in named if not out.startswith("notebooks/")]
 

@@ -95,7 +95,7 @@ def test_imports_of_one_floor_have_no_cycle():
 
 def notebook_of(stage):
     words = stage["cmd"].split() if isinstance(stage["cmd"], str) else []
-    return words[3] if words[:3] == ["python", "-m", "m3lib.run"] else None
+    return words[3] if words[:3] == ["python", "-m", "m3lib.pipeline.run_notebook"] else None
 
 
 RUNS = [name for name, stage in STAGES.items() if notebook_of(stage)]
@@ -161,7 +161,13 @@ def test_git_ignores_what_the_pipeline_makes_except_what_it_keeps():
     made = [f"data/{folder}/{name}" for folder, name in (("work", "timings.csv"), ("work", "m3.safetensors"))]
     for path in (*made, "data/x.bak", ".venv/x", "dvc_plots/x"):
         assert is_ignored(path), path
-    for path in ("data/results/published.csv", "notebooks/01_prepare.ipynb", "dvc.lock", "params.yaml", "m3lib/run.py"):
+    for path in (
+        "data/results/published.csv",
+        "notebooks/01_prepare.ipynb",
+        "dvc.lock",
+        "params.yaml",
+        "m3lib/pipeline/run_notebook.py",
+    ):
         assert not is_ignored(path), path
 
 

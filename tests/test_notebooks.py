@@ -44,7 +44,8 @@ def stage_of(path):
     found = [
         (stage, words[4:])
         for stage in STAGES.values()
-        if isinstance(stage["cmd"], str) and (words := stage["cmd"].split())[2:4] == ["m3lib.run", path.stem]
+        if isinstance(stage["cmd"], str)
+        and (words := stage["cmd"].split())[2:4] == ["m3lib.pipeline.run_notebook", path.stem]
     ]
     assert len(found) == 1, f"{path.stem} is run by {len(found)} stages"
     return found[0]

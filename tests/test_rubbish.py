@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from m3lib import config, inputs
+from m3lib import config
 from m3lib import prepare as sources
 from m3lib.data import manifest
 from m3lib.errors import InputError
+from m3lib.pipeline import check_inputs
 from m3lib.prepare import photos
 from tiny import ROOT, TAXONOMY, make_prepared, random_labels
 
@@ -93,7 +94,7 @@ LAUGHS = b"a: &a [ha, ha, ha, ha, ha, ha, ha, ha, ha]\n" + b"".join(
     b"%c: &%c [%s]\n" % (98 + i, 98 + i, b", ".join([b"*%c" % (97 + i)] * 9)) for i in range(11)
 )  # 9 to the 12th words, were they written out
 
-# By the pipeline's first stage, `python -m m3lib.inputs`: (what is spoilt, words of the sentence)
+# By the pipeline's first stage, `python -m m3lib.pipeline.check_inputs`: (what is spoilt, words of the sentence)
 AT_THE_DOOR: dict[str, Case] = {
     "a folder": (lambda f: ((f / "params.yaml").unlink(), (f / "params.yaml").mkdir()), ["params.yaml", "directory"]),
     "no file": (lambda f: (f / "params.yaml").unlink(), ["params.yaml does not exist", "git checkout"]),
@@ -168,7 +169,7 @@ def test_the_first_stage_ends_with_one_sentence(repository, capsys, case):
     spoil, words = AT_THE_DOOR[case]
     spoil(repository)
     before = listing(repository)
-    assert inputs.main() == 1
+    assert check_inputs.main() == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1
@@ -182,14 +183,14 @@ def test_the_first_stage_ends_with_one_sentence(repository, capsys, case):
 
 def test_a_spoilt_record_of_the_inputs_is_written_anew(repository):
     (repository / "data" / "inputs.json").write_bytes(b"\xff\xfe not json")
-    assert inputs.main() == 0
+    assert check_inputs.main() == 0
     assert json.loads((repository / "data" / "inputs.json").read_bytes())["rows"] == 60
 
 
 def test_a_folder_that_links_to_itself_is_walked_once(repository):
     for name in ("round", "again"):  # without a look at where it has been, 2 to the 40th folders
         (repository / "photos" / name).symlink_to(repository)
-    assert len([path for path, _ in inputs.walk(repository / "photos") if path.suffix == ".jpg"]) == 60
+    assert len([path for path, _ in check_inputs.walk(repository / "photos") if path.suffix == ".jpg"]) == 60
 
 
 # By `sources.read` and `images.pack`, as 01_prepare does

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from m3lib import config
-from m3lib import run as runner
 from m3lib.errors import InputError
+from m3lib.pipeline import run_notebook as runner
 from m3lib.systems import backbone
 from test_rubbish import check_sentence, listing
 from test_run import Workspace

@@ -36,7 +36,7 @@ class Workspace:
         nbformat.write(notebook, self.folder / "data" / "notebooks" / f"{name}.ipynb")
 
     def start(self, *arguments: str, **options) -> subprocess.Popen:
-        command = [sys.executable, "-m", "m3lib.run", *arguments]
+        command = [sys.executable, "-m", "m3lib.pipeline.run_notebook", *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=self.folder, start_new_session=True, **pipes, **options)
 
@@ -198,7 +198,12 @@ def test_code_of_another_copy_is_refused(workspace, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     Workspace(other)
-    command = [sys.executable, "-c", "import sys, m3lib.run, os; os.chdir(sys.argv[1]); m3lib.run.find_root()", other]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys, m3lib.pipeline.run_notebook, os; os.chdir(sys.argv[1]); m3lib.pipeline.run_notebook.find_root()",
+        other,
+    ]
     done = subprocess.run(command, cwd=workspace.folder, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "InputError: m3lib was imported from" in done.stderr
@@ -224,7 +229,7 @@ def test_interrupt_ends_the_run_with_a_sentence(workspace):
         assert process.returncode not in (0, None)
         assert "slow was interrupted; `dvc repro` goes on from its last checkpoint" in stderr
         assert "KeyboardInterrupt" not in stderr  # the kernel may complain of its closed socket, the runner may not
-        assert "m3lib/run.py" not in stderr
+        assert "m3lib/pipeline/run_notebook.py" not in stderr
     assert not kernels_of(workspace)
 
 

@@ -1,4 +1,4 @@
-"""Execute a notebook as a pipeline stage: `python -m m3lib.run 02_train m3`.
+"""Execute a notebook as a pipeline stage: `python -m m3lib.pipeline.run_notebook 02_train m3`.
 
 The stage hands a notebook one value at most, the variant's name; everything else the notebook reads from params.yaml.
 What is written to notebooks/executed/ holds no time, duration or random id, so that equal runs give equal bytes; how
@@ -143,7 +143,7 @@ def only_writer(root: Path, stem: str) -> Iterator[None]:
 def main(arguments: list[str]) -> int:
     """Run one notebook; 0 when it went through, 1 with a sentence (or the cell's traceback) when it didn't."""
     if not 1 <= len(arguments) <= 2:
-        print("usage: python -m m3lib.run NOTEBOOK [VARIANT]", file=sys.stderr)
+        print("usage: python -m m3lib.pipeline.run_notebook NOTEBOOK [VARIANT]", file=sys.stderr)
         return 2
     os.environ.setdefault("TQDM_MININTERVAL", "1")
     stem = "-".join(arguments)

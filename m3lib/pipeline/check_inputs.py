@@ -1,4 +1,4 @@
-"""The pipeline's first stage, run every time: `python -m m3lib.inputs` checks the settings and looks at the source."""
+"""The pipeline's first stage, run every time: `python -m m3lib.pipeline.check_inputs` checks the settings and looks at the source."""
 
 import hashlib
 import json
