@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from m3lib import search_costs
-from m3lib.abilities import SCORES
+from m3lib.compatibility import SCORES
 from m3lib.config import find_root
 from m3lib.retrieval.ranking import KINDS, Embeddings, query_vectors
 from m3lib.search import index as search

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from m3lib import abilities, config, systems
+from m3lib import compatibility, config, systems
 from m3lib.config import Variant
 from m3lib.errors import InputError
 from m3lib.retrieval.ranking import Embeddings
@@ -21,14 +21,16 @@ NETWORKS = list(systems.NETWORKS)
 
 def test_every_table_knows_every_network_loss_and_score():
     names = typing.get_type_hints(Variant)
-    assert set(NETWORKS) == set(abilities.GIVES) == set(abilities.MODEL) == set(typing.get_args(names["network"]))
-    assert set(abilities.SCORES) == set(typing.get_args(names["score"]))
-    assert {need for needs in abilities.SCORES.values() for need in needs} <= {f.name for f in fields(Embeddings)}
+    assert (
+        set(NETWORKS) == set(compatibility.GIVES) == set(compatibility.MODEL) == set(typing.get_args(names["network"]))
+    )
+    assert set(compatibility.SCORES) == set(typing.get_args(names["score"]))
+    assert {need for needs in compatibility.SCORES.values() for need in needs} <= {f.name for f in fields(Embeddings)}
     weights = {field.name for field in fields(config.Loss)}
     settings = {"margin", "pseudo_margin", "hardness", "center_momentum", "positive_power"}
-    assert set(abilities.LOSSES) == weights - settings
+    assert set(compatibility.LOSSES) == weights - settings
     model = {field.name for field in fields(config.Model)}
-    assert abilities.EVERY.union(*abilities.MODEL.values()) == model
+    assert compatibility.EVERY.union(*compatibility.MODEL.values()) == model
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -42,7 +44,7 @@ def test_a_network_gives_what_its_row_of_the_table_says(network, learned):
     given = {name for name in ("attribute", "local", "logits", "classes") if getattr(outputs, name) is not None}
     if hasattr(system, "centers") and "classes" not in given:
         given |= {"centers"}
-    assert given == abilities.gives(variant)
+    assert given == compatibility.gives(variant)
     assert (system.posterior(outputs) is not None) == bool(given & {"logits", "centers"})
 
 
@@ -62,12 +64,12 @@ def test_a_network_reads_the_settings_that_its_row_may_give(network):
     variant = make_variant(network)
     recorder = Recorder(variant.model)
     systems.build(replace(variant, model=recorder), TAXONOMY)
-    assert recorder.read == abilities.EVERY | abilities.MODEL[network]
+    assert recorder.read == compatibility.EVERY | compatibility.MODEL[network]
 
 
 @pytest.mark.parametrize("name", list(SETTINGS.systems))
 def test_every_row_of_params_yaml_passes(name):
-    abilities.check_variant(SETTINGS.variant(name))
+    compatibility.check_variant(SETTINGS.variant(name))
 
 
 ASEN_FAMILY = ["asen", "asen_v2", "asen_pp", "modc"]
@@ -107,12 +109,12 @@ def pairs(table: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("network", "key"), pairs(OWN_SETTINGS))
 def test_a_row_may_give_its_networks_own_settings(network, key):
-    abilities.check_variant(row(name=network, model={key: getattr(SETTINGS.model, key)}))
+    compatibility.check_variant(row(name=network, model={key: getattr(SETTINGS.model, key)}))
 
 
 def refused(variant: Variant) -> str:
     with pytest.raises(InputError) as error:
-        abilities.check_variant(variant)
+        compatibility.check_variant(variant)
     message = str(error.value)
     assert message.startswith(f"params.yaml, systems.{variant.name}")
     assert "\n" not in message
@@ -150,7 +152,7 @@ def test_a_loss_of_one_stage_alone_is_looked_at():
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_network_can_learn_loss_1(network):
-    abilities.check_variant(row(name=network, loss={"classification": 1}))
+    compatibility.check_variant(row(name=network, loss={"classification": 1}))
 
 
 FITTING = {  # the scores of each network, without and with Loss 1
@@ -160,17 +162,17 @@ FITTING = {  # the scores of each network, without and with Loss 1
     ),
     "modc": ({"attribute", "segment", "soft_segment", "posterior"},) * 2,
     "m3_c": ({"concat", "top_class", "weighted", "posterior"},) * 2,
-    **dict.fromkeys(["m3_a", "m3"], (set(abilities.SCORES),) * 2),
+    **dict.fromkeys(["m3_a", "m3"], (set(compatibility.SCORES),) * 2),
 }
 
 
 @pytest.mark.parametrize("learned", [False, True])
-@pytest.mark.parametrize("score", list(abilities.SCORES))
+@pytest.mark.parametrize("score", list(compatibility.SCORES))
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_score_is_taken_where_the_network_gives_what_it_reads(network, score, learned):
     variant = row(name=network, score=score, **({"loss": {"classification": 1}} if learned else {}))
     if score in FITTING[network][learned]:
-        abilities.check_variant(variant)
+        compatibility.check_variant(variant)
     else:
         assert f"score {score} needs " in refused(variant)
 
@@ -207,7 +209,7 @@ def test_what_contradicts_itself_is_refused(given, told):
     ],
 )
 def test_what_fits_passes(given):
-    abilities.check_variant(row(**given))
+    compatibility.check_variant(row(**given))
 
 
 def test_building_checks_first():

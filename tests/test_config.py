@@ -14,7 +14,7 @@ from dvc.utils.hydra import apply_overrides
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from m3lib import abilities, config
+from m3lib import compatibility, config
 from m3lib.errors import InputError
 from tiny import ROOT
 
@@ -56,7 +56,7 @@ def test_the_repositorys_params_load_with_every_value():
     assert asdict(found) == VALUES
     assert VALUES["preset"] == "none"
     for name in found.systems:
-        abilities.check_variant(found.variant(name))
+        compatibility.check_variant(found.variant(name))
 
 
 @pytest.mark.parametrize("preset", list(VALUES["presets"]))
@@ -73,7 +73,7 @@ def test_a_preset_changes_what_it_lists_and_nothing_else(preset):
 def test_every_row_of_every_preset_is_a_row_that_can_be_trained(preset):
     found = config.build(config.Settings, config.with_preset(VALUES | {"preset": preset}), "")
     for name in found.systems:
-        abilities.check_variant(found.variant(name))
+        compatibility.check_variant(found.variant(name))
 
 
 BAD = [

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from m3lib import abilities, systems
+from m3lib import compatibility, systems
 from m3lib.errors import InputError
 from m3lib.systems import backbone, losses, objective
 from m3lib.systems.base import Outputs
@@ -77,8 +77,8 @@ def test_outputs_have_their_shapes_and_norms(network):
 def test_the_table_of_abilities_tells_what_a_network_gives(network):
     system = make_whole_system(network).eval()
     outputs = system(make_images(1))
-    given = abilities.gives(make_variant(network))
-    assert given == abilities.GIVES[network]
+    given = compatibility.gives(make_variant(network))
+    assert given == compatibility.GIVES[network]
     assert set(given_parts(outputs)) & EMBEDDINGS == given - {"centers"}
     centers = getattr(system, "centers", None)  # in the space of attributes, or of classes
     spaces = {"attribute": outputs.attribute, "classes": outputs.classes}
@@ -91,7 +91,7 @@ def test_the_table_of_abilities_tells_what_a_network_gives(network):
 @pytest.mark.parametrize("network", ASEN_FAMILY)
 def test_loss_1_adds_heads_to_attribute_embeddings(network):
     loss = {"classification": 1.0}
-    assert abilities.gives(make_variant(network, loss=loss)) == abilities.GIVES[network] | {"logits"}
+    assert compatibility.gives(make_variant(network, loss=loss)) == compatibility.GIVES[network] | {"logits"}
     with_heads, without = make_system(network, loss=loss).state_dict(), make_system(network).state_dict()
     assert {"heads.weight", "heads.bias"} == set(with_heads) - set(without)
     assert make_system(network, loss=loss)(make_images()).logits.shape == (B, M)
@@ -202,7 +202,7 @@ def test_posterior_is_a_softmax_or_a_sigmoid_each():
 def test_a_network_has_a_posterior_from_logits_or_from_centers(network):
     system = make_whole_system(network).eval()
     found = system.posterior(system(make_images()))
-    assert (found is not None) == bool(abilities.GIVES[network] & {"logits", "centers"})
+    assert (found is not None) == bool(compatibility.GIVES[network] & {"logits", "centers"})
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
@@ -267,8 +267,8 @@ CAN = {  # the losses that each network can be trained with, and the scores it c
     "m3_c": (M3_LOSSES, BY_CLASS),
     "m3": (M3_LOSSES | {"attribute"}, ALL_SCORES),
 }
-NO_LOSS = dict.fromkeys(abilities.LOSSES, 0.0)
-USES = [("loss", name) for name in abilities.LOSSES] + [("score", name) for name in abilities.SCORES]
+NO_LOSS = dict.fromkeys(compatibility.LOSSES, 0.0)
+USES = [("loss", name) for name in compatibility.LOSSES] + [("score", name) for name in compatibility.SCORES]
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -279,7 +279,7 @@ def test_a_loss_or_score_that_a_network_cannot_feed_is_refused(network, kind, us
     weights = NO_LOSS | {loss: 1.0} | ({"attribute": 1.0} if network == "modc" else {})  # what loss.pseudo weighs
     variant = make_variant(network, score, weights)
     if use in (can_losses if kind == "loss" else can_scores):
-        abilities.check_variant(variant)
+        compatibility.check_variant(variant)
     else:
         with pytest.raises(InputError, match=rf"systems\.{network}: {kind}.{use} needs .* outputs, .*{network}"):
             systems.build(variant, TAXONOMY)
@@ -288,18 +288,18 @@ def test_a_loss_or_score_that_a_network_cannot_feed_is_refused(network, kind, us
 @pytest.mark.parametrize("network", ASEN_FAMILY)
 @pytest.mark.parametrize("score", ["segment", "soft_segment", "posterior"])
 def test_loss_1_lets_the_asen_family_answer_by_class(network, score):
-    abilities.check_variant(make_variant(network, score, {"classification": 1.0}))
+    compatibility.check_variant(make_variant(network, score, {"classification": 1.0}))
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_nothing_to_train_is_refused(network):
     with pytest.raises(InputError, match=rf"systems\.{network}, stage 0: every loss has weight 0"):
-        abilities.check_variant(make_variant(network, loss=NO_LOSS))
+        compatibility.check_variant(make_variant(network, loss=NO_LOSS))
 
 
 def change(network: str, **stage: object) -> None:
     row = make_variant(network)
-    abilities.check_variant(replace(row, stages=tuple(replace(s, **stage) for s in row.stages)))
+    compatibility.check_variant(replace(row, stages=tuple(replace(s, **stage) for s in row.stages)))
 
 
 def test_a_factor_for_all_but_a_local_branch_needs_one():
@@ -310,7 +310,7 @@ def test_a_factor_for_all_but_a_local_branch_needs_one():
 
 def test_pseudo_labels_without_a_loss_to_use_them_are_refused():
     with pytest.raises(InputError, match=r"stage 0: loss\.pseudo weighs the losses attribute and center"):
-        abilities.check_variant(make_variant("modc", loss=NO_LOSS | {"pseudo": 1.0}))
+        compatibility.check_variant(make_variant("modc", loss=NO_LOSS | {"pseudo": 1.0}))
 
 
 OTHER = {  # another value of each setting of model that is no file
@@ -342,19 +342,19 @@ def test_a_network_reads_the_settings_that_the_table_says_and_no_other(network):
         again = shown(network, **{name: value})
         alike = [a.shape == b.shape and torch.equal(a, b) for a, b in zip(first, again, strict=True)]
         changed |= set() if all(alike) else {name}
-    assert changed == set(others) & (abilities.EVERY | abilities.MODEL[network])
+    assert changed == set(others) & (compatibility.EVERY | compatibility.MODEL[network])
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_setting_that_a_row_changes_in_vain_is_refused(network):
-    known = abilities.EVERY | abilities.MODEL[network]
+    known = compatibility.EVERY | compatibility.MODEL[network]
     for name in ("beta", "temperature", "parent", "embedding", "queries", "local_backbone_options.channels"):
         row = replace(make_variant(network), changes=(f"model.{name}",))
         if name.split(".")[0] in known:
-            abilities.check_variant(row)
+            compatibility.check_variant(row)
         else:
             with pytest.raises(InputError, match=rf"systems\.{network}\.model\.{name}: {network} has no such setting"):
-                abilities.check_variant(row)
+                compatibility.check_variant(row)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from m3lib.abilities import LOSSES
+from m3lib.compatibility import LOSSES
 from m3lib.systems import losses, objective
 from m3lib.systems.base import Outputs
 from m3lib.training import samplers

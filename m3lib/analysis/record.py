@@ -16,8 +16,8 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from m3lib.abilities import SCORES
 from m3lib.analysis.comparison import COLUMNS
+from m3lib.compatibility import SCORES
 from m3lib.config import find_root
 from m3lib.errors import InputError
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from m3lib import prepare
-from m3lib.abilities import check_variant
+from m3lib.compatibility import check_variant
 from m3lib.config import Settings, data_path, find_root, load
 from m3lib.errors import InputError
 from m3lib.prepare import catalogue, public

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from m3lib.abilities import SCORES
+from m3lib.compatibility import SCORES
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
 from m3lib.retrieval import metrics

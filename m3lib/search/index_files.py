@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from m3lib.abilities import SCORES
+from m3lib.compatibility import SCORES
 from m3lib.errors import InputError
 from m3lib.retrieval import metrics, ranking
 from m3lib.retrieval.ranking import KINDS, Embeddings

@@ -1,6 +1,6 @@
 """The registry: a network's name to its class. A new system is one class, one line here and one in abilities.py."""
 
-from m3lib.abilities import check_variant
+from m3lib.compatibility import check_variant
 from m3lib.config import Variant
 from m3lib.systems.asen import ASEN, ASENpp, ASENv2
 from m3lib.systems.base import Classifier, System

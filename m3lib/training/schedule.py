@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from m3lib.abilities import stage_ends
+from m3lib.compatibility import stage_ends
 from m3lib.config import Stage, Train, Variant
 from m3lib.systems.base import System
 

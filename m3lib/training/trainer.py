@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from m3lib import systems
-from m3lib.abilities import GIVES
+from m3lib.compatibility import GIVES
 from m3lib.config import ALONE, Loss, Machines, Stage, Variant, find_root
 from m3lib.data import batches, store
 from m3lib.data.manifest import Prepared, hold_out
