@@ -34,7 +34,7 @@ from m3lib.systems import losses
 from m3lib.taxonomy import Attribute, Taxonomy
 from m3lib.training import devices, inference, samplers
 from m3lib.training import trainer as training
-from m3lib.training.samplers import Batch
+from m3lib.systems.losses import Batch
 
 SYSTEMS = ("asen", "asen_v2", "asen_pp", "modc", "m3_a", "m3_c", "m3")
 PLAIN = "classifier"

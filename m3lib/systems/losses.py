@@ -21,6 +21,15 @@ class Anchors(NamedTuple):
     negatives: Tensor  # (A, B) bool
 
 
+class Batch(NamedTuple):
+    index: Tensor  # (B,) int64 into the training images
+    labels: Tensor  # (B, M) bool: what the losses may know of them
+    anchors: Anchors
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.index, self.labels.to(device), Anchors(*(part.to(device) for part in self.anchors)))
+
+
 def find_anchors(labels: Tensor, attribute_of_class: Tensor) -> Anchors:
     """Every (image, class) of a batch that has at least one positive and one negative.
 

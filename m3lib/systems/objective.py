@@ -6,7 +6,7 @@ from torch import Tensor
 from m3lib.config import Loss
 from m3lib.systems import losses
 from m3lib.systems.base import Outputs, System
-from m3lib.training.samplers import Batch
+from m3lib.systems.losses import Batch
 
 
 def total_loss(

@@ -6,26 +6,16 @@ The others draw triplets of one attribute each, as the released code of the ASEN
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from m3lib.config import Train
 from m3lib.errors import InputError
-from m3lib.systems.losses import Anchors, find_anchors
+from m3lib.systems.losses import Anchors, Batch, find_anchors
 
 WHOLE = ("batch", "balanced")  # samplers whose batch is of images, with triplets of all attributes
 PAIRED = 0.25  # of a `balanced` batch, the share that is pairs of rare classes
-
-
-class Batch(NamedTuple):
-    index: Tensor  # (B,) int64 into the training images
-    labels: Tensor  # (B, M) bool: what the losses may know of them
-    anchors: Anchors
-
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(self.index, self.labels.to(device), Anchors(*(part.to(device) for part in self.anchors)))
 
 
 def steps_per_epoch(num_images: int, train: Train) -> int:

@@ -28,7 +28,7 @@ from m3lib.systems import losses
 from m3lib.systems.base import Outputs
 from m3lib.systems.objective import total_loss, update_centers
 from m3lib.training import devices, distributed, inference, samplers
-from m3lib.training.samplers import Batch
+from m3lib.systems.losses import Batch
 from m3lib.training.schedule import Plan, learning_rate, make_optimizer
 
 COMPARING = ("attribute", "local", "instance", "cluster")  # losses of triplets within a batch

@@ -188,7 +188,7 @@ def test_a_killed_pack_goes_on_where_it_was(tmp_path, folder, kind, number, line
     """Lines of the journal: the fingerprint, and one for each of 21 chunks."""
     log, journal = tmp_path / "log", tmp_path / "work" / "images.journal"
     command = [sys.executable, drawn.__file__, folder, kind, log]
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     with subprocess.Popen(command, env={"PYTHONPATH": str(root)}, stderr=subprocess.DEVNULL) as process:
         wait_for(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= lines)
         process.send_signal(number)

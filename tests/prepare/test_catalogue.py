@@ -16,7 +16,7 @@ from m3lib import config, prepare
 from m3lib.errors import InputError
 from m3lib.prepare import photos
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CATALOGUE = ROOT.parent / "shared/catalogue/catalogue.csv"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 VARIANTS = ["asen", "m3"]
 PER_VARIANT = ("train", "evaluate", "umap")
 ENVIRONMENT = {

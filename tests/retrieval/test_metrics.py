@@ -23,7 +23,7 @@ from m3lib.retrieval.metrics import (
 )
 
 FIELDS = ("query", "class_id", "relevant", "ap_all", "ap_100_hits", "ap_100_min", "recall_100")
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[3] / "shared"
 needs_splits = pytest.mark.skipif(not (SHARED / "splits").is_dir(), reason="the released split files are not here")
 
 

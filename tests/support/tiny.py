@@ -15,7 +15,7 @@ from m3lib.data.manifest import Prepared
 from m3lib.systems.base import System
 from m3lib.taxonomy import Attribute, Taxonomy
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 VALUES = yaml.safe_load((ROOT / "params.yaml").read_text())
 SETTINGS = config.load(ROOT / "params.yaml")
 PUBLISHED = config.build(config.Settings, config.with_preset(VALUES | {"preset": "published"}), "")

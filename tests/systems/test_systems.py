@@ -12,7 +12,7 @@ from m3lib import compatibility, systems
 from m3lib.errors import InputError
 from m3lib.systems import backbone, losses, objective
 from m3lib.systems.base import Outputs
-from m3lib.training.samplers import Batch
+from m3lib.systems.losses import Batch
 from reference import FORMULAS, as_float64, in_float64, sigmoid, softmax, state_of
 from tiny import (
     MODEL,

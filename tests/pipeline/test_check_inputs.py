@@ -15,7 +15,7 @@ from m3lib import config
 from m3lib.pipeline import check_inputs
 from test_sources import edit_cell
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import Tensor
 from m3lib import config
 from m3lib.systems import losses, objective
 from m3lib.systems.base import Outputs
-from m3lib.training.samplers import Batch
+from m3lib.systems.losses import Batch
 from naive_losses import (
     KINDS,
     MARGIN,

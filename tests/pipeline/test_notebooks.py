@@ -15,7 +15,7 @@ import yaml
 
 from m3lib import config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STAGED = [path for path in NOTEBOOKS if path.stem[0].isdigit()]  # the others are opened by hand alone
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
