@@ -25,7 +25,7 @@ data: $(READY)  ## what of SOURCE=deepfashion (fashionai, darn) is there, what i
 	python -m m3lib.pipeline.check_inputs $(SOURCE)
 
 bench: $(READY)  ## measure: seconds and memory of every stage of the last run; WHAT=data|ranking|search|train|load
-	python -m m3lib.bench$(if $(WHAT),_$(WHAT))
+	python -m tests.bench.$(or $(WHAT),stages)
 
 record: $(READY)  ## gather experiments NAME-... into data/results/NAME.csv, and write README's tables from it
 	python -m m3lib.analysis.record $(NAME)

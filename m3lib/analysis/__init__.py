@@ -1,1 +1,1 @@
-"""TODO"""
+"""What the numbers say: comparisons, ablations, sweeps and recorded results."""

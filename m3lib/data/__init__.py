@@ -1,1 +1,1 @@
-"""TODO"""
+"""What training reads: the manifest, the image store, batches and files."""

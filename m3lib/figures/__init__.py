@@ -1,1 +1,1 @@
-"""TODO"""
+"""Charts, panels and UMAP plots."""

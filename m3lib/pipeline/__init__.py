@@ -1,1 +1,1 @@
-"""TODO"""
+"""Run a notebook as a stage; check inputs before anything slow starts."""

@@ -1,4 +1,4 @@
-"""The pipeline's first stage, run every time: `python -m m3lib.pipeline.check_inputs` checks the settings and looks at the source."""
+"""Check the settings and the source: the pipeline's first stage, `python -m m3lib.pipeline.check_inputs`."""
 
 import hashlib
 import json

@@ -194,7 +194,7 @@ def fingerprint(source: Source, settings: config.Images) -> str:
     kind = (settings.height, settings.width, settings.fit, settings.store)
     pickler.dump((source.load, tuple(source.manifest["image"]), kind, PIL.__version__))
     digest = hashlib.sha256(buffer.getvalue())
-    for module in sorted(Path(__file__).parent.glob("*.py")):
+    for module in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(module.read_bytes())
     return digest.hexdigest()
 

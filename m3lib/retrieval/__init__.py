@@ -1,1 +1,1 @@
-"""TODO"""
+"""The protocol: similarity scores, rankings and metrics."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""A catalogue that can be searched by attribute and by class."""

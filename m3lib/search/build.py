@@ -1,6 +1,6 @@
 """Make a search index of a prepared set, and hand its vectors to other databases.
 
-`python -m m3lib.search.build export FOLDER [INDEX]` writes, for each attribute n of the index (data/index unless named),
+`python -m m3lib.search.build export FOLDER [INDEX]` writes, for each attribute n of the index (default: data/index),
 FOLDER/<n>.parquet with a row per picture (name, row, and vector: float32 of fixed size) and FOLDER/<n>.faiss, whose ids
 are the Parquet file's row numbers; vectors.json says which attribute is which. The inner product of such a vector with
 `Index.query_vector` of a photo is the score that a search gives.

@@ -26,9 +26,9 @@ from m3lib.errors import InputError
 from m3lib.retrieval import metrics, ranking
 from m3lib.systems import losses
 from m3lib.systems.base import Outputs
+from m3lib.systems.losses import Batch
 from m3lib.systems.objective import total_loss, update_centers
 from m3lib.training import devices, distributed, inference, samplers
-from m3lib.systems.losses import Batch
 from m3lib.training.schedule import Plan, learning_rate, make_optimizer
 
 COMPARING = ("attribute", "local", "instance", "cluster")  # losses of triplets within a batch
@@ -284,7 +284,7 @@ def run_fingerprint(
     digest = hashlib.sha256(json.dumps([asdict(variant), seed, threads, accelerator, processes]).encode())
     digest.update(pd.util.hash_pandas_object(prepared.manifest[["image", "split"]]).to_numpy().tobytes())
     digest.update(np.packbits(prepared.labels).tobytes() + f"{prepared.images.shape} {type(prepared.images)}".encode())
-    for module in sorted(Path(__file__).parent.glob("*.py")):
+    for module in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(module.read_bytes())
     return digest.hexdigest()
 

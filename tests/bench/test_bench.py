@@ -5,8 +5,11 @@ import re
 import pandas as pd
 import pytest
 
-from m3lib import bench, bench_data, bench_load, bench_ranking
-from m3lib.bench_ranking import Case
+from tests.bench import data as bench_data
+from tests.bench import load as bench_load
+from tests.bench import ranking as bench_ranking
+from tests.bench import stages as bench
+from tests.bench.ranking import Case
 
 TIMINGS = pd.DataFrame(
     [

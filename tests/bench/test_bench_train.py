@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 import torch
 
-from m3lib import bench_train, config
+from m3lib import config
 from m3lib.errors import InputError
 from m3lib.systems import losses
 from m3lib.systems.base import Outputs, System
 from m3lib.training import devices
+from tests.bench import train as bench_train
 from tiny import MODEL, SETTINGS
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import timm
 from safetensors.numpy import save_file
+from test_catalogue import edit_cell
 
 from m3lib import config
 from m3lib.pipeline import check_inputs
-from test_sources import edit_cell
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
+from test_rubbish import prepared
 
 from downloads import EDITS, apply
 from drawn import SMALL, Drawn, source
@@ -29,7 +30,6 @@ from m3lib.prepare import catalogue, photos
 from m3lib.systems import backbone
 from m3lib.taxonomy import Taxonomy
 from m3lib.training.trainer import Trainer
-from test_rubbish import prepared
 from tiny import BACKBONE, ROOT, make_system
 
 __all__ = ["prepared"]  # a fixture of another file

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from test_rubbish import check_sentence, listing
+from test_run_notebook import Workspace
 
 from m3lib import config
 from m3lib.errors import InputError
 from m3lib.pipeline import run_notebook as runner
 from m3lib.systems import backbone
-from test_rubbish import check_sentence, listing
-from test_run import Workspace
 from tiny import BACKBONE, ROOT, make_system
 
 # weights, where a network is built

@@ -21,6 +21,8 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from test_rubbish import PARAMS, check_sentence, listing, prepared, with_csv
+from test_run_notebook import Workspace, running, workspace
 
 from m3lib import checked, config
 from m3lib.data import manifest, store
@@ -31,8 +33,6 @@ from m3lib.systems import backbone
 from m3lib.taxonomy import Attribute, caption, one_line
 from m3lib.training.trainer import Trainer
 from stripes import PREPARED, short
-from test_rubbish import PARAMS, check_sentence, listing, prepared, with_csv
-from test_run import Workspace, running, workspace
 from tiny import BACKBONE, ROOT
 
 __all__ = ["prepared", "workspace"]  # fixtures of other files

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from catalogues import build_index, noise_pictures, random_embeddings, random_gallery
-from m3lib import bench_search, search_costs
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
 from m3lib.retrieval.ranking import KINDS
 from m3lib.search import build, index_files, vector_index
 from m3lib.search.index import Index
 from m3lib.training import inference
+from tests.bench import scaling as search_costs
+from tests.bench import search as bench_search
 from tiny import TAXONOMY, generator
 
 PREPARED = noise_pictures()

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-MODULES = "matplotlib.pyplot seaborn timm torch umap m3lib.figures.charts m3lib.analysis.comparison m3lib.prepare m3lib.training.trainer"
+MODULES = (
+    "matplotlib.pyplot seaborn timm torch umap "
+    "m3lib.figures.charts m3lib.analysis.comparison m3lib.prepare m3lib.training.trainer"
+)
 
 WARM = np.random.default_rng(0).random((60, 32), dtype=np.float32)
 

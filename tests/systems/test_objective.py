@@ -11,8 +11,8 @@ import torch
 from m3lib.compatibility import LOSSES
 from m3lib.systems import losses, objective
 from m3lib.systems.base import Outputs
-from m3lib.training import samplers
 from m3lib.systems.losses import Batch
+from m3lib.training import samplers
 from tiny import OWN, SETTINGS, TAXONOMY, generator, random_labels, unit_rows
 
 B, N, M, D = 10, TAXONOMY.num_attributes, TAXONOMY.num_classes, 5

@@ -25,9 +25,9 @@ from m3lib import config
 from m3lib.config import Machines, Variant
 from m3lib.data import batches, manifest, store
 from m3lib.errors import InputError
+from m3lib.systems.losses import Batch
 from m3lib.training import distributed
 from m3lib.training import trainer as training
-from m3lib.systems.losses import Batch
 from m3lib.training.trainer import Trainer
 from stripes import PARTIAL, PREPARED, run, same, short
 from tiny import MODEL, ROOT, SETTINGS, VALUES, generator

@@ -14,8 +14,8 @@ from m3lib.data.manifest import Prepared
 from m3lib.retrieval import metrics, ranking
 from m3lib.systems import losses
 from m3lib.systems.base import Outputs
-from m3lib.training import devices, inference, samplers
 from m3lib.systems.losses import Batch
+from m3lib.training import devices, inference, samplers
 from m3lib.training.schedule import Plan
 from m3lib.training.trainer import Trainer
 from stripes import PREPARED, SIDE, STRIPES, moved, run, same, short, weights

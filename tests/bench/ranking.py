@@ -158,7 +158,7 @@ def whole(folder: Path, queries: int, candidates: int, sizes: tuple[int, ...]) -
     embeddings.save(folder / "embeddings.safetensors")
     size = (folder / "embeddings.safetensors").stat().st_size / 1e9
     del embeddings
-    code = "import sys; from m3lib import bench_ranking; bench_ranking.evaluate_whole(*sys.argv[1:])"
+    code = "import sys; from tests.bench import ranking as bench_ranking; bench_ranking.evaluate_whole(*sys.argv[1:])"
     print(
         f"\nall of DeepFashion: 5 attributes, {queries:,} x {candidates:,}, {sum(sizes):,} classes x 64 ({size:.1f} GB)"
     )

@@ -1,9 +1,9 @@
 """`make bench WHAT=train`: what a training step costs, against a plain classification step and the official style.
 
 Every row is a ratio of two things that took turns within one run, so that a machine's mood falls out; pictures and
-labels are random. The size is the default backbone's, some minutes on two cores; `python -m m3lib.bench_train
+labels are random. The size is the default backbone's, some minutes on two cores; `python -m tests.bench.train
 published` takes ResNet-50 at 224 px, which a GPU is for. Named networks are measured alone, by their steps: `python -m
-m3lib.bench_train published m3`. Memory is the peak of a process of its own: of a GPU what torch allocated, else what
+tests.bench.train published m3`. Memory is the peak of a process of its own: of a GPU what torch allocated, else what
 was resident.
 """
 
@@ -31,10 +31,10 @@ from m3lib.data import batches
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
 from m3lib.systems import losses
+from m3lib.systems.losses import Batch
 from m3lib.taxonomy import Attribute, Taxonomy
 from m3lib.training import devices, inference, samplers
 from m3lib.training import trainer as training
-from m3lib.systems.losses import Batch
 
 SYSTEMS = ("asen", "asen_v2", "asen_pp", "modc", "m3_a", "m3_c", "m3")
 PLAIN = "classifier"
@@ -169,7 +169,7 @@ def ratio(floor: list[float], own: list[float]) -> float:
 
 def peak(size: str, network: str, accelerator: str, threads: int, shape: tuple[int, ...]) -> float:
     """Largest memory in MB of a fresh process that makes two steps."""
-    command = [sys.executable, "-m", "m3lib.bench_train", "peak", size, network, accelerator, str(threads)]
+    command = [sys.executable, "-m", "tests.bench.train", "peak", size, network, accelerator, str(threads)]
     done = subprocess.run([*command, *map(str, shape)], capture_output=True, text=True, cwd=config.find_root())
     return float(done.stdout.split()[-1]) if done.returncode == 0 else float("nan")
 
@@ -329,10 +329,10 @@ def page(table: pd.DataFrame) -> str:
 
 def main(size: str = "default", *networks: str, rounds: int = ROUNDS) -> int:
     if size not in BASE:
-        raise InputError(f"python -m m3lib.bench_train takes one of {', '.join(BASE)}, got {size!r}")
+        raise InputError(f"python -m tests.bench.train takes one of {', '.join(BASE)}, got {size!r}")
     for name in networks:
         if name not in SYSTEMS:
-            raise InputError(f"python -m m3lib.bench_train measures {', '.join(SYSTEMS)}, got {name!r}")
+            raise InputError(f"python -m tests.bench.train measures {', '.join(SYSTEMS)}, got {name!r}")
     path = config.find_root() / "data" / "results" / "training.csv"
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/compiled"  # kernels of an earlier run would save compiling

@@ -26,7 +26,6 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from m3lib import search_costs
 from m3lib.compatibility import SCORES
 from m3lib.config import find_root
 from m3lib.retrieval.ranking import KINDS, Embeddings, query_vectors
@@ -34,6 +33,7 @@ from m3lib.search import index as search
 from m3lib.search import index_files, vector_index
 from m3lib.search.index_files import Gallery
 from m3lib.taxonomy import Taxonomy
+from tests.bench import scaling as search_costs
 
 SIZES = (10_000, 100_000, 1_000_000)
 QUERIES, WARM = 200, 20

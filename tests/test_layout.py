@@ -11,7 +11,7 @@ import nbformat
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "m3lib"
 MODULES = sorted(path.stem for path in LIBRARY.glob("*.py") if path.stem != "__init__")
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]

@@ -115,7 +115,7 @@ def main(photos: int = PHOTOS) -> int:
         make_catalogue(Path(folder), photos)
         rows = {}
         for name in STEPS_OF:
-            code = f"from m3lib import bench_load; bench_load.step({name!r}, {folder!r})"
+            code = f"from tests.bench import load as bench_load; bench_load.step({name!r}, {folder!r})"
             done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
             rows[name] = json.loads(done.stdout.splitlines()[-1])
         print(pd.DataFrame(rows).T.to_string())
