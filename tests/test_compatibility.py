@@ -220,8 +220,9 @@ def test_building_checks_first():
 def test_rows_are_checked_without_torch():
     """The pipeline's first stage does it; torch takes seconds to import."""
     code = (
-        "import sys; from pathlib import Path; from m3lib import abilities, config; "
-        "found = config.load(Path('params.yaml')); [abilities.check_variant(found.variant(n)) for n in found.systems]; "
+        "import sys; from pathlib import Path; from m3lib import compatibility, config; "
+        "found = config.load(Path('params.yaml')); "
+        "[compatibility.check_variant(found.variant(n)) for n in found.systems]; "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

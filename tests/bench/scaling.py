@@ -80,8 +80,8 @@ OPTIONS = """## Which way
   own vectors.
 - **A database that you run already** (Milvus, Qdrant, LanceDB, pgvector, Elasticsearch and others):
   `python -m m3lib.search.build export FOLDER` writes Parquet with fixed-size vectors. Load them under the inner
-  product, not cosine or Euclidean distance, and ask with `Index.query_vector`. Mind the database's own limit of dimensions
-  (`dims` above). The search by classes needs the class probabilities and stays here."""
+  product, not cosine or Euclidean distance, and ask with `Index.query_vector`. Mind the database's own limit of
+  dimensions (`dims` above). The search by classes needs the class probabilities and stays here."""
 
 
 def measured(table: pd.DataFrame) -> pd.DataFrame:
