@@ -1,99 +1,92 @@
-"""A safetensors file made at its full size and filled from the front: held in memory once at most, and resumable.
+"""Files: write one completely or not at all, compute digests, check the room on the disk."""
 
-Beside `name.safetensors` lie, until it is whole, `name.partial`, the file itself, and `name.journal`, which says whose
-it is and how many of its rows are on the disk.
-"""
-
+import errno
+import hashlib
 import json
+import math
 import os
 import shutil
-import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from m3lib.errors import InputError
 
-DTYPES = {"int64": "I64", "float16": "F16", "float32": "F32"}  # numpy's names, and the format's
-SAVE_EVERY = 2.0  # seconds of work that a cut may cost
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SAFETENSORS_NAMES = {"int64": "I64", "float16": "F16", "float32": "F32"}  # numpy's name of a type: the format's
 
 
-class Stream:
-    """Tensors of the same number of rows; `done` of them are written. A file of another fingerprint starts over."""
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to, which replaces `path` if the block succeeds and is removed if it fails.
 
-    def __init__(self, path: Path, fingerprint: str, total: int):
-        self.path, self.fingerprint, self.total = path, fingerprint, total
-        self.part, self.journal = path.with_suffix(".partial"), path.with_suffix(".journal")
-        self.arrays: dict[str, np.memmap] = {}
-        self.done, self.saved = 0, time.monotonic()
+    Readers of `path` therefore never see half a file. Creates missing folders. Raises InputError if the disk is full.
+    """
+    temporary = path.with_name(f"{path.name}.part")
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            told = json.loads(self.journal.read_text())
-            if told["fingerprint"] == fingerprint:
-                self.map()
-                self.done = told["done"]
-        except (OSError, ValueError, KeyError, TypeError):
-            self.arrays = {}
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        raise InputError(f"the disk of {path.parent} is full: free some space, then run again") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
-    def add(self, parts: dict[str, np.ndarray]) -> None:
-        """The next rows of every tensor; the first ones say what the tensors are."""
-        if not self.arrays:
-            self.make(parts)
-        stop = self.done + len(next(iter(parts.values())))
-        for name, part in parts.items():
-            self.arrays[name][self.done : stop] = part
-        self.done = stop
-        if time.monotonic() - self.saved >= SAVE_EVERY:
-            self.save()
 
-    def make(self, like: dict[str, np.ndarray]) -> None:
-        """The file at its full size, without its numbers; raises InputError if the disk has no room for it."""
-        self.journal.unlink(missing_ok=True)  # first: it must never speak of another file's rows
-        header, offset = {}, 0
-        for name in sorted(like, key=lambda name: (-like[name].itemsize, name)):  # the format's own order
-            shape = (self.total, *like[name].shape[1:])
-            size = int(np.prod(shape)) * like[name].itemsize
-            dtype = DTYPES[like[name].dtype.name]
-            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": (offset, offset + size)}
-            offset += size
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        try:
-            with self.part.open("wb") as file:
-                file.write(len(text).to_bytes(8, "little") + text)
-                file.flush()
-                os.posix_fallocate(file.fileno(), 0, 8 + len(text) + offset)
-        except OSError as error:
-            self.part.unlink(missing_ok=True)
-            free = shutil.disk_usage(self.part.parent).free
-            raise InputError(
-                f"{self.path} needs {offset / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free ({error.strerror}): free "
-                "some space, or make model.class_embedding smaller (params.yaml)"
-            ) from None
-        self.map()
+def digest(*items: Path | bytes | str) -> str:
+    """Return the SHA-256, in hexadecimal, of concatenated items: the bytes of a path's file, bytes, or text."""
+    sha = hashlib.sha256()
+    for item in items:
+        if isinstance(item, Path):
+            with item.open("rb") as file:
+                hashlib.file_digest(file, lambda: sha)
+        else:
+            sha.update(item.encode() if isinstance(item, str) else item)
+    return sha.hexdigest()
 
-    def map(self) -> None:
-        """Open the tensors of the partial file; raises OSError or ValueError if it is cut."""
-        with self.part.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        names = {short: name for name, short in DTYPES.items()}
-        for name, told in header.items():
-            start = 8 + length + told["data_offsets"][0]
-            self.arrays[name] = np.memmap(self.part, names[told["dtype"]], "r+", start, tuple(told["shape"]))
 
-    def save(self) -> None:
-        """The rows to the disk, then the journal, never the other way round."""
-        for array in self.arrays.values():
-            array.flush()
-        new = self.journal.with_suffix(".journal.new")
-        new.write_text(json.dumps({"fingerprint": self.fingerprint, "done": self.done}))
-        os.replace(new, self.journal)
-        self.saved = time.monotonic()
+def require_space(folder: Path, needed: float, what: str, advice: str) -> None:
+    """Raise InputError, "`what` 3.1 GB, but ...: `advice`", unless a folder's disk has `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(f"{what} {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free in {folder}: {advice}")
 
-    def finish(self) -> None:
-        """Put the whole file in place."""
-        self.save()
-        self.arrays = {}
-        os.replace(self.part, self.path)
-        self.journal.unlink()
+
+def write_tensors(path: Path, rows: int, blocks: Iterable[dict[str, np.ndarray]]) -> None:
+    """Write a safetensors file whose tensors arrive in blocks of rows; memory holds one block at a time.
+
+    Each block maps the name of every tensor to its next rows; `rows` counts the rows of all blocks. The file has the
+    bytes that `safetensors.numpy.save_file` writes. Raises InputError if the disk has no room for the file.
+    """
+    with atomic(path) as temporary:
+        tensors, start = {}, 0
+        for block in blocks:
+            tensors = tensors or allocate_tensors(temporary, rows, block)
+            stop = start + len(next(iter(block.values())))
+            for name, values in block.items():
+                tensors[name][start:stop] = values
+            start = stop
+
+
+def allocate_tensors(path: Path, rows: int, block: dict[str, np.ndarray]) -> dict[str, np.memmap]:
+    """Create a safetensors file at its full size and map its tensors, which have the types and shapes of a block."""
+    header, end = {}, 0
+    for name in sorted(block, key=lambda name: (-block[name].itemsize, name)):  # the order that save_file uses
+        shape = (rows, *block[name].shape[1:])
+        start, end = end, end + math.prod(shape) * block[name].itemsize
+        dtype = SAFETENSORS_NAMES[block[name].dtype.name]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": (start, end)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.flush()
+        os.posix_fallocate(file.fileno(), 0, 8 + len(text) + end)  # writing to mapped memory can't report a full disk
+    return {
+        name: np.memmap(path, block[name].dtype, "r+", 8 + len(text) + entry["data_offsets"][0], entry["shape"])
+        for name, entry in header.items()
+    }

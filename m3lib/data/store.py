@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from m3lib.config import Images
+from m3lib.data.files import require_space
 from m3lib.errors import InputError
 
 RAW = "images.npy"
@@ -110,11 +111,11 @@ class Work:
         """Raise InputError unless the rest of the store fits on the disk, as far as can be told."""
         raw = self.total * self.settings.height * self.settings.width * 3
         whole = raw if self.settings.store == "raw" else JPEG_SHARE * raw
-        about, jpeg = "up to ", ""
+        about, jpeg = " up to", ""
         if self.settings.store == "raw":
             about, jpeg = "", f"set images.store to jpeg (at most {JPEG_SHARE * raw / 1e9:.1f} GB in all), "
         advice = f"{jpeg}make images.height and images.width smaller (params.yaml), or free some space"
-        require_space(self.part.parent, whole - sum(self.sizes), f"the image store needs {about}", advice)
+        require_space(self.part.parent, whole - sum(self.sizes), f"the image store needs{about}", advice)
 
     def add(self, chunk: Chunk) -> None:
         self.file.write(chunk.data)
@@ -169,13 +170,6 @@ class Work:
                 self.save()
         finally:
             self.close()
-
-
-def require_space(folder: Path, needed: float, what: str, advice: str) -> None:
-    """Raise InputError unless the disk of a folder has room for so many bytes."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise InputError(f"{what}{needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free in {folder}: {advice}")
 
 
 def sync(file: IO[bytes]) -> None:

@@ -1,6 +1,5 @@
 """Check the settings and the source: the pipeline's first stage, `python -m m3lib.pipeline.check_inputs`."""
 
-import hashlib
 import json
 import os
 import sys
@@ -10,9 +9,9 @@ from pathlib import Path
 from m3lib import prepare
 from m3lib.compatibility import check_variant
 from m3lib.config import Settings, data_path, find_root, load
+from m3lib.data.files import atomic, digest
 from m3lib.errors import InputError
 from m3lib.prepare import catalogue, public
-from m3lib.prepare import photos as images
 from m3lib.taxonomy import nearest
 
 LABEL_FILES = (".txt", ".csv")
@@ -29,10 +28,8 @@ def fingerprint(settings: Settings) -> dict[str, str | int]:
         return {"source": settings.source}
     table, names = prepare.open_catalogue(settings.csv)
     catalogue.choose_attributes(table, settings.csv)
-    sizes = hashlib.sha256()
-    for name in names:
-        sizes.update(json.dumps([name, file_size(table.path.parent / name)]).encode())
-    return {"source": "csv", "table": digest(table.path), "photos": sizes.hexdigest(), "rows": len(names)}
+    sizes = [json.dumps([name, file_size(table.path.parent / name)]) for name in names]
+    return {"source": "csv", "table": digest(table.path), "photos": digest(*sizes), "rows": len(names)}
 
 
 def of_download(settings: Settings) -> dict[str, str | int]:
@@ -43,15 +40,14 @@ def of_download(settings: Settings) -> dict[str, str | int]:
     print(report)
     if not complete:
         raise InputError(f"{dataset.name} is not complete in {folder}; what is missing stands above")
-    told, photos, count = hashlib.sha256(), hashlib.sha256(), 0
+    labels, photos = [], []
     for path, size in walk(folder):
         name = path.relative_to(folder).as_posix()
         if path.suffix in LABEL_FILES:
-            told.update(json.dumps([name, digest(path)]).encode())
+            labels.append(json.dumps([name, digest(path)]))
         else:
-            photos.update(json.dumps([name, size]).encode())
-            count += 1
-    return {"source": dataset.name, "labels": told.hexdigest(), "photos": photos.hexdigest(), "rows": count}
+            photos.append(json.dumps([name, size]))
+    return {"source": dataset.name, "labels": digest(*labels), "photos": digest(*photos), "rows": len(photos)}
 
 
 def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, int]]:
@@ -66,12 +62,6 @@ def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, int
                 yield from walk(Path(entry.path), above)
         elif entry.is_file():
             yield Path(entry.path), entry.stat().st_size
-
-
-def digest(path: Path) -> str:
-    """Of a file's bytes, read in pieces: a label file may have a gigabyte."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_size(path: Path) -> int | None:
@@ -94,9 +84,8 @@ def check_backbones(settings: Settings, root: Path) -> None:
         import timm
 
         known = timm.list_models()
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with images.whole_file(kept) as file:
-            file.write(("\n".join(known) + "\n").encode())
+        with atomic(kept) as temporary:
+            temporary.write_bytes(("\n".join(known) + "\n").encode())
     for name in sorted(names):
         nearest(name, known, "backbone in params.yaml (model.backbone takes any timm model)")
 
@@ -129,9 +118,8 @@ def write_if_changed(path: Path, values: dict) -> bool:
     text = (json.dumps(values, indent=1) + "\n").encode()
     if path.is_file() and path.read_bytes() == text:
         return False
-    path.parent.mkdir(exist_ok=True)
-    with images.whole_file(path) as file:
-        file.write(text)
+    with atomic(path) as temporary:
+        temporary.write_bytes(text)
     return True
 
 

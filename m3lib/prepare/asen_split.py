@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from m3lib.data.files import atomic
 from m3lib.data.manifest import unit_hash
 from m3lib.errors import InputError
-from m3lib.prepare.photos import whole_file
 from m3lib.taxonomy import Taxonomy
 
 HELD_OUT = ("valid", "test")
@@ -224,5 +224,5 @@ def pair(class_id: int, taxonomy: Taxonomy) -> str:
 
 
 def write_lines(path: Path, lines) -> None:
-    with whole_file(path) as file:
-        file.write("".join(f"{line}\n" for line in lines).encode())
+    with atomic(path) as temporary:
+        temporary.write_bytes("".join(f"{line}\n" for line in lines).encode())

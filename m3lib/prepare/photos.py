@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 import PIL
@@ -220,20 +220,6 @@ def without(source: Source, bad: dict[int, str]) -> Source:
         load=Rows(source.load, rows),
         notes=(*source.notes, summary, *list(bad.values())[:SHOWN]),
     )
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that appears under its name only when the block ends well."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def progress(chunks: Iterator[store.Chunk], done: int, total: int) -> Iterator[store.Chunk]:

@@ -1,18 +1,15 @@
 """What a trained network says of images: embeddings, in memory or streamed to a file, and where it looks."""
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from m3lib import systems
-from m3lib.data import batches
-from m3lib.data.files import Stream
+from m3lib.data import batches, files
 from m3lib.data.manifest import Prepared
 from m3lib.retrieval import ranking
 from m3lib.systems.base import Outputs
@@ -84,16 +81,12 @@ def embed(system: systems.System, prepared: Prepared, rows: np.ndarray, precisio
 
 
 def embed_to_file(path: Path, system: systems.System, prepared: Prepared, rows: np.ndarray, precision: str) -> None:
-    """`embed` into the file that `Embeddings.save` would write, part by part; a run that was cut off goes on."""
-    digest = hashlib.sha256(f"{precision} {prepared.images.shape}".encode() + rows.tobytes())
-    digest.update(pd.util.hash_pandas_object(prepared.manifest["image"]).to_numpy().tobytes())
-    for value in system.state_dict().values():
-        digest.update(value.cpu().contiguous().numpy().tobytes())
-    stream = Stream(path, digest.hexdigest(), len(rows))
-    rest = rows[stream.done :]
-    for part, found in embedded(system, prepared, rest, precision):
-        stream.add({"rows": rest[part], **{name: value.numpy() for name, value in found.items()}})
-    stream.finish()
+    """Write the file that `embed(...).save(path)` writes, block by block, so that memory holds one block."""
+    blocks = (
+        {"rows": rows[part], **{name: value.numpy() for name, value in block.items()}}
+        for part, block in embedded(system, prepared, rows, precision)
+    )
+    files.write_tensors(path, len(rows), blocks)
 
 
 def embedded(
@@ -102,7 +95,7 @@ def embedded(
     """(part of the rows, its embeddings in half precision, on the CPU); the next part is read while one is computed."""
     pin = system.attribute_of_class.device.type == "cuda"
     parts = [slice(start, start + EMBED_BATCH) for start in range(0, len(rows), EMBED_BATCH)]
-    for part, pixels in batches.ahead(parts, lambda part: batches.read(prepared.images, rows[part], pin)):
+    for part, pixels in batches.prefetch(parts, lambda part: batches.read(prepared.images, rows[part], pin)):
         outputs = see(system, pixels, precision)
         with torch.no_grad():
             found = (system.stored_attribute(outputs), system.posterior(outputs), outputs.classes)

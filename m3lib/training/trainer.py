@@ -20,7 +20,7 @@ from tqdm import tqdm
 from m3lib import systems
 from m3lib.compatibility import GIVES
 from m3lib.config import ALONE, Loss, Machines, Stage, Variant, find_root
-from m3lib.data import batches, store
+from m3lib.data import batches, files
 from m3lib.data.manifest import Prepared, hold_out
 from m3lib.errors import InputError
 from m3lib.retrieval import metrics, ranking
@@ -28,7 +28,7 @@ from m3lib.systems import losses
 from m3lib.systems.base import Outputs
 from m3lib.systems.losses import Batch
 from m3lib.systems.objective import total_loss, update_centers
-from m3lib.training import devices, distributed, inference, samplers
+from m3lib.training import augment, devices, distributed, inference, samplers
 from m3lib.training.schedule import Plan, learning_rate, make_optimizer
 
 COMPARING = ("attribute", "local", "instance", "cluster")  # losses of triplets within a batch
@@ -83,7 +83,7 @@ class Trainer:
         self.system.train()
         sums: dict[str, Tensor] = {}
         drawn = samplers.epoch(self.labels, self.own, self.variant.train, generator)
-        for number, (batch, pixels) in enumerate(batches.ahead(drawn, self.read)):
+        for number, (batch, pixels) in enumerate(batches.prefetch(drawn, self.read)):
             self.set_learning_rate(epoch, number)
             try:
                 parts = self.step(batch, pixels, stage, generator, None if pseudo is None else pseudo[batch.index])
@@ -157,8 +157,8 @@ class Trainer:
         self, batch: Batch, pixels: Tensor, stage: Stage, generator: torch.Generator, pseudo: Tensor | None
     ) -> tuple[Outputs, dict[str, Tensor]]:
         images = batches.to_tensor(pixels.to(self.device, non_blocking=True))
-        whole = batches.Share(len(batch.labels), distributed.share(len(batch.labels)))
-        images = batches.views(images, generator, stage.train, whole)
+        whole = augment.BatchSlice(len(batch.labels), distributed.share(len(batch.labels)))
+        images = augment.augment(images, generator, stage.train, whole)
         some = self.carried(batch) if "classes" in GIVES[self.variant.network] else ()
         with inference.autocast(stage.train.precision, self.device):
             outputs = self.network(images, *some)
@@ -268,13 +268,8 @@ def strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    try:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with files.atomic(path) as temporary:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
 
 
 def run_fingerprint(
@@ -346,8 +341,8 @@ def check_disk(trainer: Trainer, checkpoint: Path) -> None:
     )
     needed = checkpoints + image * (len(prepared.rows("valid")) + len(prepared.rows("test")))
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    what = f"the checkpoints and embeddings of {trainer.variant.name} take "
-    store.require_space(checkpoint.parent, needed, what, "free some space, or make model.class_embedding smaller")
+    what = f"the checkpoints and embeddings of {trainer.variant.name} take"
+    files.require_space(checkpoint.parent, needed, what, "free some space, or make model.class_embedding smaller")
 
 
 def history_in(checkpoint: Path, fingerprint: str) -> list[dict] | None:

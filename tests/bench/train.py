@@ -33,7 +33,7 @@ from m3lib.errors import InputError
 from m3lib.systems import losses
 from m3lib.systems.losses import Batch
 from m3lib.taxonomy import Attribute, Taxonomy
-from m3lib.training import devices, inference, samplers
+from m3lib.training import augment, devices, inference, samplers
 from m3lib.training import trainer as training
 
 SYSTEMS = ("asen", "asen_v2", "asen_pp", "modc", "m3_a", "m3_c", "m3")
@@ -105,7 +105,7 @@ class Stepper:
         trainer = self.trainer
         while True:
             drawn = samplers.epoch(trainer.labels, trainer.own, trainer.variant.train, self.generator)
-            yield from batches.ahead(drawn, trainer.read)
+            yield from batches.prefetch(drawn, trainer.read)
 
     def step(self) -> dict[str, Tensor]:
         batch, pixels = next(self.items)
@@ -115,7 +115,7 @@ class Stepper:
         """What a step does before the network: read, to the device, to floats, augmented."""
         _, pixels = next(self.items)
         images = batches.to_tensor(pixels.to(self.trainer.device, non_blocking=True))
-        batches.views(images, self.generator, self.stage.train)
+        augment.augment(images, self.generator, self.stage.train)
 
     def official(self) -> None:
         """The official style: triplets of one attribute, a forward pass each of anchors, positives and negatives."""
@@ -135,7 +135,7 @@ class Stepper:
         trainer = self.trainer
         trainer.system.eval()
         parts = [rows[k : k + inference.EMBED_BATCH] for k in range(0, len(rows), inference.EMBED_BATCH)]
-        for _, pixels in batches.ahead(parts, lambda part: batches.read(trainer.prepared.images, part)):
+        for _, pixels in batches.prefetch(parts, lambda part: batches.read(trainer.prepared.images, part)):
             with inference.autocast(self.stage.train.precision, trainer.device):
                 trainer.system.backbone(batches.to_tensor(pixels.to(trainer.device))).mean(dim=1).cpu()
 

@@ -1,135 +1,112 @@
-"""A file of embeddings, filled part by part: the same bytes as written at once, however often it is cut."""
+"""Atomic writes, digests, disk space, and a safetensors file written in blocks."""
 
+import errno
+import hashlib
 import os
-from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
-from m3lib.data import batches, files
-from m3lib.data.files import Stream
+from m3lib.data import files
 from m3lib.errors import InputError
-from m3lib.retrieval.ranking import KINDS, Embeddings
+from m3lib.retrieval.ranking import Embeddings
 from m3lib.training import inference
 from m3lib.training.trainer import Trainer
 from stripes import PREPARED, short
-from tiny import make_variant
 
 
-def make_parts(seed: int = 0, rows: int = 23) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    found = {"rows": np.sort(rng.choice(1000, rows, replace=False))}
-    for name, shape in (("attribute", (3, 5)), ("posterior", (7,)), ("classes", (7, 4))):
-        found[name] = rng.standard_normal((rows, *shape)).astype(np.float16)
-    return found
+def test_an_atomic_file_appears_when_it_is_complete(tmp_path):
+    path = tmp_path / "new folder" / "file.txt"
+    with files.atomic(path) as temporary:
+        temporary.write_text("first")
+        assert not path.exists()
+    with files.atomic(path) as temporary:
+        temporary.write_text("second")
+        assert path.read_text() == "first"
+    assert path.read_text() == "second"
+    assert list(path.parent.iterdir()) == [path]
 
 
-def fill(stream: Stream, parts: dict[str, np.ndarray], stop: int, step: int = 4) -> None:
-    while stream.done < stop:
-        part = slice(stream.done, min(stream.done + step, stop))
-        stream.add({name: value[part] for name, value in parts.items()})
+def write_half(path: Path, error: BaseException) -> None:
+    with files.atomic(path) as temporary:
+        temporary.write_text("half")
+        raise error
 
 
-@pytest.mark.parametrize("absent", [(), ("attribute",), ("posterior", "classes")])
-def test_a_stream_ends_as_the_file_that_embeddings_save(absent, tmp_path):
-    parts = {name: value for name, value in make_parts().items() if name not in absent}
-    whole = Embeddings(*(torch.from_numpy(parts[n]) if n in parts else None for n in ("rows", *KINDS)))
-    whole.save(tmp_path / "whole.safetensors")
-    stream = Stream(tmp_path / "stream.safetensors", "print", 23)
-    fill(stream, parts, 23)
-    stream.finish()
-    assert (tmp_path / "stream.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["stream.safetensors", "whole.safetensors"]
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("bug"), OSError(errno.EIO, "broken")])
+def test_a_failed_atomic_write_keeps_the_old_file(tmp_path, error):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(type(error)):
+        write_half(path, error)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
-def saved(path: Path, stop: int, fingerprint: str = "print") -> None:
-    """A stream that was cut off after some rows."""
-    stream = Stream(path, fingerprint, 23)
-    fill(stream, make_parts(), stop)
-    stream.save()
+@pytest.mark.parametrize("number", files.FULL_DISK)
+def test_a_full_disk_is_one_sentence(tmp_path, number):
+    sentence = f"the disk of {tmp_path} is full: free some space, then run again"
+    with pytest.raises(InputError, match=sentence):
+        write_half(tmp_path / "file.txt", OSError(number, os.strerror(number)))
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_cut_stream_goes_on_from_the_rows_on_the_disk(tmp_path):
-    path, parts = tmp_path / "e.safetensors", make_parts()
-    for stop in (8, 20):
-        saved(path, stop)
-        fill(Stream(path, "print", 23), make_parts(9), min(stop + 2, 23))  # never saved: to be written again
-        again = Stream(path, "print", 23)
-        assert again.done == stop
-    fill(again, parts, 23)
-    again.finish()
-    for name, value in vars(Embeddings.load(path)).items():
-        assert np.array_equal(value.numpy(), parts[name])
+def test_a_digest_covers_files_bytes_and_text_in_order(tmp_path):
+    (tmp_path / "file").write_bytes(b"photo\0")
+    expected = hashlib.sha256("é".encode() + b"photo\0" + b"rest").hexdigest()
+    assert files.digest("é", tmp_path / "file", b"rest") == expected
+    assert files.digest(b"rest", tmp_path / "file", "é") != expected
 
 
-@pytest.mark.parametrize("spoil", ["fingerprint", "cut", "missing", "journal"])
-def test_what_does_not_belong_to_the_run_is_left_aside(spoil, tmp_path):
-    path = tmp_path / "e.safetensors"
-    saved(path, 12, "other" if spoil == "fingerprint" else "print")
-    part, journal = path.with_suffix(".partial"), path.with_suffix(".journal")
-    if spoil == "cut":
-        os.truncate(part, 100)
-    if spoil == "missing":
-        part.unlink()
-    if spoil == "journal":
-        journal.write_text('{"fingerprint": ')
-    stream = Stream(path, "print", 23)
-    assert stream.done == 0
-    fill(stream, make_parts(1), 23)
-    stream.finish()
-    assert np.array_equal(Embeddings.load(path).classes.numpy(), make_parts(1)["classes"])
+def test_missing_disk_space_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2e9))
+    files.require_space(tmp_path, 2e9, "the store needs", "free some space")
+    with pytest.raises(InputError, match=rf"^the store needs 2\.1 GB, but 2\.0 GB are free in {tmp_path}: free some"):
+        files.require_space(tmp_path, 2.1e9, "the store needs", "free some space")
 
 
-def test_a_full_disk_is_told_before_anything_is_computed(tmp_path, monkeypatch):
+def make_tensors(rows: int = 23) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    tensors = {"rows": np.sort(rng.choice(1000, rows, replace=False))}
+    for name, shape in (("posterior", (7,)), ("attribute", (3, 5)), ("classes", (7, 4))):
+        tensors[name] = rng.standard_normal((rows, *shape)).astype(np.float16)
+    tensors["weights"] = rng.standard_normal((rows, 3)).astype(np.float32)
+    return tensors
+
+
+def blocks(tensors: dict[str, np.ndarray], size: int = 4):
+    for start in range(0, len(tensors["rows"]), size):
+        yield {name: values[start : start + size] for name, values in tensors.items()}
+
+
+@pytest.mark.parametrize("names", [("rows",), ("rows", "attribute"), tuple(make_tensors())])
+def test_tensors_written_in_blocks_have_the_bytes_of_save_file(names, tmp_path):
+    tensors = {name: make_tensors()[name] for name in names}
+    save_file(tensors, tmp_path / "expected")
+    files.write_tensors(tmp_path / "result", 23, blocks(tensors))
+    assert (tmp_path / "result").read_bytes() == (tmp_path / "expected").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "result"]
+
+
+def test_tensors_that_do_not_fit_on_the_disk_are_refused_before_they_are_written(tmp_path, monkeypatch):
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(
-        InputError, match=r"e\.safetensors needs 0\.0 GB, but .* GB are free .*class_embedding"
-    ) as error:
-        fill(Stream(tmp_path / "e.safetensors", "print", 23), make_parts(), 4)
-    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="is full: free some space"):
+        files.write_tensors(tmp_path / "result", 23, blocks(make_tensors()))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("network", ["m3", "asen", "classifier"])
-def test_embedding_to_a_file_is_embedding_and_goes_on_where_it_was_killed(network, tmp_path, monkeypatch):
+def test_embedding_to_a_file_writes_what_embeddings_save(network, tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "EMBED_BATCH", 5)
-    monkeypatch.setattr(files, "SAVE_EVERY", 0.0)
     system, rows = Trainer(PREPARED, short(network), 0, 1).system, PREPARED.rows("valid")
-    path, whole = tmp_path / "e.safetensors", inference.embed(system, PREPARED, rows, "fp32")
-    whole.save(tmp_path / "whole.safetensors")
-    read, seen = batches.read, []
-
-    def spy(images: np.ndarray, some: np.ndarray, pin: bool, killed: int = -1) -> torch.Tensor:
-        seen.extend(some.tolist())
-        if some[0] == killed:
-            raise KeyboardInterrupt
-        return read(images, some, pin)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(batches, "read", partial(spy, killed=rows[10]))
-        with pytest.raises(KeyboardInterrupt):
-            inference.embed_to_file(path, system, PREPARED, rows, "fp32")
-        assert not path.exists()
-        seen.clear()
-        patch.setattr(batches, "read", spy)
-        inference.embed_to_file(path, system, PREPARED, rows, "fp32")
-    assert seen == rows[10:].tolist()  # two parts of five were on the disk
-    assert path.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
-
-
-def test_another_models_rows_are_not_gone_on_with(tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "EMBED_BATCH", 5)
-    first, second = (Trainer(PREPARED, make_variant("m3"), seed, 1).system for seed in (0, 1))
-    path, rows = tmp_path / "e.safetensors", PREPARED.rows("valid")
-    with monkeypatch.context() as patch:
-        patch.setattr(Stream, "finish", Stream.save)
-        inference.embed_to_file(path, first, PREPARED, rows, "fp32")
-    assert not path.exists()
-    inference.embed_to_file(path, second, PREPARED, rows, "fp32")
-    expected = inference.embed(second, PREPARED, rows, "fp32")
-    assert torch.equal(Embeddings.load(path).classes, expected.classes)
+    inference.embed(system, PREPARED, rows, "fp32").save(tmp_path / "expected")
+    inference.embed_to_file(tmp_path / "result", system, PREPARED, rows, "fp32")
+    assert (tmp_path / "result").read_bytes() == (tmp_path / "expected").read_bytes()
+    assert torch.equal(Embeddings.load(tmp_path / "result").rows, torch.from_numpy(rows))

@@ -18,7 +18,7 @@ import pytest
 
 import drawn
 from drawn import SMALL, Drawn, source
-from m3lib.data import manifest, store
+from m3lib.data import files, manifest, store
 from m3lib.errors import InputError
 from m3lib.prepare import photos
 
@@ -313,7 +313,7 @@ def test_after_a_killed_worker_the_work_goes_on(tmp_path, folder):
     ],
 )
 def test_too_little_disk_is_told_before_anything_is_drawn(tmp_path, folder, monkeypatch, kind, needed, advice):
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=200_000_000))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=200_000_000))
     log = tmp_path / "log"
     with pytest.raises(InputError) as raised:
         photos.pack(source(1000, Drawn(log=str(log))), folder, replace(SMALL, height=1024, width=1024, store=kind))
@@ -331,10 +331,10 @@ def test_what_is_done_needs_no_more_disk(folder, monkeypatch, kind):
     done = (folder.parent / "work" / "images.part").stat().st_size - (128 if kind == "raw" else 0)
     rest = 100 * 16 * 20 * 3 - done
     monkeypatch.setattr(store, "JPEG_SHARE", 1)
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=rest - 1))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=rest - 1))
     with pytest.raises(InputError, match="free some space"):
         photos.pack(given, folder, settings, 1)
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=rest))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=rest))
     photos.pack(given, folder, settings, 1)
     assert sorted(contents(folder)) == FILES[kind]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from m3lib.data import batches
+from m3lib.training import augment
 from tiny import SETTINGS, generator
 
 
@@ -33,21 +34,21 @@ def test_augment_equals_a_naive_loop(flip, shift):
     batch = torch.randn(5, 3, 11, 8, generator=generator(1))
     for layout in (torch.contiguous_format, torch.channels_last):
         given = batch.contiguous(memory_format=layout)
-        got = batches.augment(given, generator(2), flip, shift)
+        got = augment.flip_and_shift(given, generator(2), flip, shift)
         torch.testing.assert_close(got, naive_augment(batch, generator(2), flip, shift), rtol=0, atol=0)
         assert got.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_augment_without_flip_or_shift_changes_nothing():
     batch = torch.randn(4, 3, 6, 6)
-    assert torch.equal(batches.augment(batch, generator(), flip=False, shift=0.0), batch)
+    assert torch.equal(augment.flip_and_shift(batch, generator(), flip=False, shift=0.0), batch)
 
 
 def test_augment_moves_both_ways_mirrors_half_and_differs_between_images():
     ramp = torch.arange(20.0).expand(400, 3, 20, 20)
-    moved = batches.augment(ramp, generator(), flip=False, shift=0.1)
+    moved = augment.flip_and_shift(ramp, generator(), flip=False, shift=0.1)
     assert set((moved[:, 0, 10, 10] - 10).tolist()) == {-2, -1, 0, 1, 2}
-    mirrored = batches.augment(ramp, generator(), flip=True, shift=0.0)[:, 0, 0, 0] == 19
+    mirrored = augment.flip_and_shift(ramp, generator(), flip=True, shift=0.0)[:, 0, 0, 0] == 19
     assert 0.4 < mirrored.float().mean() < 0.6
 
 
@@ -74,7 +75,7 @@ def bilinear(image: torch.Tensor, y: float, x: float) -> torch.Tensor:
 @pytest.mark.parametrize("smallest", [0.05, 0.5, 0.9])
 def test_crop_randomly_equals_a_bilinear_loop(smallest):
     batch = torch.randn(4, 3, 9, 7, generator=generator(1))
-    got = batches.crop_randomly(batch, generator(2), smallest)
+    got = augment.crop_randomly(batch, generator(2), smallest)
     area, right, down = torch.rand(3, 4, generator=generator(2), dtype=torch.float32).double()
     expected = torch.empty(4, 3, 9, 7, dtype=torch.float64)
     for i in range(4):
@@ -92,7 +93,7 @@ def test_crops_keep_a_uniform_share_of_the_area_anywhere_in_the_image():
     size, side = 2000, 16
     ramp = torch.arange(side) + 0.5
     batch = torch.stack([ramp.expand(side, side), ramp[:, None].expand(side, side), torch.zeros(side, side)])
-    got = batches.crop_randomly(batch.expand(size, -1, -1, -1), generator(3), 0.25)
+    got = augment.crop_randomly(batch.expand(size, -1, -1, -1), generator(3), 0.25)
     wide, tall = got[:, 0, 5, 10] - got[:, 0, 5, 5], got[:, 1, 10, 5] - got[:, 1, 5, 5]
     torch.testing.assert_close(wide, tall, rtol=1e-4, atol=1e-4)  # the shape is kept
     area = (wide / 5) ** 2
@@ -109,7 +110,7 @@ def test_crops_keep_a_uniform_share_of_the_area_anywhere_in_the_image():
 
 def test_a_crop_of_everything_changes_nothing():
     batch = torch.randn(3, 3, 8, 6, generator=generator())
-    torch.testing.assert_close(batches.crop_randomly(batch, generator(), 1.0), batch, rtol=0, atol=1e-5)
+    torch.testing.assert_close(augment.crop_randomly(batch, generator(), 1.0), batch, rtol=0, atol=1e-5)
 
 
 def to_pixels(batch: torch.Tensor) -> np.ndarray:
@@ -120,7 +121,7 @@ def to_pixels(batch: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("amount", [0.2, 0.9])
 def test_jitter_is_brightness_then_contrast_of_the_pixels(amount):
     images = np.random.default_rng(0).integers(0, 256, (5, 6, 4, 3), dtype=np.uint8)
-    got = to_pixels(batches.jitter(batches.to_tensor(images), generator(4), amount))
+    got = to_pixels(augment.jitter(batches.to_tensor(images), generator(4), amount))
     light, contrast = (1 - amount + 2 * amount * torch.rand(2, 5, generator=generator(4))).double().numpy()
     for i in range(5):
         bright = light[i] * images[i] / 255
@@ -133,7 +134,7 @@ def test_jitter_is_brightness_then_contrast_of_the_pixels(amount):
 def test_jitter_keeps_the_hue():
     """A picture of one colour stays one, with the ratios of its channels."""
     colour = np.array([200, 120, 40], np.uint8)
-    got = to_pixels(batches.jitter(batches.to_tensor(np.broadcast_to(colour, (50, 3, 3, 3)).copy()), generator(), 0.3))
+    got = to_pixels(augment.jitter(batches.to_tensor(np.broadcast_to(colour, (50, 3, 3, 3)).copy()), generator(), 0.3))
     ratios = got / got[..., :1]
     np.testing.assert_allclose(ratios, np.broadcast_to(colour / 200, ratios.shape), atol=1e-5)
     assert 0.7 * 200 / 255 < got[..., 0].min() < 0.75 * 200 / 255
@@ -148,19 +149,19 @@ def test_views_by_the_repositorys_settings_are_augment():
     batch = torch.randn(6, 3, 10, 10, generator=generator(1))
     train = SETTINGS.train
     assert (train.crop, train.jitter) == (1, 0)
-    expected = batches.augment(batch, generator(2), train.flip, train.shift)
-    assert torch.equal(batches.views(batch, generator(2), train), expected)
+    expected = augment.flip_and_shift(batch, generator(2), train.flip, train.shift)
+    assert torch.equal(augment.augment(batch, generator(2), train), expected)
 
 
 @pytest.mark.parametrize("changes", [{"crop": 0.5}, {"jitter": 0.2}, {"crop": 0.5, "jitter": 0.2}])
 def test_views_are_augment_then_crop_then_jitter_and_the_generators(changes):
     batch, draws, train = torch.randn(6, 3, 10, 10, generator=generator(1)), generator(2), make_train(**changes)
-    expected = batches.augment(batch, draws, train.flip, train.shift)
+    expected = augment.flip_and_shift(batch, draws, train.flip, train.shift)
     if "crop" in changes:
-        expected = batches.crop_randomly(expected, draws, 0.5)
+        expected = augment.crop_randomly(expected, draws, 0.5)
     if "jitter" in changes:
-        expected = batches.jitter(expected, draws, 0.2)
+        expected = augment.jitter(expected, draws, 0.2)
     before = batch.clone()
-    assert torch.equal(batches.views(batch, generator(2), train), expected)
+    assert torch.equal(augment.augment(batch, generator(2), train), expected)
     assert torch.equal(batch, before)
-    assert not torch.equal(batches.views(batch, generator(3), train), expected)
+    assert not torch.equal(augment.augment(batch, generator(3), train), expected)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from m3lib import systems
 from m3lib.config import Variant
-from m3lib.data import store
+from m3lib.data import files
 from m3lib.errors import InputError
 from m3lib.training import trainer as training
 from m3lib.training.schedule import Plan
@@ -236,7 +236,7 @@ def test_after_a_loss_that_is_not_finite_the_last_good_epoch_can_be_taken_up(und
 
 
 def test_a_run_that_would_not_fit_on_the_disk_is_told_before_its_first_step(tmp_path, monkeypatch):
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(InputError, match=r"embeddings of m3 take [\d.]+ GB, but 0.0 GB are free in .*: free"):
         run(short("m3"), tmp_path / "c.safetensors")
     assert not list(tmp_path.iterdir())

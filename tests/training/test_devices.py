@@ -153,20 +153,20 @@ def test_reading_ahead_keeps_order_and_pairs_and_passes_errors_on():
             raise InputError("damaged")
         return 10 * k
 
-    pairs = batches.ahead(items(), load)
+    pairs = batches.prefetch(items(), load)
     for k in range(4):
         assert next(pairs) == (k, 10 * k)
         assert drawn == list(range(k + 2))  # the next one, and no more
     with pytest.raises(InputError, match="damaged"):
         next(pairs)
     assert read == list(range(5))
-    assert list(batches.ahead([], load)) == []
+    assert list(batches.prefetch([], load)) == []
 
 
 def test_reading_ahead_changes_no_run(tmp_path, monkeypatch):
     """However long a read takes: threads hold the pixels alone, and draw nothing."""
     whole, curves = run(short("m3"), tmp_path / "a.safetensors")
-    monkeypatch.setattr(batches, "ahead", lambda items, read: ((item, read(item)) for item in items))
+    monkeypatch.setattr(batches, "prefetch", lambda items, read: ((item, read(item)) for item in items))
     system, found = run(short("m3"), tmp_path / "b.safetensors")
     assert same(system, whole)
     assert found == curves

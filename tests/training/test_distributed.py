@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from m3lib import config
 from m3lib.config import Machines, Variant
-from m3lib.data import batches, manifest, store
+from m3lib.data import manifest, store
 from m3lib.errors import InputError
 from m3lib.systems.losses import Batch
-from m3lib.training import distributed
+from m3lib.training import augment, distributed
 from m3lib.training import trainer as training
 from m3lib.training.trainer import Trainer
 from stripes import PARTIAL, PREPARED, run, same, short
@@ -219,9 +219,10 @@ def test_gathering_gives_all_rows_and_each_process_its_own_gradient(met):
 def test_a_share_of_a_batch_is_seen_as_in_the_whole(changes):
     settings = replace(short("m3").train, flip=True, shift=0.2, **changes)
     images = torch.randn(6, 3, 10, 8, generator=generator(1))
-    whole = batches.views(images, generator(2), settings)
+    whole = augment.augment(images, generator(2), settings)
     for part in (slice(0, 3), slice(3, 6), slice(1, 5)):
-        assert torch.allclose(batches.views(images[part], generator(2), settings, batches.Share(6, part)), whole[part])
+        own = augment.augment(images[part], generator(2), settings, augment.BatchSlice(6, part))
+        assert torch.allclose(own, whole[part])
 
 
 def test_shares_are_all_of_it(monkeypatch):

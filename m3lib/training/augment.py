@@ -1,0 +1,92 @@
+"""Augment a batch of training images: flip, shift, crop and jitter.
+
+All random numbers are drawn by one generator on its own device; pixels are computed on the device of the batch.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from m3lib.config import Train
+from m3lib.data.batches import to_tensor
+
+
+class BatchSlice(NamedTuple):
+    """This process's rows of a global batch of `size` images.
+
+    Random numbers are drawn for the global batch and then sliced, so augmentation does not depend on the number of
+    processes.
+    """
+
+    size: int
+    rows: slice
+
+
+def augment(batch: Tensor, generator: Generator, train: Train, of: BatchSlice | None = None) -> Tensor:
+    """Return the batch (B, 3, H, W), augmented as the settings flip, shift, crop and jitter say.
+
+    of: the global batch that these images belong to; None if they are all of it.
+    """
+    batch = flip_and_shift(batch, generator, train.flip, train.shift, of)
+    if train.crop < 1:
+        batch = crop_randomly(batch, generator, train.crop, of)
+    return jitter(batch, generator, train.jitter, of) if train.jitter else batch
+
+
+def uniform(count: int, batch: Tensor, generator: Generator, of: BatchSlice | None) -> Tensor:
+    """Draw (count, B) numbers in [0, 1)."""
+    size, rows = of or (len(batch), slice(None))
+    return torch.rand(count, size, generator=generator, device=generator.device)[:, rows].to(batch.device)
+
+
+def flip_and_shift(
+    batch: Tensor, generator: Generator, flip: bool, shift: float, of: BatchSlice | None = None
+) -> Tensor:
+    """Mirror each image with probability 1/2 (if flip), then move it by up to shift * side in each direction.
+
+    Where the move uncovers an area, border pixels are repeated.
+    """
+    size, _, height, width = batch.shape
+    rows = shifted_indices(batch, height, shift, generator, of)  # (B, H)
+    columns = shifted_indices(batch, width, shift, generator, of)  # (B, W)
+    if flip:
+        mirrored = uniform(1, batch, generator, of).T < 0.5  # (B, 1)
+        columns = torch.where(mirrored, width - 1 - columns, columns)
+    image = torch.arange(size, device=batch.device)[:, None, None]
+    pixel = (image * height + rows[:, :, None]) * width + columns[:, None, :]  # (B, H, W)
+    pixels = batch.permute(0, 2, 3, 1).reshape(-1, 3).index_select(0, pixel.flatten())
+    return pixels.view(size, height, width, 3).permute(0, 3, 1, 2)
+
+
+def shifted_indices(batch: Tensor, side: int, shift: float, generator: Generator, of: BatchSlice | None) -> Tensor:
+    """Return (B, side) int64: for each pixel along one side, the index it is read from after one random move."""
+    size, rows = of or (len(batch), slice(None))
+    reach = int(shift * side)
+    move = torch.randint(-reach, reach + 1, (size, 1), generator=generator, device=generator.device)[rows]
+    return (torch.arange(side, device=batch.device) + move.to(batch.device)).clamp(0, side - 1)
+
+
+def crop_randomly(batch: Tensor, generator: Generator, smallest: float, of: BatchSlice | None = None) -> Tensor:
+    """Enlarge a random crop of each image, with the image's aspect ratio and an area uniform in [smallest, 1]."""
+    area, x, y = uniform(3, batch, generator, of)
+    side = (smallest + (1 - smallest) * area).sqrt()  # (B,) relative to the image's side
+    theta = torch.zeros(len(batch), 2, 3, device=batch.device)
+    theta[:, 0, 0] = theta[:, 1, 1] = side
+    theta[:, 0, 2], theta[:, 1, 2] = (2 * x - 1) * (1 - side), (2 * y - 1) * (1 - side)
+    grid = F.affine_grid(theta, list(batch.shape), align_corners=False)
+    crops = F.grid_sample(batch, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return crops.contiguous(memory_format=torch.channels_last)
+
+
+def jitter(batch: Tensor, generator: Generator, amount: float, of: BatchSlice | None = None) -> Tensor:
+    """Multiply the brightness and the contrast of each image by factors in [1 - amount, 1 + amount].
+
+    Hue and saturation are not changed, because they distinguish classes of colour and texture.
+    """
+    brightness, contrast = (1 + amount * (2 * uniform(2, batch, generator, of) - 1))[:, :, None, None, None]
+    black = to_tensor(torch.zeros(1, 1, 1, 3, dtype=torch.uint8, device=batch.device))  # (1, 3, 1, 1), normalised
+    bright = (batch - black) * brightness
+    mean = bright.mean(dim=(2, 3), keepdim=True)
+    return (bright - mean) * contrast + mean + black
