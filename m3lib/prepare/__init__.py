@@ -12,7 +12,7 @@ import pandas as pd
 from m3lib.config import Csv, Settings, Split, data_path
 from m3lib.data.manifest import Source, assign_roles, assign_splits, check_source
 from m3lib.errors import InputError
-from m3lib.prepare import catalogue, darn, deepfashion, fashionai, photos, public
+from m3lib.prepare import catalogue, darn, deepfashion, fashionai, pack, photos, public
 from m3lib.prepare.catalogue import Table
 
 SPLITS = {
@@ -53,7 +53,7 @@ def read_csv(settings: Csv, split: Split, max_bad: float) -> Source:
     frame = pd.DataFrame({"image": names, "split": splits, "role": roles, "labels": labels})
     frame, unlabelled = labelled(frame)
     return Source(
-        taxonomy, frame, photos.Photos(table.path.parent, tuple(frame["image"])), notes + label_notes + unlabelled
+        taxonomy, frame, photos.PhotoLoader(table.path.parent, tuple(frame["image"])), notes + label_notes + unlabelled
     )
 
 
@@ -107,7 +107,7 @@ def check_missing(table: Table, names: list[str], missing: list[int], max_bad: f
         return ()
     first = f"{names[missing[0]]!r} ({table.where(missing[0])})"
     counted = f"{len(missing)} of {len(names)} photos are missing"
-    if photos.too_many(len(missing), len(names), max_bad):
+    if pack.too_many(len(missing), len(names), max_bad):
         raise InputError(
             f"{counted}, more than the share images.max_bad = {max_bad:g} in params.yaml allows; the first is {first}"
         )

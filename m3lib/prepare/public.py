@@ -15,8 +15,8 @@ import pandas as pd
 from m3lib.config import Benchmark, Settings, data_path
 from m3lib.data.manifest import Source, assign_splits, unit_hash
 from m3lib.errors import InputError
-from m3lib.prepare import asen_split
-from m3lib.prepare import photos as images
+from m3lib.prepare import asen_split, pack
+from m3lib.prepare.photos import PhotoLoader
 from m3lib.taxonomy import Taxonomy
 
 PROTOCOLS = {"deepfashion": "pair", "fashionai": "row", "darn": "row"}  # behind the published tables
@@ -110,7 +110,7 @@ def read(dataset: Dataset, settings: Settings) -> Source:
     return Source(
         known.taxonomy,
         frame,
-        images.Photos(base, tuple(frame["image"]), boxes),
+        PhotoLoader(base, tuple(frame["image"]), boxes),
         (*known.notes, *notes, *shared, *gone, *unlabelled, *boxless, f"protocol: {protocol}"),
         "any" if protocol == "any" else "pair",
     )
@@ -210,7 +210,7 @@ def leave_out_missing(frame: pd.DataFrame, base: Path, max_bad: float) -> tuple[
         return frame, ()
     first = frame["image"].iloc[int(np.argmin(here))]
     counted = f"{(~here).sum()} of {len(frame)} photos are missing in {base}"
-    if images.too_many(int((~here).sum()), len(frame), max_bad):
+    if pack.too_many(int((~here).sum()), len(frame), max_bad):
         raise InputError(
             f"{counted}, more than the share images.max_bad = {max_bad:g} in params.yaml allows; the first is {first!r}"
         )

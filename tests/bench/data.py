@@ -17,7 +17,7 @@ from PIL import Image
 
 from m3lib import config
 from m3lib.data import manifest, store
-from m3lib.prepare import deepfashion, public
+from m3lib.prepare import deepfashion, pack, public
 from m3lib.prepare import photos as images
 
 PHOTOS, SIZES = 289_222, (156, 218, 180, 216, 230)
@@ -88,7 +88,7 @@ def load(path: Path) -> None:
         image.load()
 
 
-def pack(path: Path, kind: str) -> bytes:
+def encode(path: Path, kind: str) -> bytes:
     return store.encode(images.fit(images.decode(path), 224, 224, "crop"), kind)
 
 
@@ -96,8 +96,8 @@ def pack_photos(count: int) -> None:
     steps = {
         "Pillow's JPEG decoder alone": load,
         "images.decode": images.decode,
-        "decoded, fitted to 224 px, raw": lambda path: pack(path, "raw"),
-        "decoded, fitted to 224 px, jpeg": lambda path: pack(path, "jpeg"),
+        "decoded, fitted to 224 px, raw": lambda path: encode(path, "raw"),
+        "decoded, fitted to 224 px, jpeg": lambda path: encode(path, "jpeg"),
     }
     with tempfile.TemporaryDirectory() as folder:
         paths = write_photos(Path(folder), count)
@@ -112,7 +112,7 @@ def main(photos: int = PHOTOS, count: int = COUNT) -> int:
     read_labels(photos)
     pack_photos(count)
     raw = PHOTOS * 224 * 224 * 3 / 1e9
-    print(f"store of {PHOTOS:,} photos at 224 px: raw {raw:.1f} GB, jpeg at most {store.JPEG_SHARE * raw:.1f} GB")
+    print(f"store of {PHOTOS:,} photos at 224 px: raw {raw:.1f} GB, jpeg at most {pack.JPEG_SHARE * raw:.1f} GB")
     return 0
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from m3lib import config, systems
 from m3lib import prepare as sources
 from m3lib.data import manifest
-from m3lib.prepare import photos as images
+from m3lib.prepare import pack
 from m3lib.retrieval import metrics, ranking
 from m3lib.training import inference, trainer
 
@@ -62,7 +62,7 @@ def prepare(folder: Path, settings: config.Settings) -> str:
     source = sources.read(settings)
     prepared = folder / "prepared"
     prepared.mkdir()
-    manifest.save(images.pack(source, prepared, settings.images, workers=1), prepared)
+    manifest.save(pack.pack(source, prepared, settings.images, workers=1), prepared)
     return f"{len(source.manifest):,} photos at {SIDE} px"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from m3lib.config import Split
 from m3lib.data import manifest
-from m3lib.data.manifest import PARTS, Source
+from m3lib.data.manifest import SUBSETS, Source
 from m3lib.errors import InputError
 from tiny import TAXONOMY, make_prepared, random_labels
 
@@ -21,7 +21,7 @@ def no_picture(i: int) -> np.ndarray:
 
 
 def make_source(labels: np.ndarray) -> Source:
-    parts = [PARTS[i % len(PARTS)] for i in range(len(labels))]
+    parts = [SUBSETS[i % len(SUBSETS)] for i in range(len(labels))]
     return Source(TAXONOMY, make_prepared(labels, parts).manifest, no_picture)
 
 
@@ -65,7 +65,7 @@ def test_shares_are_those_asked_for():
 def test_roles_stand_only_where_there_is_something_to_ask():
     splits = manifest.assign_splits(KEYS, SPLIT)
     roles = manifest.assign_roles(KEYS, splits, SPLIT.query)
-    assert set(zip(splits.tolist(), roles.tolist(), strict=True)) == set(PARTS)
+    assert set(zip(splits.tolist(), roles.tolist(), strict=True)) == set(SUBSETS)
 
 
 @pytest.mark.parametrize("kind", ["single", "multi", "partial"])
@@ -85,7 +85,7 @@ HELD_OUT = {"colour: green": 1, "details: hood": 6, "sleeve: long": 7}
 @pytest.mark.parametrize("names", [list(HELD_OUT)[:1], list(HELD_OUT), list(HELD_OUT)[::-1]])
 def test_held_out_classes_leave_train_and_valid_and_stay_in_test(names):
     labels = random_labels("partial", 50, np.random.default_rng(4))
-    prepared = make_prepared(labels, [PARTS[i % len(PARTS)] for i in range(50)])
+    prepared = make_prepared(labels, [SUBSETS[i % len(SUBSETS)] for i in range(50)])
     found = manifest.hold_out(prepared, names)
     expected = labels.copy()
     for i, split in enumerate(prepared.manifest["split"]):
@@ -150,14 +150,14 @@ def test_save_and_open_give_the_same(tmp_path):
 
 
 def test_rows_of_a_split_and_of_a_role():
-    parts = [PARTS[i] for i in np.random.default_rng(0).integers(0, len(PARTS), 50)]
+    parts = [SUBSETS[i] for i in np.random.default_rng(0).integers(0, len(SUBSETS), 50)]
     prepared = make_prepared(full_labels(50), parts)
-    for split, role in PARTS:
+    for split, role in SUBSETS:
         assert prepared.rows(split, role).tolist() == [i for i, part in enumerate(parts) if part == (split, role)]
         assert prepared.rows(split).tolist() == [i for i, part in enumerate(parts) if part[0] == split]
 
 
-@pytest.mark.parametrize("part", PARTS, ids=lambda part: " ".join(part))
+@pytest.mark.parametrize("part", SUBSETS, ids=lambda part: " ".join(part))
 def test_a_part_without_a_label_is_refused(tmp_path, part):
     source = make_source(full_labels())
     emptied = source.manifest.copy()

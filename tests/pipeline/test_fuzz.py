@@ -21,12 +21,12 @@ from safetensors.torch import save
 from test_rubbish import prepared
 
 from downloads import EDITS, apply
-from drawn import SMALL, Drawn, source
+from drawn import Drawn, source
 from m3lib import config
 from m3lib.data import manifest, store
 from m3lib.errors import InputError
 from m3lib.pipeline import check_inputs
-from m3lib.prepare import catalogue, photos
+from m3lib.prepare import catalogue, pack, photos
 from m3lib.systems import backbone
 from m3lib.taxonomy import Taxonomy
 from m3lib.training.trainer import Trainer
@@ -156,7 +156,7 @@ def jpegs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("jpegs") / "prepared"
     folder.mkdir()
     given_ = source(12, Drawn(smooth=True))
-    photos.pack(given_, folder, config.Images(16, 20, "crop", "jpeg", 0.0), 1)
+    pack.pack(given_, folder, config.Images(16, 20, "crop", "jpeg", 0.0), 1)
     given_.taxonomy.save(folder / "taxonomy.json")
     given_.manifest.to_parquet(folder / "manifest.parquet")
     (folder / "protocol.json").write_text('{"relevance": "pair"}')
@@ -179,21 +179,8 @@ def test_a_picture_of_another_size_is_damage(tmp_path):
     np.save(tmp_path / store.INDEX, np.cumsum([0, *map(len, pictures)]))
     found = store.open_store(tmp_path)
     assert found[0].shape == (16, 20, 3)
-    with pytest.raises(InputError, match=r"picture 1 of .* is damaged"):
+    with pytest.raises(InputError, match=r"image 1 of .* is damaged"):
         found[1]
-
-
-@few(60)
-@given(edits=EDITS | BYTES)
-def test_any_bytes_in_the_journal_of_a_cut_pack(tmp_path, edits):
-    """It is taken up where it fits, and begun anew where it does not."""
-    lines = [b"print\n", b'[4, [960, 960, 960], [[1, "bad"]]]\n', b"[6, [960, 960], []]\n"]
-    (tmp_path / "images.part").write_bytes(bytes(128 + 5 * 960))
-    content = b"".join(lines)
-    (tmp_path / "images.journal").write_bytes(content[:6] + spoilt(content[6:], edits))
-    with store.Work(tmp_path, "print", SMALL, 9) as work:
-        assert len(work.sizes) + len(work.bad) == work.stop <= 9
-        assert work.part.stat().st_size == work.size()
 
 
 # weights and checkpoints

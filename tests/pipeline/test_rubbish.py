@@ -20,7 +20,7 @@ from m3lib import prepare as sources
 from m3lib.data import manifest
 from m3lib.errors import InputError
 from m3lib.pipeline import check_inputs
-from m3lib.prepare import photos
+from m3lib.prepare import pack
 from tiny import ROOT, TAXONOMY, make_prepared, random_labels
 
 PARAMS = (ROOT / "params.yaml").read_text()
@@ -220,7 +220,7 @@ PHOTOS: dict[str, Case] = {
     "a link to itself": (link("07.jpg"), ["1 of 60 photos are missing", "'photos/07.jpg'"]),
     "a link to nothing": (link("nowhere"), ["1 of 60 photos are missing", "'photos/07.jpg'"]),
     "a folder": (lambda photo: (photo.unlink(), photo.mkdir()), ["1 of 60 photos are missing"]),
-    "nothing": (replaced(b""), ["1 of the first 16 images", "07.jpg", "not a photo"]),
+    "nothing": (replaced(b""), ["1 of 60 images", "07.jpg", "not a photo"]),
     "a script": (replaced(b"#!/bin/sh\ntouch x\n"), ["07.jpg", "not a photo"]),
     "a page": (replaced(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), ["07.jpg", "not a photo"]),
     "a PDF": (replaced(b"%PDF-1.4\n%%EOF\n"), ["07.jpg", "not a photo"]),
@@ -232,7 +232,7 @@ PHOTOS: dict[str, Case] = {
 
 def prepare(catalogue, folder: Path) -> None:
     source = sources.read_csv(catalogue.settings, catalogue.split, 0.0)
-    photos.pack(source, folder, config.Images(16, 16, "crop", "raw", 0.0), 1)
+    pack.pack(source, folder, config.Images(16, 16, "crop", "raw", 0.0), 1)
 
 
 @pytest.mark.parametrize("case", PHOTOS)
@@ -252,7 +252,7 @@ def test_a_bad_photo_stops_packing_with_one_sentence(repository, tiny_catalogue,
 @pytest.fixture
 def prepared(tmp_path) -> Path:
     labels = random_labels("multi", 30, np.random.default_rng(0))
-    made = make_prepared(labels, [manifest.PARTS[i % 5] for i in range(30)])
+    made = make_prepared(labels, [manifest.SUBSETS[i % 5] for i in range(30)])
     manifest.save(manifest.Source(TAXONOMY, made.manifest, made.images.__getitem__), tmp_path)
     np.save(tmp_path / "images.npy", made.images)
     assert len(manifest.open_prepared(tmp_path).labels) == 30
@@ -285,19 +285,19 @@ PREPARED: dict[str, Case] = {
     "classes that are numbers": (attribute(classes=[1, 2]), ["not a prepared data set"]),
     "one class": (attribute(classes=["x"]), ["not a prepared data set", "at least two different classes"]),
     "several or not, unsaid": (attribute(multi="perhaps"), ["not a prepared data set"]),
-    "a smaller taxonomy": (attribute(), ["none of taxonomy.json's 2 class ids", "dvc repro --force prepare"]),
+    "a smaller taxonomy": (attribute(), ["no class ids of taxonomy.json", "dvc repro prepare"]),
     "no protocol": (lambda folder: (folder / "protocol.json").unlink(), ["not a prepared data set", "protocol.json"]),
-    "another protocol": (text("protocol.json", {"relevance": "graded"}), ["relevance 'graded', expected pair or any"]),
+    "another protocol": (text("protocol.json", {"relevance": "graded"}), ["protocol.json", "another version"]),
     "a protocol that is a list": (text("protocol.json", ["pair"]), ["not a prepared data set"]),
     "a manifest that is a table": (text("manifest.parquet", "image,split\n1.jpg,train\n"), ["not a prepared data set"]),
-    "no labels": (columns(lambda t: t.drop(columns="labels")), ["manifest.parquet has no column 'labels'"]),
-    "labels in words": (columns(lambda t: t.assign(labels=[["red"]] * 30)), ["a label that is none of"]),
-    "labels alone": (columns(lambda t: t.assign(labels=1)), ["labels that are no lists"]),
-    "labels below zero": (columns(lambda t: t.assign(labels=[[-1]] * 30)), ["a label that is none of"]),
-    "another word for valid": (columns(lambda t: t.assign(split="val")), ["a split or role that this version"]),
-    "a row too many": (columns(lambda t: pd.concat([t, t[:1]])), ["31 rows", "30 pictures", "don't match"]),
-    "pictures of another depth": (store(np.zeros((30, 4, 4, 3), np.float32)), ["images.npy holds no pictures"]),
-    "pictures without colour": (store(np.zeros((30, 4, 4), np.uint8)), ["images.npy holds no pictures"]),
+    "no labels": (columns(lambda t: t.drop(columns="labels")), ["not a prepared data set", "labels"]),
+    "labels in words": (columns(lambda t: t.assign(labels=[["red"]] * 30)), ["no class ids of taxonomy.json"]),
+    "labels alone": (columns(lambda t: t.assign(labels=1)), ["not a prepared data set"]),
+    "labels below zero": (columns(lambda t: t.assign(labels=[[-1]] * 30)), ["no class ids of taxonomy.json"]),
+    "another word for valid": (columns(lambda t: t.assign(split="val")), ["manifest.parquet is of another version"]),
+    "a row too many": (columns(lambda t: pd.concat([t, t[:1]])), ["31 rows", "30 images", "don't match"]),
+    "pictures of another depth": (store(np.zeros((30, 4, 4, 3), np.float32)), ["images.npy holds no images"]),
+    "pictures without colour": (store(np.zeros((30, 4, 4), np.uint8)), ["images.npy holds no images"]),
     "objects": (store(np.array([{}] * 30), allow_pickle=True), ["not a prepared data set", "Python objects"]),
 }
 

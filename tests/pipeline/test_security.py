@@ -234,12 +234,13 @@ def bombs() -> dict[str, bytes]:
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from m3lib import errors, images
+from m3lib import errors
+from m3lib.prepare import photos
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before = peak()
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
-        shape = images.decode(path).shape
+        shape = photos.decode(path).shape
     except errors.InputError as error:
         shape = str(error).isprintable()
     print(path.name, shape, round(peak() - before))

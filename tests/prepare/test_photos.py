@@ -1,8 +1,7 @@
-"""Photos of every kind come out as upright RGB, or as one sentence; the store is whole or absent."""
+"""Photos of every kind become upright RGB of one size, or one sentence."""
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from drawn import SMALL, Drawn, source
 from m3lib.errors import InputError
 from m3lib.prepare import photos
 
@@ -158,82 +156,6 @@ def test_fit_smooths_when_it_shrinks():
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[:, ::2] = 255
     assert np.abs(photos.fit(stripes, 32, 32, "crop")[:, 2:-2].astype(int) - 127).max() < 20
-
-
-# pack
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Of a prepared data set; unfinished work lies beside it."""
-    (tmp_path / "prepared").mkdir()
-    return tmp_path / "prepared"
-
-
-def test_the_store_holds_every_row_in_order(folder):
-    given_ = source(37, Drawn())
-    assert photos.pack(given_, folder, SMALL) is given_
-    store = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-    assert (store.shape, store.dtype) == ((37, 16, 20, 3), np.uint8)
-    for i in range(37):
-        assert (store[i] == photos.fit(given_.load(i), 16, 20, "crop")).all()
-    assert [path.name for path in folder.iterdir()] == ["images.npy"]
-
-
-def test_the_store_is_the_same_for_any_number_of_workers(folder):
-    stores = []
-    for workers in (1, 2):
-        kept = photos.pack(source(1050, Drawn(bad=(0, 16, 1049))), folder, replace(SMALL, max_bad=0.5), workers)
-        stores.append(((folder / "images.npy").read_bytes(), kept.notes, tuple(kept.manifest["image"])))
-    assert stores[0] == stores[1]
-
-
-def test_bad_images_leave_the_store_and_the_manifest(folder):
-    bad = (1, 4, 5, 6, 7, 8, 9, 39)
-    kept = photos.pack(source(40, Drawn(bad=bad)), folder, replace(SMALL, max_bad=0.2))
-    store = np.load(folder / "images.npy")
-    assert len(store) == len(kept.manifest) == 32
-    assert list(kept.manifest["image"][:4]) == ["0.png", "2.png", "3.png", "10.png"]
-    for i in (0, 3, 31):
-        assert (store[i] == photos.fit(kept.load(i), 16, 20, "crop")).all()
-    assert kept.notes[0] == "before"
-    assert "8 of 40 images" in kept.notes[1]
-    assert kept.notes[2:] == tuple(f"photo {i} is spoilt" for i in bad[:5])
-
-
-@pytest.mark.parametrize(
-    ("bad", "total", "max_bad", "expected"),
-    [(0, 9, 0.0, False), (29, 100, 0.29, False), (30, 100, 0.29, True), (9, 9, 1.0, True), (8, 9, 1.0, False)],
-)
-def test_a_share_of_bad_images_may_reach_the_limit(bad, total, max_bad, expected):
-    assert photos.too_many(bad, total, max_bad) is expected
-
-
-def test_whole_chunks_of_bad_images_are_no_trouble(folder):
-    kept = photos.pack(source(48, Drawn(bad=tuple(range(16, 48)))), folder, replace(SMALL, max_bad=0.9))
-    assert len(np.load(folder / "images.npy")) == len(kept.manifest) == 16
-
-
-@pytest.mark.parametrize(
-    ("load", "max_bad", "words"),
-    [
-        (Drawn(bad=(3, 9)), 0.04, ["2 of the first 16 images", "images.max_bad = 0.04", "of 40", "photo 3 is spoilt"]),
-        (Drawn(bad=tuple(range(40))), 1.0, ["40 of the first 40", "photo 0 is spoilt"]),
-        (Drawn(kill=20), 1.0, ["killed", "run again"]),
-    ],
-)
-def test_a_failed_pack_is_one_sentence_and_keeps_the_old_store(folder, load, max_bad, words):
-    (folder / "images.npy").write_bytes(b"old")
-    with pytest.raises(InputError) as raised:
-        photos.pack(source(40, load), folder, replace(SMALL, max_bad=max_bad))
-    assert all(word in sentence(raised) for word in words)
-    assert [path.read_bytes() for path in folder.iterdir()] == [b"old"]
-
-
-def test_a_pack_that_breaks_half_way_leaves_no_store(folder):
-    with pytest.raises(RuntimeError, match="no one's fault"):
-        photos.pack(source(200, Drawn(bug=150)), folder, SMALL)
-    assert not list(folder.iterdir())
 
 
 def test_reading_photos_imports_no_torch():

@@ -109,7 +109,7 @@ class Lab:
 def make_run(folder: Path) -> None:
     """Prepared pictures, and an index of them in `made`, by an M3-Net that was not trained."""
     prepared, home, weights = make_stripes(), folder / "data" / "prepared", folder / "m3.safetensors"
-    parts = list(islice(cycle(manifest.PARTS), len(prepared.manifest)))
+    parts = list(islice(cycle(manifest.SUBSETS), len(prepared.manifest)))
     table = prepared.manifest.assign(split=[split for split, _ in parts], role=[role for _, role in parts])
     table.loc[1, "image"] = NAME
     home.mkdir(parents=True)

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,13 +62,11 @@ def slow(log: str, pause: float = 0.003) -> Source:
 
 SMALL = Images(height=16, width=20, fit="crop", store="raw", max_bad=0.0)
 
-if __name__ == "__main__":
-    from dataclasses import replace
+JPEG = replace(SMALL, store="jpeg")
 
-    import drawn  # under its own name, as the test that goes on has it
-    from m3lib.data import store
-    from m3lib.prepare import photos
+if __name__ == "__main__":
+    import drawn  # by its name, under which the resumed run pickles the loader as well
+    from m3lib.prepare import pack
 
     folder, kind, log = sys.argv[1:]
-    store.SAVE_EVERY = 0.0
-    photos.pack(drawn.slow(log), Path(folder), replace(SMALL, store=kind, max_bad=0.1), workers=2)
+    pack.pack(drawn.slow(log), Path(folder), replace(SMALL, store=kind, max_bad=0.1), workers=2)

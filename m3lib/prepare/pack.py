@@ -1,0 +1,201 @@
+"""Pack the images of a source into one store, in finished shards: an interrupted run continues at the next shard.
+
+Shards lie in data/work/images-<fingerprint>/, next to the prepared folder. A shard file that exists is finished. It
+starts with a line of JSON, [bytes of each image, [[row, problem] of each unreadable image]]; the images follow.
+"""
+
+import io
+import json
+import os
+import pickle
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+
+import numpy as np
+import PIL
+from tqdm import tqdm
+
+from m3lib.config import Images
+from m3lib.data import store
+from m3lib.data.files import atomic, digest, require_space
+from m3lib.data.manifest import Source
+from m3lib.errors import InputError
+from m3lib.prepare.photos import fit
+
+SHARD = 128  # images; one worker packs one shard at a time
+JPEG_SHARE = 0.2  # upper bound of JPEG size / raw size; measured: 0.08 (enlarged photos) to 0.18 (detailed ones)
+LISTED = 5  # unreadable images named in the notes
+
+Load = Callable[[int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Load image i of some rows of another loader."""
+
+    load: Load
+    rows: tuple[int, ...]
+
+    def __call__(self, i: int) -> np.ndarray:
+        return self.load(self.rows[i])
+
+
+def pack(source: Source, folder: Path, settings: Images, workers: int | None = None) -> Source:
+    """Write the image store into a folder and return the source restricted to the rows that are in the store.
+
+    Images whose load raises InputError are left out and noted. Raises InputError if their share exceeds
+    settings.max_bad, if the disk is too small, or if a worker process is killed.
+
+    The store has the same bytes for any number of workers and interruptions. A photo that is replaced by another of
+    the same name during an interruption is not noticed: remove data/work after replacing some.
+    """
+    total, work = len(source.manifest), folder.parent / "work" / f"images-{fingerprint(source, settings)[:16]}"
+    for other in set(work.parent.glob("images-*")) - {work}:
+        shutil.rmtree(other)
+    work.mkdir(parents=True, exist_ok=True)
+    check_space(work, settings, total)
+    shards = {work / str(start): range(start, min(start + SHARD, total)) for start in range(0, total, SHARD)}
+    missing = {path: rows for path, rows in shards.items() if not path.exists()}
+    bad = {row: problem for path in shards.keys() - missing.keys() for row, problem in read_header(path)[1]}
+    done = total - sum(map(len, missing.values()))
+    bar = tqdm(total=total, initial=done, unit="image", desc="images")
+    with bar, start_pool(source.load, settings, workers) as pool:
+        results = pool.map(pack_shard, missing.keys(), missing.values())
+        for rows, problems in zip(missing.values(), results, strict=True):
+            bad |= problems
+            bar.update(len(rows))
+            if too_many(len(bad), total, settings.max_bad):
+                break
+    if too_many(len(bad), total, settings.max_bad):
+        shutil.rmtree(work)  # the user will change the photos or the table
+        raise InputError(
+            f"{len(bad)} of {total} images can't be read, more than the share images.max_bad = {settings.max_bad:g} "
+            f"in params.yaml allows; the first is {bad[min(bad)]}"
+        )
+    merge(list(shards), folder, settings)
+    shutil.rmtree(work)
+    return leave_out(source, bad) if bad else source
+
+
+def fingerprint(source: Source, settings: Images) -> str:
+    """Return a digest of what decides the pixels, except the photos' contents: loader, names, settings and code."""
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer)
+    pickler.fast = True  # equal values give equal bytes, even if one is the same object twice and the other is not
+    form = (settings.height, settings.width, settings.fit, settings.store)
+    pickler.dump((source.load, tuple(source.manifest["image"]), form, PIL.__version__))
+    code = sorted(Path(__file__).parent.rglob("*.py"))  # photos, this module, and every reader
+    return digest(buffer.getvalue(), *code, Path(store.__file__))
+
+
+def check_space(work: Path, settings: Images, total: int) -> None:
+    """Raise InputError unless the disk has room for the rest of the store."""
+    raw = total * settings.height * settings.width * 3
+    done = sum(path.stat().st_size for path in work.iterdir())
+    smaller = "make images.height and images.width smaller (params.yaml), or free some space"
+    if settings.store == "jpeg":
+        require_space(work, JPEG_SHARE * raw - done, "the image store needs up to", smaller)
+    else:
+        jpeg = f"set images.store to jpeg (at most {JPEG_SHARE * raw / 1e9:.1f} GB in all)"
+        require_space(work, raw - done, "the image store needs", f"{jpeg}, {smaller}")
+
+
+@contextmanager
+def start_pool(load: Load, settings: Images, workers: int | None) -> Iterator[ProcessPoolExecutor]:
+    """Start worker processes, by default one per CPU; each receives the loader once, not with every shard."""
+    context = get_context("forkserver")  # forking a notebook's kernel would copy the locks of its threads
+    context.set_forkserver_preload([__name__])
+    count = workers or len(os.sched_getaffinity(0))
+    pool = ProcessPoolExecutor(count, context, start_worker, (load, settings))
+    try:
+        yield pool
+    except BrokenProcessPool:
+        raise InputError(
+            "a process that reads images was killed, most likely because memory ran out; finished work is kept: "
+            "free some memory or make the images smaller (params.yaml, images), then run again"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def start_worker(load: Load, settings: Images) -> None:
+    """Initialise a worker process."""
+    global job
+    job = load, settings
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+
+
+def exit_with_parent() -> None:
+    """End this worker when its parent was killed."""
+    connection.wait([parent_process().sentinel])
+    os._exit(1)
+
+
+def pack_shard(path: Path, rows: range) -> dict[int, str]:
+    """In a worker process: load, fit, encode and write some rows; return the problem of each unreadable one."""
+    load, settings = job
+    images, bad = [], {}
+    for row in rows:
+        try:
+            images.append(store.encode(fit(load(row), settings.height, settings.width, settings.fit), settings.store))
+        except InputError as error:
+            bad[row] = str(error)
+    header = json.dumps([[len(image) for image in images], list(bad.items())])
+    with atomic(path) as temporary:
+        temporary.write_bytes(b"\n".join([header.encode(), b"".join(images)]))
+    return bad
+
+
+def read_header(shard: Path) -> tuple[list[int], list[tuple[int, str]]]:
+    """Return the number of bytes of each image of a shard, and the rows and problems of unreadable images."""
+    with shard.open("rb") as file:
+        return tuple(json.loads(file.readline()))
+
+
+def merge(shards: list[Path], folder: Path, settings: Images) -> None:
+    """Join the shards to the files of the image store, which replace any other store of the folder.
+
+    Each shard is removed once it is copied, so that the disk need not hold everything twice.
+    """
+    for name in (store.RAW, store.INDEX, store.JPEGS):
+        (folder / name).unlink(missing_ok=True)
+    sizes = [size for shard in shards for size in read_header(shard)[0]]
+    name = store.JPEGS if settings.store == "jpeg" else store.RAW
+    with atomic(folder / name) as temporary, temporary.open("wb") as file:
+        if settings.store == "raw":
+            shape = (len(sizes), settings.height, settings.width, 3)
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+        for shard in shards:
+            with shard.open("rb") as images:
+                images.readline()
+                shutil.copyfileobj(images, file)
+            shard.unlink()
+    if settings.store == "jpeg":
+        np.save(folder / store.INDEX, np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
+
+
+def too_many(bad: int, total: int, max_bad: float) -> bool:
+    """Return whether the share of bad images exceeds max_bad, or all images are bad."""
+    return bad > 0 and (bad / total > max_bad or bad == total)
+
+
+def leave_out(source: Source, bad: dict[int, str]) -> Source:
+    """Return the source without its unreadable rows, with notes about them."""
+    rows = tuple(i for i in range(len(source.manifest)) if i not in bad)
+    summary = f"{len(bad)} of {len(source.manifest)} images can't be read and are left out, such as:"
+    return replace(
+        source,
+        manifest=source.manifest.iloc[list(rows)].reset_index(drop=True),
+        load=Subset(source.load, rows),
+        notes=(*source.notes, summary, *(bad[row] for row in sorted(bad)[:LISTED])),
+    )

@@ -1,0 +1,334 @@
+"""The image store is complete or absent; an interrupted run continues and ends with the same bytes."""
+
+import errno
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import drawn
+from drawn import JPEG, SMALL, Drawn, source
+from m3lib.data import files, store
+from m3lib.errors import InputError
+from m3lib.prepare import pack, photos
+
+FILES = {"raw": ["images.npy"], "jpeg": ["images.bin", "images.idx.npy"]}
+both_kinds = pytest.mark.parametrize("kind", ["raw", "jpeg"])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A prepared folder; unfinished shards lie in tmp_path/work."""
+    return tmp_path / "prepared"
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def uninterrupted(given, tmp_path, settings):
+    """Pack somewhere else; return the files and the resulting source."""
+    other = tmp_path / "uninterrupted" / "prepared"
+    packed = pack.pack(given, other, settings, 1)
+    assert sorted(contents(other)) == FILES[settings.store]
+    return contents(other), packed
+
+
+def interrupt(given, folder, settings, shards):
+    """Pack some shards, then press Ctrl-C."""
+    merge = pack.merge
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pack, "merge", stop)
+        with pytest.raises(KeyboardInterrupt):
+            pack.pack(given, folder, settings, 1)
+    assert pack.merge is merge
+    for path in sorted(work_files(folder), key=lambda path: int(path.name))[shards:]:
+        path.unlink()
+
+
+def work_files(folder):
+    return [path for path in (folder.parent / "work").rglob("*") if path.is_file()]
+
+
+def test_the_store_holds_every_row_in_order(folder):
+    given = source(37, Drawn())
+    assert pack.pack(given, folder, SMALL) is given
+    images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+    assert (images.shape, images.dtype) == ((37, 16, 20, 3), np.uint8)
+    for i in range(37):
+        assert (images[i] == photos.fit(given.load(i), 16, 20, "crop")).all()
+    assert sorted(contents(folder)) == FILES["raw"]
+    assert not work_files(folder)
+
+
+@both_kinds
+def test_the_store_is_the_same_for_any_number_of_workers(folder, kind):
+    stores, settings = [], replace(SMALL, store=kind, max_bad=0.5)
+    for workers in (1, 2):
+        packed = pack.pack(source(300, Drawn(bad=(0, 16, 128, 299))), folder, settings, workers)
+        stores.append((contents(folder), packed.notes, tuple(packed.manifest["image"])))
+    assert stores[0] == stores[1]
+    assert len(store.open_store(folder)) == 296
+
+
+def test_jpegs_of_smooth_images_are_small(folder):
+    pack.pack(source(20, Drawn(smooth=True)), folder, replace(JPEG, height=224, width=224))
+    assert (folder / "images.bin").stat().st_size < 0.1 * 20 * 224 * 224 * 3
+
+
+@both_kinds
+def test_a_store_of_the_other_kind_is_removed(folder, kind):
+    for name in ({"raw": "jpeg", "jpeg": "raw"}[kind], kind):
+        pack.pack(source(20, Drawn()), folder, replace(SMALL, store=name), 1)
+        assert sorted(contents(folder)) == FILES[name]
+
+
+# unreadable images
+
+
+def test_unreadable_images_leave_the_store_and_the_manifest(folder):
+    bad = (1, 4, 5, 6, 7, 8, 9, 39)
+    packed = pack.pack(source(40, Drawn(bad=bad)), folder, replace(SMALL, max_bad=0.2))
+    images = np.load(folder / "images.npy")
+    assert len(images) == len(packed.manifest) == 32
+    assert list(packed.manifest["image"][:4]) == ["0.png", "2.png", "3.png", "10.png"]
+    for i in (0, 3, 31):
+        assert (images[i] == photos.fit(packed.load(i), 16, 20, "crop")).all()
+    assert packed.notes[0] == "before"
+    assert "8 of 40 images" in packed.notes[1]
+    assert packed.notes[2:] == tuple(f"photo {i} is spoilt" for i in bad[:5])
+
+
+@pytest.mark.parametrize(
+    ("bad", "total", "max_bad", "expected"),
+    [(0, 9, 0.0, False), (29, 100, 0.29, False), (30, 100, 0.29, True), (9, 9, 1.0, True), (8, 9, 1.0, False)],
+)
+def test_the_share_of_unreadable_images_may_reach_the_limit(bad, total, max_bad, expected):
+    assert pack.too_many(bad, total, max_bad) is expected
+
+
+def test_shards_without_any_image_are_joined(folder):
+    packed = pack.pack(source(300, Drawn(bad=tuple(range(100, 280)))), folder, replace(SMALL, max_bad=0.9))
+    assert len(np.load(folder / "images.npy")) == len(packed.manifest) == 120
+
+
+@pytest.mark.parametrize(
+    ("load", "max_bad", "words"),
+    [
+        (Drawn(bad=(3, 9)), 0.04, ["2 of 40 images can't be read", "images.max_bad = 0.04", "photo 3 is spoilt"]),
+        (Drawn(bad=tuple(range(40))), 1.0, ["40 of 40 images", "photo 0 is spoilt"]),
+        (Drawn(kill=20), 1.0, ["killed", "run again"]),
+    ],
+)
+def test_a_failed_pack_is_one_sentence_and_keeps_the_old_store(folder, load, max_bad, words):
+    folder.mkdir()
+    (folder / "images.npy").write_bytes(b"old")
+    with pytest.raises(InputError) as raised:
+        pack.pack(source(40, load), folder, replace(SMALL, max_bad=max_bad))
+    assert all(word in str(raised.value) for word in words)
+    assert "\n" not in str(raised.value)
+    assert contents(folder) == {"images.npy": b"old"}
+    assert not work_files(folder)
+
+
+def test_a_bug_in_a_loader_leaves_no_store(folder):
+    with pytest.raises(RuntimeError, match="no one's fault"):
+        pack.pack(source(200, Drawn(bug=150)), folder, SMALL)
+    assert not folder.exists()
+
+
+# interruptions
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "shards"),
+    [("raw", signal.SIGKILL, 2), ("jpeg", signal.SIGKILL, 1), ("raw", signal.SIGINT, 1), ("jpeg", signal.SIGINT, 2)],
+)
+def test_a_killed_pack_continues_with_the_next_shard(tmp_path, folder, kind, number, shards):
+    log = tmp_path / "log"
+    command = [sys.executable, drawn.__file__, folder, kind, log]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, env={"PYTHONPATH": str(root)}, stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: len(finished(folder)) >= shards)
+        process.send_signal(number)
+        process.wait(30)
+    assert process.returncode != 0
+    assert not folder.exists()
+    time.sleep(0.5)  # until the workers have noticed that their parent is gone
+    before = finished(folder)
+    loaded = Counter(map(int, log.read_text().split()))
+
+    settings = replace(SMALL, store=kind, max_bad=0.1)
+    packed = pack.pack(drawn.slow(str(log)), folder, settings, 1)
+    expected, result = uninterrupted(drawn.slow("/dev/null", pause=0), tmp_path, settings)
+    assert contents(folder) == expected
+    assert packed.notes == result.notes
+    assert "4 of 330 images" in packed.notes[1]
+    assert packed.notes[2:] == tuple(f"photo {i} is spoilt" for i in (3, 20, 250, 329))
+    assert list(packed.manifest["image"]) == list(result.manifest["image"])
+    again = Counter(map(int, log.read_text().split())) - loaded
+    done = {row for start in before for row in range(start, min(start + pack.SHARD, 330))}
+    assert set(again) == set(range(330)) - done
+    assert not work_files(folder)
+
+
+def finished(folder) -> list[int]:
+    """Return the first rows of the finished shards."""
+    return [int(path.name) for path in work_files(folder) if path.suffix != ".part"]
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_a_pack_that_was_killed_while_it_joined_shards_ends_with_the_same_bytes(tmp_path, folder, monkeypatch):
+    given, copies = source(300, Drawn()), []
+
+    def copy(images, file):
+        if len(copies) == 2:
+            raise KeyboardInterrupt
+        copies.append(file.write(images.read()))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack.shutil, "copyfileobj", copy)
+        with pytest.raises(KeyboardInterrupt):
+            pack.pack(given, folder, SMALL, 1)
+    assert finished(folder) == [256]
+    assert not contents(folder)
+    pack.pack(given, folder, SMALL, 1)
+    assert contents(folder) == uninterrupted(given, tmp_path, SMALL)[0]
+
+
+def change(given, settings, what):
+    match what:
+        case "height":
+            return given, replace(settings, height=17)
+        case "fit":
+            return given, replace(settings, fit="pad")
+        case "store":
+            return given, replace(settings, store="jpeg")
+        case "names":
+            return source(300, given.load, prefix="another "), settings
+        case "loader":
+            return replace(given, load=replace(given.load, smooth=True)), settings
+
+
+@pytest.mark.parametrize("what", ["height", "fit", "store", "names", "loader"])
+def test_shards_of_other_settings_are_removed(tmp_path, folder, what):
+    log = tmp_path / "log"
+    given = source(300, Drawn(log=str(log)))
+    interrupt(given, folder, SMALL, 2)
+    log.unlink()
+    given, settings = change(given, SMALL, what)
+    pack.pack(given, folder, settings, 1)
+    assert sorted(map(int, log.read_text().split())) == list(range(300))
+    assert contents(folder) == uninterrupted(given, tmp_path, settings)[0]
+    assert not work_files(folder)
+
+
+def test_the_fingerprint_covers_the_code_of_readers_and_no_other(folder, tmp_path, monkeypatch):
+    code = tmp_path / "m3lib" / "prepare"
+    shutil.copytree(Path(pack.__file__).parent, code)
+    monkeypatch.setattr(pack, "__file__", str(code / "pack.py"))
+    before = pack.fingerprint(source(3, Drawn()), SMALL)
+    (tmp_path / "m3lib" / "figures.py").write_text("COLOUR = 1")
+    assert pack.fingerprint(source(3, Drawn()), SMALL) == before
+    for name in ("photos.py", "wardrobe/garments.py"):
+        (code / name).write_text((code / name).read_text() + "\n")
+        after = pack.fingerprint(source(3, Drawn()), SMALL)
+        assert after != before
+        before = after
+
+
+def test_the_progress_bar_starts_at_the_finished_images(folder, monkeypatch):
+    bars = []
+
+    class Bar(pack.tqdm):
+        def __init__(self, **options):
+            super().__init__(**options, disable=False)
+            bars.append((self, options))
+
+    monkeypatch.setattr(pack, "tqdm", Bar)
+    given, settings = source(300, Drawn(bad=(5, 290))), replace(SMALL, max_bad=0.1)
+    interrupt(given, folder, settings, 2)
+    pack.pack(given, folder, settings, 1)
+    bar, options = bars[-1]
+    assert (options["initial"], options["total"], bar.n) == (256, 300, 300)
+
+
+def test_unreadable_images_of_two_runs_are_counted_together(folder):
+    given, settings = source(300, Drawn(bad=(5, 290))), replace(SMALL, max_bad=0.005)
+    interrupt(given, folder, replace(settings, max_bad=1), 2)
+    with pytest.raises(InputError, match=r"2 of 300 images .*; the first is photo 5 is spoilt"):
+        pack.pack(given, folder, settings, 1)
+    assert not work_files(folder)
+
+
+def test_finished_shards_outlive_a_killed_worker(folder):
+    with pytest.raises(InputError, match="finished work is kept"):
+        pack.pack(source(300, Drawn(kill=140)), folder, SMALL, 1)
+    assert finished(folder) == [0]
+
+
+# disk space
+
+
+@pytest.mark.parametrize(
+    ("kind", "needed", "advice"),
+    [
+        ("raw", "needs 3.1 GB, but 0.2 GB are free in ", ": set images.store to jpeg (at most 0.6 GB in all), make "),
+        ("jpeg", "needs up to 0.6 GB, but 0.2 GB are free in ", ": make images.height and images.width smaller"),
+    ],
+)
+def test_too_little_disk_is_reported_before_anything_is_drawn(tmp_path, folder, monkeypatch, kind, needed, advice):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=200_000_000))
+    log = tmp_path / "log"
+    with pytest.raises(InputError) as raised:
+        pack.pack(source(1000, Drawn(log=str(log))), folder, replace(SMALL, height=1024, width=1024, store=kind))
+    assert needed in str(raised.value)
+    assert advice in str(raised.value)
+    assert not log.exists()
+
+
+@both_kinds
+def test_finished_shards_need_no_more_disk(folder, monkeypatch, kind):
+    given, settings = source(300, Drawn(smooth=True)), replace(SMALL, store=kind)
+    interrupt(given, folder, settings, 2)
+    rest = 300 * 16 * 20 * 3 - sum(path.stat().st_size for path in work_files(folder))
+    monkeypatch.setattr(pack, "JPEG_SHARE", 1)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=rest - 1))
+    with pytest.raises(InputError, match="free some space"):
+        pack.pack(given, folder, settings, 1)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=rest))
+    pack.pack(given, folder, settings, 1)
+    assert sorted(contents(folder)) == FILES[kind]
+
+
+def test_a_full_disk_is_one_sentence_and_the_next_run_continues(tmp_path, folder, monkeypatch):
+    def full(images, file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    given = source(300, Drawn())
+    with monkeypatch.context() as patch:
+        patch.setattr(pack.shutil, "copyfileobj", full)
+        with pytest.raises(InputError, match=r"the disk of .* is full: free some space, then run again"):
+            pack.pack(given, folder, SMALL, 1)
+    assert not contents(folder)
+    assert sorted(finished(folder)) == [0, 128, 256]
+    pack.pack(given, folder, SMALL, 1)
+    assert contents(folder) == uninterrupted(given, tmp_path, SMALL)[0]
