@@ -20,14 +20,14 @@ GIVES = {  # the embeddings of `models.Outputs`; every attribute embedding gets 
     "m3": {"attribute", "logits", "classes"},
 }
 LOSSES = {  # what a loss reads
-    "attribute": {"attribute"},
-    "local": {"local"},
-    "align": {"attribute", "local"},
-    "center": {"attribute", "centers"},
-    "pseudo": {"attribute", "centers"},
-    "classification": {"logits"},
-    "instance": {"classes"},
-    "cluster": {"classes"},
+    "asen_triplet": {"attribute"},
+    "asen_pp_local": {"local"},
+    "asen_pp_align": {"attribute", "local"},
+    "modc_cluster": {"attribute", "centers"},
+    "modc_pseudo": {"attribute", "centers"},
+    "m3_classification": {"logits"},
+    "m3_instance": {"classes"},
+    "m3_cluster": {"classes"},
 }
 SCORES = {  # what a score reads of the stored embeddings
     "attribute": ("attribute",),
@@ -38,24 +38,34 @@ SCORES = {  # what a score reads of the stored embeddings
     "weighted": ("classes", "posterior"),
     "posterior": ("posterior",),
 }
-EVERY = {"backbone", "backbone_options", "pretrained", "weights", "input"}
-LOCAL = {f"local_{name}" for name in ("backbone", "backbone_options", "weights", "from_global", "hidden", "size")}
+EVERY = {"backbone", "backbone_options", "pretrained", "weights", "input_scale"}
+LOCAL = {
+    f"local_{name}" for name in ("backbone", "backbone_options", "weights", "from_global", "attention_width", "size")
+}
 MODEL = {  # the settings of `model` that a network reads, beside EVERY
     "classifier": set(),
-    "asen": {"hidden", "embedding"},
-    "asen_v2": {"hidden", "queries", "norm"},
-    "asen_pp": {"hidden", "queries", "norm", "embedding", "box_threshold", "beta", *LOCAL},
-    "modc": {"hidden", "queries", "norm", "temperature"},
-    "m3_a": {"hidden", "queries", "norm", "class_embedding"},
-    "m3_c": {"hidden", "norm", "class_embedding"},
-    "m3": {"hidden", "queries", "norm", "class_embedding", "parent", "refine"},
+    "asen": {"attention_width", "attribute_embedding"},
+    "asen_v2": {"attention_width", "queries", "attention_batch_norm"},
+    "asen_pp": {
+        "attention_width",
+        "queries",
+        "attention_batch_norm",
+        "attribute_embedding",
+        "box_threshold",
+        "beta",
+        *LOCAL,
+    },
+    "modc": {"attention_width", "queries", "attention_batch_norm", "temperature"},
+    "m3_a": {"attention_width", "queries", "attention_batch_norm", "class_embedding"},
+    "m3_c": {"attention_width", "attention_batch_norm", "class_embedding"},
+    "m3": {"attention_width", "queries", "attention_batch_norm", "class_embedding", "attribute_conditioned", "refine"},
 }
 
 
 def gives(variant: Variant) -> set[str]:
     """The outputs of a row's network, with the logits that Loss 1 adds to a system of attribute embeddings."""
     own = GIVES[variant.network]
-    learned = any(stage.loss.classification for stage in variant.stages)
+    learned = any(stage.loss.m3_classification for stage in variant.stages)
     return own | ({"logits"} if "attribute" in own and learned else set())
 
 
@@ -86,8 +96,8 @@ def problems(variant: Variant) -> Iterator[str]:
             if not LOSSES[name] <= given:
                 needs = ", ".join(sorted(LOSSES[name] - given))
                 yield f": loss.{name} needs {needs} outputs, which {network} does not give ({', '.join(sorted(given))})"
-        if stage.loss.pseudo and not (stage.loss.center or stage.loss.attribute):
-            yield f", stage {number}: loss.pseudo weighs the losses attribute and center, and both are 0"
+        if stage.loss.modc_pseudo and not (stage.loss.modc_cluster or stage.loss.asen_triplet):
+            yield f", stage {number}: loss.modc_pseudo weighs the losses asen_triplet and modc_cluster, and both are 0"
         if stage.global_lr != 1 and "local" not in given:
             yield f", stage {number}: global_lr spares a local branch, which {network} does not have"
     for need in SCORES[variant.score]:
@@ -98,6 +108,6 @@ def problems(variant: Variant) -> Iterator[str]:
 def stage_ends(variant: Variant) -> list[int]:
     """The epoch before which each stage ends: shares add up before they are rounded; each lasts one epoch at least."""
     ends = [0]
-    for share in accumulate(stage.share for stage in variant.stages):
+    for share in accumulate(stage.epoch_share for stage in variant.stages):
         ends.append(max(round(share * variant.train.epochs), ends[-1] + 1))
     return ends[1:]

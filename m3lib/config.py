@@ -38,7 +38,7 @@ def data_path(text: str) -> Path:
 
 FIXED_IN_STAGES = [
     *(("train", key) for key in ("epochs", "batch", "sampler", "triplets", "optimizer", "weight_decay")),
-    *(("train", key) for key in ("held_out", "precision", "compile")),
+    *(("train", key) for key in ("held_out", "precision")),
     *(("loss", key) for key in ("center_momentum", "positive_power")),
 ]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # goes into commands and file names
@@ -103,19 +103,19 @@ class Model:
     backbone_options: dict
     pretrained: bool
     weights: str
-    input: Annotated[float, Range(0.05, 1)]
-    hidden: Count
-    embedding: Count
+    input_scale: Annotated[float, Range(0.05, 1)]
+    attention_width: Count
+    attribute_embedding: Count
     class_embedding: Count
     queries: Literal["learned", "one_hot"]
-    norm: bool
-    parent: bool
+    attention_batch_norm: bool
+    attribute_conditioned: bool
     refine: bool
     local_backbone: str
     local_backbone_options: dict
     local_weights: str
     local_from_global: bool
-    local_hidden: Annotated[int, Range(2)]
+    local_attention_width: Annotated[int, Range(2)]
     local_size: Annotated[float, Range(0.05, 1)]
     box_threshold: Fraction
     beta: Fraction
@@ -124,14 +124,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Loss:
-    attribute: Weight
-    local: Weight
-    align: Weight
-    center: Weight
-    pseudo: Weight
-    classification: Weight
-    instance: Weight
-    cluster: Weight
+    asen_triplet: Weight
+    asen_pp_local: Weight
+    asen_pp_align: Weight
+    modc_cluster: Weight
+    modc_pseudo: Weight
+    m3_classification: Weight
+    m3_instance: Weight
+    m3_cluster: Weight
     margin: Weight
     pseudo_margin: Weight
     hardness: Weight
@@ -142,7 +142,7 @@ class Loss:
 @dataclass(frozen=True)
 class Train:
     epochs: Count
-    sampler: Literal["batch", "balanced", "asen", "asen_pp", "checked"]
+    sampler: Literal["uniform", "balanced", "asen", "asen_pp", "asen_pp_exact"]
     batch: Annotated[int, Range(2)]
     triplets: Count
     optimizer: Literal["adamw", "adam"]
@@ -159,7 +159,6 @@ class Train:
     jitter: Annotated[float, Range(0, 0.9)]
     held_out: list
     precision: Literal["auto", "bf16", "fp32"]
-    compile: bool
 
 
 @dataclass(frozen=True)
@@ -181,11 +180,11 @@ class Index:
 class Stage:
     """A part of one training, with its own losses and augmentation.
 
-    share: its length in units of train.epochs, at least one epoch. restart: whether the schedule starts anew.
+    epoch_share: its length in units of train.epochs, at least one epoch. restart: whether the schedule starts anew.
     global_lr: factor on the learning rate of all parameters but a local branch's.
     """
 
-    share: Annotated[float, Range(0.001, 100)]
+    epoch_share: Annotated[float, Range(0.001, 100)]
     restart: bool
     global_lr: Fraction
     loss: Loss
@@ -196,7 +195,7 @@ class Stage:
 class Variant:
     """One row of the comparison: a network, its score, and the sections with its own changes applied.
 
-    changes: the settings that the row itself gives, such as `model.beta` or `stages.1.loss.align`.
+    changes: the settings that the row itself gives, such as `model.beta` or `stages.1.loss.asen_pp_align`.
     """
 
     name: str
@@ -275,7 +274,7 @@ def read_stages(stages: Any, merged: dict[str, Any], where: str) -> tuple[Stage,
     if not isinstance(stages, list):
         raise InputError(f"params.yaml, {where}: expected a list of stages, got {shown(stages)}")
     found = []
-    for number, stage in enumerate(stages or [{"share": 1.0}]):
+    for number, stage in enumerate(stages or [{"epoch_share": 1.0}]):
         at = f"{where}.{number}"
         mapping(stage, at)
         sections = {key: merge(merged[key], stage.get(key, {}), f"{at}.{key}") for key in ("loss", "train")}
@@ -308,7 +307,7 @@ def load(path: Path) -> Settings:
             raise InputError(f"params.yaml, systems: {shown(name)} is no name: letters, digits, _ . + -, up to 64")
     check_rendezvous(settings)
     for number, name in enumerate(settings.variants):
-        check_processes(settings.variant(check(name, str, "variants")), settings.machines)
+        settings.variant(check(name, str, "variants"))
         if name in settings.variants[:number]:
             raise InputError(f"params.yaml, variants: {name!r} is listed twice")
     if settings.index.variant:
@@ -324,13 +323,6 @@ def check_rendezvous(settings: Settings) -> None:
     if (settings.nodes > 1 or settings.rendezvous) and not (found and 0 < int(found[1]) < 2**16):
         wanted = f"expected host:port of the first machine (nodes: {settings.nodes}), such as 10.0.0.1:29500"
         raise InputError(f"params.yaml, rendezvous: {wanted}, got {shown(settings.rendezvous)}")
-
-
-def check_processes(variant: Variant, machines: Machines) -> None:
-    """Raise InputError where several processes were to train a network that is compiled."""
-    if variant.train.compile and machines.processes > 1:
-        advice = "set it to false, or devices and nodes to 1"
-        raise InputError(f"params.yaml, train.compile of {variant.name}: true goes with one process alone; {advice}")
 
 
 def with_preset(values: Any) -> Any:

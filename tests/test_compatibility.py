@@ -36,8 +36,8 @@ def test_every_table_knows_every_network_loss_and_score():
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_network_gives_what_its_row_of_the_table_says(network, learned):
-    variant = make_variant(network, loss={"classification": float(learned)} if network in ASEN_FAMILY else {})
-    system = make_system(network, loss={"classification": variant.loss.classification})
+    variant = make_variant(network, loss={"m3_classification": float(learned)} if network in ASEN_FAMILY else {})
+    system = make_system(network, loss={"m3_classification": variant.loss.m3_classification})
     for stage in variant.stages:
         system.enter_stage(stage.loss)
     outputs = system(torch.randn(2, 3, 32, 32, generator=generator()))
@@ -74,22 +74,22 @@ def test_every_row_of_params_yaml_passes(name):
 
 ASEN_FAMILY = ["asen", "asen_v2", "asen_pp", "modc"]
 OWN_SETTINGS = {
-    "asen": ("embedding",),
-    "asen_v2": ("queries", "norm"),
+    "asen": ("attribute_embedding",),
+    "asen_v2": ("queries", "attention_batch_norm"),
     "asen_pp": ("beta", "box_threshold", "local_size", "local_backbone_options"),
     "modc": ("temperature",),
-    "m3": ("parent", "refine", "class_embedding"),
-    "m3_c": ("class_embedding", "norm"),
+    "m3": ("attribute_conditioned", "refine", "class_embedding"),
+    "m3_c": ("class_embedding", "attention_batch_norm"),
 }
 FOREIGN = {
-    "classifier": ("hidden", "beta"),
-    "asen": ("beta", "temperature", "queries", "norm", "local_backbone_options"),
-    "asen_v2": ("embedding", "beta", "class_embedding"),
-    "asen_pp": ("temperature", "parent"),
-    "modc": ("embedding", "local_size"),
-    "m3_a": ("parent", "embedding"),
+    "classifier": ("attention_width", "beta"),
+    "asen": ("beta", "temperature", "queries", "attention_batch_norm", "local_backbone_options"),
+    "asen_v2": ("attribute_embedding", "beta", "class_embedding"),
+    "asen_pp": ("temperature", "attribute_conditioned"),
+    "modc": ("attribute_embedding", "local_size"),
+    "m3_a": ("attribute_conditioned", "attribute_embedding"),
     "m3_c": ("queries", "refine"),
-    "m3": ("embedding", "beta"),
+    "m3": ("attribute_embedding", "beta"),
 }
 
 
@@ -129,13 +129,13 @@ def test_a_setting_of_another_network_is_refused(network, key):
 
 
 NEEDS = {  # a loss, and the networks that can't train it
-    "attribute": ["classifier", "m3_c"],
-    "local": ["asen", "asen_v2", "modc", "classifier", "m3"],
-    "align": ["asen", "modc", "m3_a"],
-    "center": ["asen", "asen_pp", "classifier", "m3"],
-    "pseudo": ["asen_v2", "m3"],
-    "instance": ["asen", "modc", "classifier"],
-    "cluster": ["asen_pp", "modc", "classifier"],
+    "asen_triplet": ["classifier", "m3_c"],
+    "asen_pp_local": ["asen", "asen_v2", "modc", "classifier", "m3"],
+    "asen_pp_align": ["asen", "modc", "m3_a"],
+    "modc_cluster": ["asen", "asen_pp", "classifier", "m3"],
+    "modc_pseudo": ["asen_v2", "m3"],
+    "m3_instance": ["asen", "modc", "classifier"],
+    "m3_cluster": ["asen_pp", "modc", "classifier"],
 }
 
 
@@ -145,14 +145,14 @@ def test_a_loss_that_a_network_cannot_train_is_refused(loss, network):
 
 
 def test_a_loss_of_one_stage_alone_is_looked_at():
-    assert "loss.local needs local" in refused(
-        row(name="asen", stages=[{"share": 1}, {"share": 1, "loss": {"local": 1}}])
+    assert "loss.asen_pp_local needs local" in refused(
+        row(name="asen", stages=[{"epoch_share": 1}, {"epoch_share": 1, "loss": {"asen_pp_local": 1}}])
     )
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_network_can_learn_loss_1(network):
-    compatibility.check_variant(row(name=network, loss={"classification": 1}))
+    compatibility.check_variant(row(name=network, loss={"m3_classification": 1}))
 
 
 FITTING = {  # the scores of each network, without and with Loss 1
@@ -170,30 +170,30 @@ FITTING = {  # the scores of each network, without and with Loss 1
 @pytest.mark.parametrize("score", list(compatibility.SCORES))
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_score_is_taken_where_the_network_gives_what_it_reads(network, score, learned):
-    variant = row(name=network, score=score, **({"loss": {"classification": 1}} if learned else {}))
+    variant = row(name=network, score=score, **({"loss": {"m3_classification": 1}} if learned else {}))
     if score in FITTING[network][learned]:
         compatibility.check_variant(variant)
     else:
         assert f"score {score} needs " in refused(variant)
 
 
-ONE = {"share": 1}
+ONE = {"epoch_share": 1}
 
 
 @pytest.mark.parametrize(
     ("given", "told"),
     [
         (
-            {"name": "modc", "stages": [ONE, ONE | {"loss": {"attribute": 0, "pseudo": 1}}]},
-            "stage 1: loss.pseudo weighs",
+            {"name": "modc", "stages": [ONE, ONE | {"loss": {"asen_triplet": 0, "modc_pseudo": 1}}]},
+            "stage 1: loss.modc_pseudo weighs",
         ),
         (
             {"name": "asen", "stages": [ONE | {"global_lr": 0.1}]},
             "stage 0: global_lr spares a local branch, which asen",
         ),
         ({"name": "modc", "stages": [ONE, ONE | {"global_lr": 0.1}]}, "stage 1: global_lr"),
-        ({"name": "asen", "loss": {"attribute": 0}}, "stage 0: every loss has weight 0"),
-        ({"name": "modc", "stages": [ONE, ONE | {"loss": {"attribute": 0}}]}, "stage 1: every loss has weight 0"),
+        ({"name": "asen", "loss": {"asen_triplet": 0}}, "stage 0: every loss has weight 0"),
+        ({"name": "modc", "stages": [ONE, ONE | {"loss": {"asen_triplet": 0}}]}, "stage 1: every loss has weight 0"),
     ],
 )
 def test_what_contradicts_itself_is_refused(given, told):
@@ -203,9 +203,9 @@ def test_what_contradicts_itself_is_refused(given, told):
 @pytest.mark.parametrize(
     "given",
     [
-        {"name": "modc", "stages": [ONE, ONE | {"loss": {"attribute": 0, "center": 1, "pseudo": 1}}]},
+        {"name": "modc", "stages": [ONE, ONE | {"loss": {"asen_triplet": 0, "modc_cluster": 1, "modc_pseudo": 1}}]},
         {"name": "asen_pp", "stages": [ONE, ONE | {"global_lr": 0}]},
-        {"name": "m3", "train": {"epochs": 4}, "stages": [{"share": 0.13}] * 2},
+        {"name": "m3", "train": {"epochs": 4}, "stages": [{"epoch_share": 0.13}] * 2},
     ],
 )
 def test_what_fits_passes(given):
@@ -213,8 +213,8 @@ def test_what_fits_passes(given):
 
 
 def test_building_checks_first():
-    with pytest.raises(InputError, match=r"systems\.asen: loss\.local needs local"):
-        systems.build(make_variant("asen", loss={"local": 1.0}), TAXONOMY)
+    with pytest.raises(InputError, match=r"systems\.asen: loss\.asen_pp_local needs local"):
+        systems.build(make_variant("asen", loss={"asen_pp_local": 1.0}), TAXONOMY)
 
 
 def test_rows_are_checked_without_torch():

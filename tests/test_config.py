@@ -87,8 +87,8 @@ BAD = [
     (("train", "learning"), 1, "train.learning", "'lr'"),
     (("train", "epoch"), 1, "train.epoch", "'epochs'"),
     (("systems", "m3", "netwrk"), "m3", "systems.m3.netwrk", "'network'"),
-    (("systems", "m3", "loss"), {"clust": 1}, "systems.m3.loss.clust", "'cluster'"),
-    (("systems", "m3", "loss"), {"cluster": "much"}, "systems.m3.loss.cluster", "expected float, got 'much'"),
+    (("systems", "m3", "loss"), {"m3_clust": 1}, "systems.m3.loss.m3_clust", "'m3_cluster'"),
+    (("systems", "m3", "loss"), {"m3_cluster": "much"}, "systems.m3.loss.m3_cluster", "expected float, got 'much'"),
     (("systems", "m3", "loss"), 3, "systems.m3.loss", "expected a mapping"),
     (("systems", "m3"), 3, "systems.m3", "expected a mapping"),
     (("systems", "m3"), "ab", "systems.m3", "expected a mapping"),
@@ -140,13 +140,12 @@ BAD = [
             "host:1\u0663",
         )
     ],
-    (("train", "compile"), 1, "train.compile", "expected bool, got 1"),
     (("split", "test"), 0.9, "split", "less than 1"),
     (
         ("train", "sampler"),
         "random",
         "train.sampler",
-        "expected one of batch, balanced, asen, asen_pp, checked, got 'random'",
+        "expected one of uniform, balanced, asen, asen_pp, asen_pp_exact, got 'random'",
     ),
     (("train", "schedule"), "linear", "train.schedule", "expected one of cosine, step"),
     (("train", "optimizer"), "sgd", "train.optimizer", "expected one of adamw, adam"),
@@ -156,16 +155,21 @@ BAD = [
     (("model", "temperature"), 0, "model.temperature", "between 0.001 and inf"),
     (("model", "queries"), "random", "model.queries", "expected one of learned, one_hot"),
     (("systems", "modc", "stages"), "ab", "systems.modc.stages", "expected a list of stages, got 'ab'"),
-    (("systems", "modc", "stages"), {"share": 1}, "systems.modc.stages", "expected a list of stages"),
+    (("systems", "modc", "stages"), {"epoch_share": 1}, "systems.modc.stages", "expected a list of stages"),
     (("systems", "modc", "stages", 1), 3, "systems.modc.stages.1", "expected a mapping of settings, got 3"),
-    (("systems", "modc", "stages", 1), {}, "systems.modc.stages.1.share", "missing"),
-    (("systems", "modc", "stages", 1, "shar"), 1, "systems.modc.stages.1.shar", "'share'"),
+    (("systems", "modc", "stages", 1), {}, "systems.modc.stages.1.epoch_share", "missing"),
+    (("systems", "modc", "stages", 1, "epoch_shar"), 1, "systems.modc.stages.1.epoch_shar", "'epoch_share'"),
     (("systems", "modc", "stages", 1, "model"), {}, "systems.modc.stages.1.model", "no such setting"),
-    (("systems", "modc", "stages", 1, "share"), -1, "systems.modc.stages.1.share", "between 0.001 and 100"),
+    (("systems", "modc", "stages", 1, "epoch_share"), -1, "systems.modc.stages.1.epoch_share", "between 0.001 and 100"),
     (("systems", "modc", "stages", 1, "restart"), 1, "systems.modc.stages.1.restart", "expected bool"),
     (("systems", "modc", "stages", 1, "global_lr"), 2, "systems.modc.stages.1.global_lr", "between 0 and 1"),
     (("systems", "modc", "stages", 1, "loss"), 3, "systems.modc.stages.1.loss", "expected a mapping"),
-    (("systems", "modc", "stages", 1, "loss"), {"centre": 1}, "systems.modc.stages.1.loss.centre", "'center'"),
+    (
+        ("systems", "modc", "stages", 1, "loss"),
+        {"modc_clustr": 1},
+        "systems.modc.stages.1.loss.modc_clustr",
+        "'modc_cluster'",
+    ),
     (("systems", "modc", "stages", 1, "train"), {"crop": 2}, "systems.modc.stages.1.train.crop", "between 0.05 and 1"),
     *[
         (("systems", "modc", "stages", 1, part), {key: VALUES[part][key]}, f"stages.1.{part}.{key}", "for the row")
@@ -191,17 +195,6 @@ def test_machines_of_a_training_meet_at_an_address(tmp_path, address):
     assert load(tmp_path, values).machines.processes == 12
 
 
-@pytest.mark.parametrize("several", [{"devices": 2}, {"nodes": 2, "rendezvous": "host:1"}])
-def test_compiling_goes_with_one_process(tmp_path, several):
-    values = changed(("systems", "m3", "train"), {"compile": True})
-    assert load(tmp_path, values).variant("m3").train.compile
-    with pytest.raises(
-        InputError, match=r"train\.compile of m3: true goes with one process alone; set it to false, or"
-    ):
-        load(tmp_path, values | several)
-    load(tmp_path, values | several | {"variants": ["asen"]})
-
-
 @pytest.mark.parametrize("stages", [3, None, 0.5])
 def test_stages_that_are_no_list_are_named(tmp_path, stages):
     with pytest.raises(InputError, match=r"params\.yaml, systems\.modc\.stages: expected a list of stages"):
@@ -216,7 +209,7 @@ def test_what_a_variant_derives_is_no_setting(tmp_path):
 @pytest.mark.parametrize("key", ["train.weight_decay", "loss.center_momentum", "loss.positive_power"])
 def test_a_stage_gives_nothing_that_would_be_ignored(tmp_path, key):
     section, _, name = key.partition(".")
-    own = {"share": 0.3, section: {name: VALUES[section][name]}}
+    own = {"epoch_share": 0.3, section: {name: VALUES[section][name]}}
     with pytest.raises(InputError, match=rf"params\.yaml, systems\.modc\.stages\.1\.{key}: a stage can't"):
         load(tmp_path, changed(("systems", "modc", "stages", 1), own))
 
@@ -276,9 +269,9 @@ def test_one_mapping_for_two_settings_is_named(tmp_path):
 OVERRIDES = [
     "systems.m3.train.lr",
     "systems.m3_a.train.lr",
-    "systems.m3.loss.cluster",
-    "systems.modc.stages.1.loss.center",
-    "presets.published.systems.m3.loss.cluster",
+    "systems.m3.loss.m3_cluster",
+    "systems.modc.stages.1.loss.modc_cluster",
+    "presets.published.systems.m3.loss.m3_cluster",
 ]
 
 
@@ -301,7 +294,13 @@ def test_an_int_is_taken_where_a_float_is_asked(tmp_path):
 
 
 def test_a_variant_lists_only_what_it_changes(tmp_path):
-    own = {"network": "m3", "score": "concat", "loss": {"cluster": 2}, "train": {"lr": 0.5}, "model": {"hidden": 7}}
+    own = {
+        "network": "m3",
+        "score": "concat",
+        "loss": {"m3_cluster": 2},
+        "train": {"lr": 0.5},
+        "model": {"attention_width": 7},
+    }
     found = load(tmp_path, changed(("systems", "m3"), own)).variant("m3")
     assert (found.name, found.network, found.score) == ("m3", "m3", "concat")
     for section in ("model", "loss", "train"):
@@ -317,15 +316,21 @@ def test_reading_a_variant_changes_no_setting():
 
 
 STAGES = [
-    {"share": 0.25, "loss": {"margin": 0.1}},
-    {"share": 1, "restart": True, "global_lr": 0.5, "loss": {"center": 2}, "train": {"crop": 0.5, "jitter": 0.2}},
+    {"epoch_share": 0.25, "loss": {"margin": 0.1}},
+    {
+        "epoch_share": 1,
+        "restart": True,
+        "global_lr": 0.5,
+        "loss": {"modc_cluster": 2},
+        "train": {"crop": 0.5, "jitter": 0.2},
+    },
 ]
 
 
 def test_stages_change_the_rows_own_losses_and_training(tmp_path):
-    own = {"network": "modc", "score": "segment", "loss": {"attribute": 1, "margin": 0.3}, "train": {"lr": 0.5}}
+    own = {"network": "modc", "score": "segment", "loss": {"asen_triplet": 1, "margin": 0.3}, "train": {"lr": 0.5}}
     found = load(tmp_path, changed(("systems", "modc"), own | {"stages": STAGES})).variant("modc")
-    assert [(s.share, s.restart, s.global_lr) for s in found.stages] == [(0.25, False, 1.0), (1.0, True, 0.5)]
+    assert [(s.epoch_share, s.restart, s.global_lr) for s in found.stages] == [(0.25, False, 1.0), (1.0, True, 0.5)]
     for stage, changes in zip(found.stages, STAGES, strict=True):
         for section in ("loss", "train"):
             expected = VALUES[section] | own[section] | changes.get(section, {})
@@ -340,12 +345,23 @@ def test_a_row_without_stages_is_one_stage_of_all_epochs(tmp_path, stages):
 
 
 def test_changes_are_the_settings_that_a_row_gives(tmp_path):
-    own = {"model": {"hidden": 3, "backbone_options": {"a": 1}}, "loss": {"center": 1}, "train": {}, "stages": STAGES}
+    own = {
+        "model": {"attention_width": 3, "backbone_options": {"a": 1}},
+        "loss": {"modc_cluster": 1},
+        "train": {},
+        "stages": STAGES,
+    }
     own |= {"network": "modc", "score": "segment"}
     found = load(tmp_path, changed(("systems", "modc"), own)).variant("modc")
-    expected = {"model.hidden", "model.backbone_options", "loss.center"}
-    expected |= {"stages.0.share", "stages.0.loss.margin", "stages.1.share", "stages.1.restart", "stages.1.global_lr"}
-    expected |= {"stages.1.loss.center", "stages.1.train.crop", "stages.1.train.jitter"}
+    expected = {"model.attention_width", "model.backbone_options", "loss.modc_cluster"}
+    expected |= {
+        "stages.0.epoch_share",
+        "stages.0.loss.margin",
+        "stages.1.epoch_share",
+        "stages.1.restart",
+        "stages.1.global_lr",
+    }
+    expected |= {"stages.1.loss.modc_cluster", "stages.1.train.crop", "stages.1.train.jitter"}
     assert sorted(found.changes) == sorted(expected)
 
 

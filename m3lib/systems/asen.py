@@ -24,14 +24,14 @@ class ASEN(System):
 
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__(variant, taxonomy)
-        C, h, N = self.backbone.channels, variant.model.hidden, taxonomy.num_attributes
+        C, h, N = self.backbone.channels, variant.model.attention_width, taxonomy.num_attributes
         self.project = nn.Linear(C, h)  # a 1x1 convolution
         self.spatial_query = one_hot_table(N, h)
         self.spatial_logit = nn.Linear(h, 1)
         self.channel_query = one_hot_table(N, C)
         self.channel_gate = nn.Sequential(nn.Linear(2 * C, h), nn.ReLU(), nn.Linear(h, C), nn.Sigmoid())
-        self.output = nn.Linear(C, variant.model.embedding)
-        self.heads = self.class_heads(variant, variant.model.embedding)
+        self.output = nn.Linear(C, variant.model.attribute_embedding)
+        self.heads = self.class_heads(variant, variant.model.attribute_embedding)
 
     def forward(self, images: Tensor) -> Outputs:
         X = self.backbone(images)  # (B, P, C)
@@ -62,7 +62,9 @@ class ASENv2(System):
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__(variant, taxonomy)
         C, model = self.backbone.channels, variant.model
-        self.attributes = AttributeAttention(C, taxonomy.num_attributes, model.hidden, model.queries, model.norm)
+        self.attributes = AttributeAttention(
+            C, taxonomy.num_attributes, model.attention_width, model.queries, model.attention_batch_norm
+        )
         self.heads = self.class_heads(variant, C)
 
     def forward(self, images: Tensor) -> Outputs:
@@ -73,20 +75,23 @@ class ASENv2(System):
 class ASENpp(System):
     """ASEN++ (TIP 2021): a global branch says where to look, and a local branch looks there at full resolution.
 
-    The global branch is ASEN_v2's block with an output layer (released without batch norm: model.norm). The local
+    The global branch is ASEN_v2's block with an output layer (model.attention_batch_norm: released without). The local
     branch has a backbone and a block of its own and shares the attribute table. What it reads is cropped from the
-    images as stored, which are larger than what the global backbone reads where model.input < 1. Retrieval uses
+    images as stored, which are larger than what the global backbone reads where model.input_scale < 1. Retrieval uses
     beta cos(g, g') + (1 - beta) cos(l, l'), the product of concatenated sqrt(beta) g and sqrt(1 - beta) l.
 
-    The local branch joins with the first stage that weighs loss.local or loss.align. Its backbone then starts from
-    ImageNet in the paper; where there are no such weights, model.local_from_global starts it from the global one.
+    The local branch joins with the first stage that weighs loss.asen_pp_local or loss.asen_pp_align. Its backbone then
+    starts from ImageNet in the paper; where there are no such weights, model.local_from_global starts it from the
+    global one.
     """
 
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__(variant, taxonomy)
         C, model = self.backbone.channels, variant.model
-        self.attributes = AttributeAttention(C, taxonomy.num_attributes, model.hidden, model.queries, model.norm)
-        self.output = nn.Linear(C, model.embedding)
+        self.attributes = AttributeAttention(
+            C, taxonomy.num_attributes, model.attention_width, model.queries, model.attention_batch_norm
+        )
+        self.output = nn.Linear(C, model.attribute_embedding)
         self.local_backbone = Backbone(
             model.local_backbone,
             model.local_backbone_options,
@@ -95,16 +100,16 @@ class ASENpp(System):
             prefix="local_",
         )
         c, width = self.local_backbone.channels, self.attributes.table.width
-        self.local_spatial = SpatialAttention(c, model.local_hidden, width, model.norm)
-        self.local_channel = ChannelAttention(c, model.hidden, width, squeeze=model.local_hidden // 2)
-        self.local_output = nn.Linear(c, model.embedding)
-        self.heads = self.class_heads(variant, model.embedding)
+        self.local_spatial = SpatialAttention(c, model.local_attention_width, width, model.attention_batch_norm)
+        self.local_channel = ChannelAttention(c, model.attention_width, width, squeeze=model.local_attention_width // 2)
+        self.local_output = nn.Linear(c, model.attribute_embedding)
+        self.heads = self.class_heads(variant, model.attribute_embedding)
         self.register_buffer("joined", torch.tensor(False))  # in the state: a resumed run goes on with both branches
         self.from_global, self.threshold, self.beta = model.local_from_global, model.box_threshold, model.beta
-        self.size = model.input * model.local_size  # of the local branch's input, as a share of the stored side
+        self.size = model.input_scale * model.local_size  # of the local branch's input, as a share of the stored side
 
     def enter_stage(self, loss: Loss) -> None:
-        if (loss.local or loss.align) and not self.joined:
+        if (loss.asen_pp_local or loss.asen_pp_align) and not self.joined:
             if self.from_global:
                 copy_trunk(self.backbone, self.local_backbone)
             self.joined.fill_(True)

@@ -35,7 +35,9 @@ class System(nn.Module):
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__()
         model = variant.model
-        self.backbone = Backbone(model.backbone, model.backbone_options, model.pretrained, model.weights, model.input)
+        self.backbone = Backbone(
+            model.backbone, model.backbone_options, model.pretrained, model.weights, model.input_scale
+        )
         self.sizes = [len(attribute.classes) for attribute in taxonomy.attributes]
         self.register_buffer("attribute_of_class", torch.from_numpy(taxonomy.attribute_of_class), persistent=False)
         self.register_buffer("positive_weight", torch.ones(taxonomy.num_classes))
@@ -43,7 +45,7 @@ class System(nn.Module):
 
     def class_heads(self, variant: Variant, dim: int) -> ClassHeads | None:
         """Logits on attribute embeddings where Loss 1 is switched on; the published ASEN family has none."""
-        return ClassHeads(dim, self.sizes) if any(stage.loss.classification for stage in variant.stages) else None
+        return ClassHeads(dim, self.sizes) if any(stage.loss.m3_classification for stage in variant.stages) else None
 
     def enter_stage(self, loss: Loss) -> None:
         """Called before each epoch with its stage's losses; a system with parts that join later switches them here."""

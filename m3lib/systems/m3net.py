@@ -38,7 +38,9 @@ class M3NetA(System):
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__(variant, taxonomy)
         C, model, M = self.backbone.channels, variant.model, taxonomy.num_classes
-        self.attributes = AttributeAttention(C, taxonomy.num_attributes, model.hidden, model.queries, model.norm)
+        self.attributes = AttributeAttention(
+            C, taxonomy.num_attributes, model.attention_width, model.queries, model.attention_batch_norm
+        )
         self.heads = ClassHeads(C, self.sizes)
         self.reduce = nn.Linear(C, model.class_embedding)
         self.mask = nn.Parameter(0.9 + 0.7 * torch.randn(M, model.class_embedding))
@@ -56,8 +58,8 @@ class ClassBranch(nn.Module):
 
     def __init__(self, channels: int, model: Model, width: int, context: int):
         super().__init__()
-        self.spatial = SpatialAttention(channels, model.hidden, width, model.norm)
-        self.channel = ChannelAttention(channels, model.hidden, width, context)
+        self.spatial = SpatialAttention(channels, model.attention_width, width, model.attention_batch_norm)
+        self.channel = ChannelAttention(channels, model.attention_width, width, context)
         self.reduce = nn.Linear(channels, model.class_embedding)
 
     def keep(self, X: Tensor, maps: Tensor, table: Tensor, context: Tensor | None = None) -> Tensor:
@@ -76,8 +78,8 @@ class M3NetC(System):
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__(variant, taxonomy)
         C, model, M = self.backbone.channels, variant.model, taxonomy.num_classes
-        self.table = QueryTable(M, model.hidden, "learned")  # C, the classes' embeddings
-        self.classes = ClassBranch(C, model, model.hidden, context=0)
+        self.table = QueryTable(M, model.attention_width, "learned")  # C, the classes' embeddings
+        self.classes = ClassBranch(C, model, model.attention_width, context=0)
         self.head = nn.Parameter(torch.randn(M, C) / C**0.5)
         self.bias = nn.Parameter(torch.zeros(M))
         self.centers = Centers(M, model.class_embedding, variant.loss.center_momentum)
@@ -94,9 +96,10 @@ class M3NetC(System):
 class M3Net(System):
     """M3-Net: the attribute sub-network refines the features, the class sub-network reads what was kept.
 
-    Class queries carry their attribute's as a parent: c_m = C_m + W A_n (the taxonomy as prior; model.parent). The
-    refinement goes from coarse to fine (model.refine): a class looks where its attribute looked, its map beta_m being
-    the softmax of its own logits + log(1 + P alpha_n), and keeps of the channels that its attribute kept, u_m * gate_n.
+    Class queries carry their attribute's as a parent: c_m = C_m + W A_n (the taxonomy as prior;
+    model.attribute_conditioned). The refinement goes from coarse to fine (model.refine): a class looks where its
+    attribute looked, its map beta_m being the softmax of its own logits + log(1 + P alpha_n), and keeps of the channels
+    that its attribute kept, u_m * gate_n.
     Refined so, the features are read once for all attributes; features refined before they are read, X * (1 + P
     alpha_n) / 2 * gate_n, are read once an attribute and ranked no better. The channel attention of a class also reads
     the attribute's representation h_n of the image. A class probability sums the evidence of both sub-networks, since
@@ -107,12 +110,18 @@ class M3Net(System):
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__(variant, taxonomy)
         C, model, M = self.backbone.channels, variant.model, taxonomy.num_classes
-        self.attributes = AttributeAttention(C, taxonomy.num_attributes, model.hidden, model.queries, model.norm)
+        self.attributes = AttributeAttention(
+            C, taxonomy.num_attributes, model.attention_width, model.queries, model.attention_batch_norm
+        )
         self.heads = ClassHeads(C, self.sizes)
         # C; small beside its parent, so that the classes of one attribute start alike
-        self.table = QueryTable(M, model.hidden, "learned", 0.02 if model.parent else 1.0)
-        self.parent = nn.Linear(self.attributes.table.width, model.hidden, bias=False) if model.parent else None  # W
-        self.classes = ClassBranch(C, model, model.hidden, context=C)
+        self.table = QueryTable(M, model.attention_width, "learned", 0.02 if model.attribute_conditioned else 1.0)
+        self.parent = (
+            nn.Linear(self.attributes.table.width, model.attention_width, bias=False)
+            if model.attribute_conditioned
+            else None
+        )  # W
+        self.classes = ClassBranch(C, model, model.attention_width, context=C)
         self.head = nn.Parameter(torch.zeros(M, C))  # v: the class evidence starts from nothing, and refines
         self.centers = Centers(M, model.class_embedding, variant.loss.center_momentum)
         self.refine = model.refine

@@ -19,29 +19,29 @@ def total_loss(
     """
     labels, anchors, own = batch.labels, batch.anchors, system.attribute_of_class
     parts = {}
-    if loss.classification:  # Loss 1 (poster)
-        parts["classification"] = losses.classification_loss(
+    if loss.m3_classification:  # Loss 1 (poster)
+        parts["m3_classification"] = losses.classification_loss(
             outputs.logits.float(), labels, system.positive_weight, own
         )
-    if loss.attribute:  # ASEN, eq. of T; MODC's instance loss
-        parts["attribute"] = attribute_loss(outputs.attribute, anchors, own, loss, generator)
-    if loss.local:  # ASEN++, local branch
-        parts["local"] = attribute_loss(outputs.local, anchors, own, loss, generator)
-    if loss.align:
+    if loss.asen_triplet:  # ASEN, eq. of T; MODC's instance loss
+        parts["asen_triplet"] = attribute_loss(outputs.attribute, anchors, own, loss, generator)
+    if loss.asen_pp_local:  # ASEN++, local branch
+        parts["asen_pp_local"] = attribute_loss(outputs.local, anchors, own, loss, generator)
+    if loss.asen_pp_align:
         known = losses.known_attributes(labels, own)
-        parts["align"] = losses.align_loss(outputs.attribute, outputs.local, known)
-    if loss.center:  # MODC's cluster loss
+        parts["asen_pp_align"] = losses.align_loss(outputs.attribute, outputs.local, known)
+    if loss.modc_cluster:  # MODC's cluster loss
         cosines = losses.center_cosines(outputs.attribute, system.centers.value, own)
-        parts["center"] = losses.center_loss(cosines, labels, system.centers.seen, own, loss.margin)
-    if loss.pseudo and pseudo is not None:
-        parts["pseudo"] = pseudo_loss(outputs.attribute, labels, pseudo, system, loss, generator)
-    if loss.instance or loss.cluster:
+        parts["modc_cluster"] = losses.center_loss(cosines, labels, system.centers.seen, own, loss.margin)
+    if loss.modc_pseudo and pseudo is not None:
+        parts["modc_pseudo"] = pseudo_loss(outputs.attribute, labels, pseudo, system, loss, generator)
+    if loss.m3_instance or loss.m3_cluster:
         space = anchors.class_id if outputs.wanted is None else torch.searchsorted(outputs.wanted, anchors.class_id)
         drawn = losses.draw_triplets(outputs.classes, space, anchors, loss.hardness, generator)
-        if loss.instance:  # Loss 2 (poster): anchor, positive and negative in the space of one class
-            parts["instance"] = losses.triplet_loss(drawn.positive, drawn.negative, loss.margin)
-        if loss.cluster:  # Loss 3 (poster): the positive is the class center
-            parts["cluster"] = cluster_loss(drawn, anchors.class_id, system.centers, loss.margin)
+        if loss.m3_instance:  # Loss 2 (poster): anchor, positive and negative in the space of one class
+            parts["m3_instance"] = losses.triplet_loss(drawn.positive, drawn.negative, loss.margin)
+        if loss.m3_cluster:  # Loss 3 (poster): the positive is the class center
+            parts["m3_cluster"] = cluster_loss(drawn, anchors.class_id, system.centers, loss.margin)
     return {name: getattr(loss, name) * value for name, value in parts.items()}
 
 
@@ -58,14 +58,14 @@ def pseudo_loss(
 ) -> Tensor:
     """MODC's instance and cluster losses for the guessed classes, whose positives and negatives may be labelled."""
     own, parts = system.attribute_of_class, []
-    if loss.attribute:
+    if loss.asen_triplet:
         found = losses.find_anchors(labels | pseudo, own)
         guessed = pseudo[found.image, found.class_id]
         found = losses.Anchors(*(part[guessed] for part in found))
-        parts.append(loss.attribute * attribute_loss(embedding, found, own, loss, generator))
-    if loss.center:
+        parts.append(loss.asen_triplet * attribute_loss(embedding, found, own, loss, generator))
+    if loss.modc_cluster:
         cosines = losses.center_cosines(embedding, system.centers.value, own)
-        parts.append(loss.center * losses.center_loss(cosines, pseudo, system.centers.seen, own, loss.margin))
+        parts.append(loss.modc_cluster * losses.center_loss(cosines, pseudo, system.centers.seen, own, loss.margin))
     return sum(parts)
 
 
@@ -79,7 +79,7 @@ def cluster_loss(drawn: losses.Triplets, class_id: Tensor, centers: losses.Cente
 @torch.no_grad()
 def update_centers(outputs: Outputs, labels: Tensor, system: System, loss: Loss) -> None:
     """Move the class centers after the step that used them."""
-    if loss.cluster:
+    if loss.m3_cluster:
         system.centers.update(outputs.classes.detach(), labels, outputs.wanted)
-    elif loss.center:
+    elif loss.modc_cluster:
         system.centers.update(outputs.attribute.detach()[:, system.attribute_of_class], labels)

@@ -1,9 +1,6 @@
 """Where a network computes: the device that was asked for, or one sentence on why it can't be had."""
 
 import os
-import shutil
-import sysconfig
-from pathlib import Path
 
 import torch
 
@@ -46,18 +43,6 @@ def check_count(accelerator: str, wanted: int) -> None:
     if wanted > found:
         kind = "GPUs" if gpu else "CPU cores"
         raise InputError(f"params.yaml, devices: {wanted} were asked for, and this machine has {found} {kind}")
-
-
-def check_compiler() -> None:
-    """Raise InputError where torch.compile would miss a C++ compiler or Python's header: it says so late."""
-    compiler = os.environ.get("CXX") or "g++"
-    there = {
-        f"C++ compiler ({compiler})": shutil.which(compiler.split()[0]),
-        "header of Python (Python.h)": Path(sysconfig.get_path("include"), "Python.h").is_file(),
-    }
-    for what, found in there.items():
-        if not found:
-            raise InputError(f"params.yaml, train.compile: there is no {what}; install it, or set compile to false")
 
 
 def out_of_memory(error: RuntimeError) -> bool:

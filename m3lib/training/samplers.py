@@ -1,6 +1,6 @@
 """Which images make a batch, and which of them are compared.
 
-`batch`: an epoch shuffles the images; every (image, class) of a batch is an anchor, with triplets of all attributes.
+`uniform`: an epoch shuffles the images; every (image, class) of a batch is an anchor, with triplets of all attributes.
 `balanced`: the same, but a part of each batch is pairs of images of rare classes, which chance would leave alone in it.
 The others draw triplets of one attribute each, as the released code of the ASEN family does. Letters as in losses.py.
 """
@@ -14,7 +14,7 @@ from m3lib.config import Train
 from m3lib.errors import InputError
 from m3lib.systems.losses import Anchors, Batch, find_anchors
 
-WHOLE = ("batch", "balanced")  # samplers whose batch is of images, with triplets of all attributes
+WHOLE = ("uniform", "balanced")  # samplers whose batch is of images, with triplets of all attributes
 PAIRED = 0.25  # of a `balanced` batch, the share that is pairs of rare classes
 
 
@@ -25,7 +25,7 @@ def steps_per_epoch(num_images: int, train: Train) -> int:
 def epoch(labels: Tensor, attribute_of_class: Tensor, train: Train, generator: torch.Generator) -> Iterator[Batch]:
     """The batches of one epoch; labels: (I, M) bool of all training images. Raises InputError if none can be drawn."""
     if train.sampler in WHOLE:
-        draw = shuffled if train.sampler == "batch" else balanced
+        draw = shuffled if train.sampler == "uniform" else balanced
         return draw(labels, attribute_of_class, train.batch, generator)
     return Triplets(labels, attribute_of_class, train.sampler).epoch(train, generator)
 
@@ -91,8 +91,8 @@ class Triplets:
     The negative, by name of the sampler (methods of github.com/Maryeon/asen and asenpp):
     asen: any (image, other class) pair of the attribute, so that negatives follow the classes' frequency;
     asen_pp: another class, uniform, and any image of it;
-    checked: as asen_pp, but never an image that carries the anchor's class too, which with several classes per image
-    the other two allow.
+    asen_pp_exact: as asen_pp, but never an image that carries the anchor's class too, which with several classes per
+    image the other two allow.
     Classes with fewer than two images are never anchors. The other attributes of a triplet's images are left unknown.
     """
 
@@ -114,7 +114,7 @@ class Triplets:
     def has_negative(self, m: int, present: list[int]) -> bool:
         """Whether an image of another class may stand against class m."""
         others = [self.images[other] for other in present if other != m]
-        return bool(others) and (self.kind != "checked" or not bool(self.labels[torch.cat(others), m].all()))
+        return bool(others) and (self.kind != "asen_pp_exact" or not bool(self.labels[torch.cat(others), m].all()))
 
     def epoch(self, train: Train, generator: torch.Generator) -> Iterator[Batch]:
         for _ in range(steps_per_epoch(len(self.labels), train)):
@@ -142,7 +142,7 @@ class Triplets:
             images = torch.cat([self.images[other] for other in others])
         else:
             images = self.images[pick(others, generator)]
-            if self.kind == "checked":
+            if self.kind == "asen_pp_exact":
                 images = images[~self.labels[images, m]]
         return int(pick(images, generator)) if len(images) else None
 

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from m3lib import systems
 from m3lib.compatibility import GIVES
-from m3lib.config import ALONE, Loss, Machines, Stage, Variant, find_root
+from m3lib.config import ALONE, Loss, Machines, Stage, Variant
 from m3lib.data import batches, files
 from m3lib.data.manifest import Prepared, hold_out
 from m3lib.errors import InputError
@@ -31,7 +31,7 @@ from m3lib.systems.objective import total_loss, update_centers
 from m3lib.training import augment, devices, distributed, inference, samplers
 from m3lib.training.schedule import Plan, learning_rate, make_optimizer
 
-COMPARING = ("attribute", "local", "instance", "cluster")  # losses of triplets within a batch
+COMPARING = ("asen_triplet", "asen_pp_local", "m3_instance", "m3_cluster")  # losses of triplets within a batch
 
 
 def make_deterministic(seed: int, threads: int) -> None:
@@ -66,7 +66,6 @@ class Trainer:
         self.system.count_classes(self.labels, variant.loss.positive_power)
         self.system.to(self.device)
         distributed.share_norms(self.system)
-        self.network = compiled(self.system) if variant.train.compile else self.system  # of a training step alone
         self.optimizer = make_optimizer(self.system, variant.train)
         self.plan = Plan(variant)
         self.steps_per_epoch = samplers.steps_per_epoch(len(self.rows), variant.train)
@@ -159,18 +158,13 @@ class Trainer:
         images = batches.to_tensor(pixels.to(self.device, non_blocking=True))
         whole = augment.BatchSlice(len(batch.labels), distributed.share(len(batch.labels)))
         images = augment.augment(images, generator, stage.train, whole)
-        some = self.carried(batch) if "classes" in GIVES[self.variant.network] else ()
+        some = (batch.labels.any(dim=0).nonzero().flatten(),) if "classes" in GIVES[self.variant.network] else ()
         with inference.autocast(stage.train.precision, self.device):
-            outputs = self.network(images, *some)
+            outputs = self.system(images, *some)
         parts = (part if part is None else distributed.gather(part) for part in outputs[:4])
-        outputs = Outputs(*parts, wanted=some[0].to(self.device) if some else None)
+        outputs = Outputs(*parts, wanted=None if outputs.wanted is None else outputs.wanted.to(self.device))
         batch, pseudo = batch.to(self.device), None if pseudo is None else pseudo.to(self.device)
         return outputs, total_loss(outputs, batch, self.system, stage.loss, generator, pseudo)
-
-    def carried(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The classes that any image of a batch carries: the losses compare images in their spaces alone. Kernels made
-        for one number of classes would be made again for another: compiled, a network is asked for all."""
-        return () if self.variant.train.compile else (batch.labels.any(dim=0).nonzero().flatten(),)
 
     def advise(self, batch: Batch, pixels: Tensor, stage: Stage) -> str:
         """What to do after a step that ran out of memory, tried out: half of the batch, a quarter, ... or none."""
@@ -194,7 +188,7 @@ class Trainer:
     @torch.no_grad()
     def refresh_centers(self, loss: Loss) -> Tensor | None:
         """MODC at the start of an epoch: exact centers, and (I, M) pseudo-labels where they are trained on."""
-        if not (loss.center or loss.pseudo):
+        if not (loss.modc_cluster or loss.modc_pseudo):
             return None
         own, centers, labels = self.system.attribute_of_class, self.system.centers, self.labels.to(self.device)
         sums = torch.zeros_like(centers.value)
@@ -202,7 +196,7 @@ class Trainer:
             sums += torch.einsum("bm,bmd->md", labels[part].float(), attribute[:, own])
         distributed.add_up([sums])
         centers.set(sums, labels.sum(dim=0))
-        if not loss.pseudo:
+        if not loss.modc_pseudo:
             return None
         cosines = torch.zeros(labels.shape, device=self.device)  # (I, M)
         for part, attribute in self.training_embeddings():
@@ -251,16 +245,6 @@ class Trainer:
         for weight, kept in self.optimizer.state.items():  # the fused step reads memory as it lies: channels last
             kept |= {k: torch.empty_like(weight).copy_(v) for k, v in kept.items() if v.shape == weight.shape}
         return True
-
-
-def compiled(system: systems.System) -> Callable[[Tensor], Outputs]:
-    """The forward pass of a system, and the backward pass of it, in kernels made for it; they lie in data/work.
-
-    Raises InputError where they can't be made.
-    """
-    devices.check_compiler()
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(find_root() / "data" / "work" / "compiled"))
-    return torch.compile(system, options={"deterministic": True})  # else a GPU's kernels are chosen by stopwatch
 
 
 def strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,7 +1,5 @@
 """The benchmark of training runs at a toy size, and its ratios and page are what they say."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +10,6 @@ import torch
 from m3lib import config
 from m3lib.errors import InputError
 from m3lib.systems import losses
-from m3lib.systems.base import Outputs, System
-from m3lib.training import devices
 from tests.bench import train as bench_train
 from tiny import MODEL, SETTINGS
 
@@ -24,9 +20,6 @@ def toy(monkeypatch, tmp_path) -> bench_train.Bench:
     tiny = replace(SETTINGS, model=replace(SETTINGS.model, **MODEL), accelerator="cpu", threads=1)
     monkeypatch.setattr(config, "load", lambda path: tiny)
     monkeypatch.setattr(bench_train, "peak", lambda *_: 123.0)
-    monkeypatch.setattr(torch, "compile", lambda system, options: system)  # takes a minute
-    monkeypatch.setattr(devices, "check_compiler", lambda: None)
-    monkeypatch.setattr(torch.compiler, "reset", lambda: None)  # imports the compiler
     monkeypatch.setattr(bench_train, "BASE", {"default": (48, 32, 20, 3)})
     monkeypatch.setattr(bench_train, "GROWS", {"default": {2: (30,), 3: (2,)}})
     return bench_train.Bench("default", tmp_path, rounds=1)
@@ -36,7 +29,6 @@ def test_every_row_of_the_table_is_a_ratio(toy):
     table = toy.run()
     assert set(table["what"]) >= {f"step of {name}" for name in (bench_train.PLAIN, *bench_train.SYSTEMS)}
     assert {"pairs/s of m3", "loading alone", "extraction by m3", "extraction by asen_v2"} <= set(table["what"])
-    assert {"step of m3, compiled", "first step of m3, compiled"} <= set(table["what"])
     assert (table["ratio"] > 0).all()
     assert (table[table["what"] == f"step of {bench_train.PLAIN}"]["ratio"] == 1).all()
     assert set(zip(table["classes"], table["attributes"], strict=True)) == {(20, 3), (30, 3), (20, 2)}
@@ -52,27 +44,6 @@ def test_turns_are_taken_and_the_first_is_left_out():
     assert order == list("abababab")
     assert [len(spent) for spent in found.values()] == [3, 3]
     assert bench_train.ratio([2.0, 9.0, 1.0], [1.0, 3.0, 4.0]) == 2.0
-
-
-@pytest.mark.parametrize(
-    ("limit", "told"), [(0, "losses of compiled steps of m3 are"), (4, "do not repeat"), (6, None)]
-)
-def test_compiled_steps_that_are_other_steps_are_told(limit, told, toy, monkeypatch):
-    """A kernel that is wrong from the start, and one that is once in a while: after the fourth of its six steps."""
-    calls = []
-
-    def compiled(system: System, options: dict) -> Callable[[torch.Tensor], Outputs]:
-        def network(images: torch.Tensor) -> Outputs:
-            calls.append(images)
-            outputs = system(images)
-            return outputs._replace(logits=outputs.logits * (1.01 if len(calls) > limit else 1))
-
-        return network
-
-    monkeypatch.setattr(torch, "compile", compiled)
-    with pytest.raises(RuntimeError, match=told) if told else nullcontext():
-        toy.check_compiled((48, 32, 20, 3))
-    assert len(calls) == 6
 
 
 def test_an_official_step_has_no_more_than_one_attribute(toy, monkeypatch):

@@ -7,7 +7,6 @@ tests.bench.train published m3`. Memory is the peak of a process of its own: of 
 was resident.
 """
 
-import os
 import platform
 import subprocess
 import sys
@@ -81,11 +80,11 @@ def make_row(network: str, size: str, batch: int, **changes: object) -> Variant:
     row = settings.variant(network)
     model = row.model
     if size == "published":
-        large = {"backbone": "resnet50", "backbone_options": {}, "hidden": 512, "embedding": 1024}
-        local = {"local_backbone": "resnet34", "local_backbone_options": {}, "local_hidden": 256}
+        large = {"backbone": "resnet50", "backbone_options": {}, "attention_width": 512, "attribute_embedding": 1024}
+        local = {"local_backbone": "resnet34", "local_backbone_options": {}, "local_attention_width": 256}
         model = replace(model, **large, **local, local_from_global=False)
-    last = replace(row.stages[-1], share=1.0, restart=False)
-    train = {"batch": batch, "sampler": "batch", "crop": 1.0, "jitter": 0.0} | changes
+    last = replace(row.stages[-1], epoch_share=1.0, restart=False)
+    train = {"batch": batch, "sampler": "uniform", "crop": 1.0, "jitter": 0.0} | changes
     stage = replace(last, train=replace(last.train, **train))
     return replace(row, model=model, train=replace(row.train, **train), stages=(stage,))
 
@@ -239,34 +238,6 @@ class Bench:
         pairs = float(known) * shape[0] / 48  # an official step supervises 3 x 16 images under one attribute
         self.add("pairs/s of m3", "official step", shape, pairs * ratio(found["rival"], found["own"]), found["own"])
 
-    def compiled(self, shape: tuple[int, ...]) -> None:
-        """m3's step with train.compile, and the first of them, which compiles.
-
-        Compiling pays after as many steps as the first one takes of what each later one saves.
-        """
-        plain, own = self.stepper("m3", shape), self.stepper("m3", shape, compile=True)
-        first = seconds(own.step, self.device)
-        found = by_turns({"plain": plain.step, "own": own.step}, self.device, self.rounds)
-        self.add("step of m3, compiled", "step of m3", shape, ratio(found["plain"], found["own"]), found["own"])
-        self.add("first step of m3, compiled", "step of m3", shape, median(found["plain"]) / first, [first])
-
-    def check_compiled(self, shape: tuple[int, ...]) -> None:
-        """Raise RuntimeError unless compiled steps in float32 follow plain ones to rounding, and repeat to the byte.
-
-        Here, since compiling takes longer than a test may.
-        """
-        curves, ends = [], []
-        for on in (False, True, True):
-            torch.compiler.reset()
-            stepper = self.stepper("m3", shape, compile=on, precision="fp32")
-            curves.append(torch.stack([sum(stepper.step().values()) for _ in range(3)]).tolist())
-            ends.append(stepper.trainer.system.state_dict())
-        plain, own, again = curves
-        if not np.allclose(plain, own, rtol=1e-4, atol=0):
-            raise RuntimeError(f"losses of compiled steps of m3 are {own}, of plain ones {plain}")
-        if own != again or not all(torch.equal(value, ends[2][name]) for name, value in ends[1].items()):
-            raise RuntimeError("compiled steps of m3 do not repeat")
-
     def loading(self, shape: tuple[int, ...]) -> None:
         step = self.stepper("m3", shape)
         found = by_turns({"load": step.load, "step": step.step}, self.device, self.rounds)
@@ -289,8 +260,6 @@ class Bench:
         self.steps(SYSTEMS, base, memory=True)
         for attributes in (base[3], *GROWS[self.size][3]):  # an image's labels are what one forward pass is shared by
             self.official((*base[:3], attributes))
-        self.compiled(base)
-        self.check_compiled(base)
         for side in (96, 224):
             self.loading((base[0], side, *base[2:]))
         self.extraction(base)
@@ -335,7 +304,6 @@ def main(size: str = "default", *networks: str, rounds: int = ROUNDS) -> int:
             raise InputError(f"python -m tests.bench.train measures {', '.join(SYSTEMS)}, got {name!r}")
     path = config.find_root() / "data" / "results" / "training.csv"
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/compiled"  # kernels of an earlier run would save compiling
         table = Bench(size, Path(folder), rounds).run(networks)
     if path.exists():  # records of other devices and sizes stay
         old, mine = pd.read_csv(path), table.iloc[0]

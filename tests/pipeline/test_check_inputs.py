@@ -97,9 +97,17 @@ def test_an_unknown_backbone_stops_it_with_the_nearest_names(workspace, capsys):
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("score: attribute, loss: {attribute: 1}}", "score: weighted, loss: {attribute: 1}}", "score weighted needs"),
+        (
+            "score: attribute, loss: {asen_triplet: 1}}",
+            "score: weighted, loss: {asen_triplet: 1}}",
+            "score weighted needs",
+        ),
         ("m3: {network: m3,", "m3: {network: m3, model: {beta: 0.5},", "model.beta: m3 has no such setting"),
-        ("loss: {attribute: 1}}", "loss: {attribute: 1, cluster: 1}}", "loss.cluster needs classes outputs"),
+        (
+            "loss: {asen_triplet: 1}}",
+            "loss: {asen_triplet: 1, m3_cluster: 1}}",
+            "loss.m3_cluster needs classes outputs",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_a_rows_network_stop_it(workspace, capsys, old, new, told):

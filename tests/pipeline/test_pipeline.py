@@ -165,7 +165,7 @@ def test_an_edit_makes_stale_what_it_touches(whole):
     assert whole.stale() == set()
 
     def row():
-        whole.edit("params.yaml", r"(?m)^(  m3: .*loss: ){<<: \*m3}", r"\g<1>{classification: 4}")
+        whole.edit("params.yaml", r"(?m)^(  m3: .*loss: ){<<: \*m3}", r"\g<1>{m3_classification: 4}")
 
     def append(name):
         def change():

@@ -55,7 +55,7 @@ def short(network: str, epochs: int = 3, shares: tuple[float, ...] = (), **chang
     """3 steps an epoch; shares: of the row's stages."""
     settings = {"batch": 8, "epochs": epochs, "lr": 0.01, "warmup": 0.1, "flip": True, "shift": 0.1}
     variant = make_variant(network, **(settings | changes))
-    stages = [replace(stage, share=share) for stage, share in zip(variant.stages, shares, strict=bool(shares))]
+    stages = [replace(stage, epoch_share=share) for stage, share in zip(variant.stages, shares, strict=bool(shares))]
     return replace(variant, stages=tuple(stages) or variant.stages)
 
 

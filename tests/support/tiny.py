@@ -33,13 +33,13 @@ MODEL = {
     "backbone_options": BACKBONE,
     "pretrained": False,
     "weights": "",
-    "hidden": 12,
-    "embedding": 10,
+    "attention_width": 12,
+    "attribute_embedding": 10,
     "class_embedding": 6,
     "local_backbone": "resnet10t",
     "local_backbone_options": dict(BACKBONE),  # two mappings in a params.yaml too
     "local_weights": "",
-    "local_hidden": 8,
+    "local_attention_width": 8,
 }
 MODEL_SETTINGS = {field.name for field in fields(config.Model)}
 

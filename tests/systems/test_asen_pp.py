@@ -120,7 +120,12 @@ def make_images(size: int = B, sides: tuple[int, int] = (SIDE, SIDE)) -> Tensor:
     return torch.randn(size, 3, *sides, generator=generator())
 
 
-CASES = [{}, {"queries": "one_hot"}, {"norm": True}, {"input": 0.7, "local_size": 0.6, "box_threshold": 0.5}]
+CASES = [
+    {},
+    {"queries": "one_hot"},
+    {"attention_batch_norm": True},
+    {"input_scale": 0.7, "local_size": 0.6, "box_threshold": 0.5},
+]
 
 
 @pytest.mark.parametrize("sides", [(48, 48), (48, 80)], ids=str)
@@ -129,9 +134,9 @@ def test_the_local_branch_against_its_formula(model, sides):
     """From the global map to the embedding, one image and one attribute at a time (the crop's grid is float32)."""
     system, images = make_whole_system("asen_pp", **model).double().eval(), make_images(2, sides).double()
     settings, w = make_variant("asen_pp", **model).model, state_of(system)
-    read = [max(16, round(settings.input * side)) for side in sides]
+    read = [max(16, round(settings.input_scale * side)) for side in sides]
     shape = [-(-side // 16) for side in read]
-    local = [max(16, round(settings.input * settings.local_size * min(sides)))] * 2
+    local = [max(16, round(settings.input_scale * settings.local_size * min(sides)))] * 2
     with in_float64():
         outputs = system(images)
         for b, image in enumerate(as_float64(images)):
@@ -144,7 +149,7 @@ def test_the_local_branch_against_its_formula(model, sides):
 
 
 def stage_loss(**weights: float):
-    none = dict.fromkeys(("attribute", "local", "align"), 0.0)
+    none = dict.fromkeys(("asen_triplet", "asen_pp_local", "asen_pp_align"), 0.0)
     return make_variant("asen_pp", loss=none | weights).stages[0].loss
 
 
@@ -155,17 +160,19 @@ def trunks_equal(system: ASENpp) -> bool:
 
 def test_before_it_joins_there_is_no_local_branch():
     system, images = make_system("asen_pp").eval(), make_images()
-    system.enter_stage(stage_loss(attribute=1))
+    system.enter_stage(stage_loss(asen_triplet=1))
     outputs = system(images)
     assert outputs.local is None
     assert system.stored_attribute(outputs) is outputs.attribute
     assert not trunks_equal(system)
-    system.enter_stage(stage_loss(local=1))
+    system.enter_stage(stage_loss(asen_pp_local=1))
     torch.testing.assert_close(system(images).attribute, outputs.attribute)
 
 
 @pytest.mark.parametrize(
-    "loss", [{"local": 0.1}, {"align": 0.1}, {"attribute": 1, "local": 0.1, "align": 0.1}], ids=str
+    "loss",
+    [{"asen_pp_local": 0.1}, {"asen_pp_align": 0.1}, {"asen_triplet": 1, "asen_pp_local": 0.1, "asen_pp_align": 0.1}],
+    ids=str,
 )
 def test_it_joins_as_a_copy_of_the_global_trunk(loss):
     system = make_system("asen_pp").eval()
@@ -177,31 +184,31 @@ def test_it_joins_as_a_copy_of_the_global_trunk(loss):
 def test_it_joins_once_also_after_a_resume():
     """A later epoch of the stage must not overwrite what the local trunk has learned."""
     system = make_system("asen_pp")
-    system.enter_stage(stage_loss(local=1))
+    system.enter_stage(stage_loss(asen_pp_local=1))
     with torch.no_grad():
         for value in system.local_backbone.parameters():
             value.add_(1)
     resumed = make_system("asen_pp", seed=1)
     resumed.load_state_dict(system.state_dict())
     for each in (system, resumed):
-        each.enter_stage(stage_loss(local=1))
+        each.enter_stage(stage_loss(asen_pp_local=1))
         assert not trunks_equal(each)
         assert each.eval()(make_images(1)).local is not None
-    system.enter_stage(stage_loss(attribute=1))  # and does not leave again
+    system.enter_stage(stage_loss(asen_triplet=1))  # and does not leave again
     assert system(make_images(1)).local is not None
 
 
 def test_it_can_keep_a_trunk_of_its_own():
     system = make_system("asen_pp", local_from_global=False)
     before = {name: value.clone() for name, value in system.local_backbone.state_dict().items()}
-    system.enter_stage(stage_loss(local=1))
+    system.enter_stage(stage_loss(asen_pp_local=1))
     assert all(torch.equal(value, before[name]) for name, value in system.local_backbone.state_dict().items())
 
 
 def test_a_trunk_that_cannot_be_copied_is_refused_on_joining():
     system = make_system("asen_pp", local_backbone_options=BACKBONE | {"channels": [8, 8, 24, 16]})
     with pytest.raises(InputError, match=r"model\.local_from_global"):
-        system.enter_stage(stage_loss(local=1))
+        system.enter_stage(stage_loss(asen_pp_local=1))
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 0.6, 1.0])

@@ -62,7 +62,7 @@ def test_a_smaller_input_is_a_filtered_one(scale):
 
 
 def test_the_backbone_reads_images_at_its_scale_and_no_smaller_than_one_position():
-    trunk = build(input=0.5).eval().backbone
+    trunk = build(input_scale=0.5).eval().backbone
     images = make_images(96, 64)
     assert torch.equal(trunk(images), trunk.trunk(backbone.shrink(images, 0.5))[-1].flatten(2).mT)
     assert backbone.shrink(make_images(20, 64), 0.5).shape[2:] == (16, 32)

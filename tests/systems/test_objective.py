@@ -71,12 +71,12 @@ def test_embeddings_of_the_classes_of_a_batch_are_enough(seed):
     assert 0 < len(carried) < M
     some = outputs._replace(classes=outputs.classes[:, carried], wanted=carried)
     for given in (outputs, some):
-        system, loss = make_system(seed), replace(ZERO, instance=1.0, cluster=1.0)
+        system, loss = make_system(seed), replace(ZERO, m3_instance=1.0, m3_cluster=1.0)
         parts = objective.total_loss(given, batch, system, loss, generator(seed))
         objective.update_centers(given, batch.labels, system, loss)
         found.append((parts, system.centers))
     assert found[0][0] == found[1][0]
-    assert found[0][0].keys() == {"instance", "cluster"}
+    assert found[0][0].keys() == {"m3_instance", "m3_cluster"}
     torch.testing.assert_close(found[1][1].value, found[0][1].value)
     assert not torch.equal(found[0][1].value, make_system(seed).centers.value)
     assert torch.equal(found[1][1].seen, found[0][1].seen)
@@ -125,23 +125,23 @@ def naive_parts(outputs: Outputs, batch: Batch, pseudo: torch.Tensor, system: Si
         weight = system.positive_weight
         first.append(-mean([float(weight[m]) * math.log(x[m]) if labels[i, m] else math.log(1 - x[m]) for m in own]))
     triplets = {
-        "attribute": naive_triplets(f[:, OWN], labels, labels),
-        "local": naive_triplets(local[:, OWN], labels, labels),
-        "instance": naive_triplets(phi, labels, labels),
+        "asen_triplet": naive_triplets(f[:, OWN], labels, labels),
+        "asen_pp_local": naive_triplets(local[:, OWN], labels, labels),
+        "m3_instance": naive_triplets(phi, labels, labels),
     }
     center = system.centers.value.double()
-    cluster = {(i, m): (float(phi[i, m].double() @ center[m]), n) for (i, m), (_, n) in triplets["instance"].items()}
+    cluster = {(i, m): (float(phi[i, m].double() @ center[m]), n) for (i, m), (_, n) in triplets["m3_instance"].items()}
     guessed = [
         mean([hinge(*pair) for pair in naive_triplets(f[:, OWN], both, pseudo).values()]),
         naive_center(f, both, pseudo, system.centers),
     ]
     return {
         **{name: mean([hinge(*pair) for pair in pairs.values()]) for name, pairs in triplets.items()},
-        "align": 3 * mean([max(0.0, 1 - float(f[i, n].double() @ local[i, n].double())) for i, n in pairs]),
-        "center": naive_center(f, labels, labels, system.centers),
-        "pseudo": EVERY.attribute * guessed[0] + EVERY.center * guessed[1],
-        "classification": mean(first),
-        "cluster": mean([hinge(*pair) for (_, m), pair in cluster.items() if system.centers.seen[m]]),
+        "asen_pp_align": 3 * mean([max(0.0, 1 - float(f[i, n].double() @ local[i, n].double())) for i, n in pairs]),
+        "modc_cluster": naive_center(f, labels, labels, system.centers),
+        "modc_pseudo": EVERY.asen_triplet * guessed[0] + EVERY.modc_cluster * guessed[1],
+        "m3_classification": mean(first),
+        "m3_cluster": mean([hinge(*pair) for (_, m), pair in cluster.items() if system.centers.seen[m]]),
     }
 
 
@@ -166,24 +166,24 @@ def test_a_loss_of_weight_zero_is_not_there_and_moves_no_other(name, no_chance):
     without = objective.total_loss(*given, replace(EVERY, **{name: 0.0}), generator(), pseudo)
     alone = objective.total_loss(*given, replace(ZERO, **{name: WEIGHTS[name]}), generator(), pseudo)
     assert set(without) == set(LOSSES) - {name}
-    for other in set(without) - {"pseudo"}:  # the pseudo loss is made of the weights of two others
+    for other in set(without) - {"modc_pseudo"}:  # the pseudo loss is made of the weights of two others
         assert torch.equal(without[other], everything[other])
     assert set(alone) == {name}
-    if name != "pseudo":
+    if name != "modc_pseudo":
         assert torch.equal(alone[name], everything[name])
 
 
 def test_outputs_that_no_loss_reads_may_be_absent():
     batch = make_batch()
     parts = objective.total_loss(
-        Outputs(logits=make_outputs().logits), batch, make_system(), replace(ZERO, classification=1.0), generator()
+        Outputs(logits=make_outputs().logits), batch, make_system(), replace(ZERO, m3_classification=1.0), generator()
     )
-    assert set(parts) == {"classification"}
+    assert set(parts) == {"m3_classification"}
 
 
 def test_without_guesses_there_is_no_pseudo_loss():
     parts = objective.total_loss(make_outputs(), make_batch(), make_system(), EVERY, generator(), None)
-    assert set(parts) == set(LOSSES) - {"pseudo"}
+    assert set(parts) == set(LOSSES) - {"modc_pseudo"}
 
 
 def test_a_batch_without_a_guess_costs_nothing_and_trains_on():
@@ -196,7 +196,7 @@ def test_a_batch_without_a_guess_costs_nothing_and_trains_on():
     assert (f.grad == 0).all()
 
 
-@pytest.mark.parametrize("absent", ["attribute", "center"])
+@pytest.mark.parametrize("absent", ["asen_triplet", "modc_cluster"])
 def test_the_pseudo_loss_has_guessed_anchors_alone(absent, no_chance):
     """Checked by its two parts, one at a time; labelled images may be positives and negatives, never anchors."""
     outputs, batch, system = make_outputs(4), make_batch(seed=4), make_system(4)
@@ -205,19 +205,19 @@ def test_the_pseudo_loss_has_guessed_anchors_alone(absent, no_chance):
     got = objective.pseudo_loss(outputs.attribute, batch.labels, pseudo, system, loss, generator())
     triplets = naive_triplets(outputs.attribute[:, OWN], both, pseudo)
     expected = {
-        "center": EVERY.attribute * mean([hinge(*pair) for pair in triplets.values()]),
-        "attribute": EVERY.center * naive_center(outputs.attribute, both, pseudo, system.centers),
+        "modc_cluster": EVERY.asen_triplet * mean([hinge(*pair) for pair in triplets.values()]),
+        "asen_triplet": EVERY.modc_cluster * naive_center(outputs.attribute, both, pseudo, system.centers),
     }[absent]
     assert triplets.keys() <= {tuple(pair) for pair in pseudo.nonzero().tolist()}
     assert float(got) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["asen", "asen_pp", "checked"])
+@pytest.mark.parametrize("kind", ["asen", "asen_pp", "asen_pp_exact"])
 def test_drawn_triplets_are_what_the_triplet_losses_compare(kind):
     labels = torch.from_numpy(random_labels("multi", 30, np.random.default_rng(6)))
     (batch,) = samplers.epoch(labels, OWN, replace(SETTINGS.train, sampler=kind, batch=8, triplets=8), generator(6))
     outputs, system = make_outputs(6, 24), make_system(6)
-    loss = replace(ZERO, attribute=0.5, local=2.0, instance=3.0, cluster=4.0, hardness=4.0)
+    loss = replace(ZERO, asen_triplet=0.5, asen_pp_local=2.0, m3_instance=3.0, m3_cluster=4.0, hardness=4.0)
     got = objective.total_loss(outputs, batch, system, loss, generator())
     classes = batch.anchors.class_id.tolist()
 
@@ -228,10 +228,10 @@ def test_drawn_triplets_are_what_the_triplet_losses_compare(kind):
     phi, centers = expected(outputs.classes), system.centers
     near = [float(outputs.classes[t, m].double() @ centers.value[m].double()) for t, m in enumerate(classes)]
     terms = {
-        "attribute": [hinge(p, n) for _, p, n in expected(outputs.attribute[:, OWN])],
-        "local": [hinge(p, n) for _, p, n in expected(outputs.local[:, OWN])],
-        "instance": [hinge(p, n) for _, p, n in phi],
-        "cluster": [hinge(c, n) for c, (m, _, n) in zip(near, phi, strict=True) if centers.seen[m]],
+        "asen_triplet": [hinge(p, n) for _, p, n in expected(outputs.attribute[:, OWN])],
+        "asen_pp_local": [hinge(p, n) for _, p, n in expected(outputs.local[:, OWN])],
+        "m3_instance": [hinge(p, n) for _, p, n in phi],
+        "m3_cluster": [hinge(c, n) for c, (m, _, n) in zip(near, phi, strict=True) if centers.seen[m]],
     }
     for name, values in terms.items():
         assert float(got[name]) == pytest.approx(getattr(loss, name) * mean(values), rel=1e-5)
@@ -239,7 +239,11 @@ def test_drawn_triplets_are_what_the_triplet_losses_compare(kind):
 
 @pytest.mark.parametrize(
     ("weights", "space"),
-    [({"cluster": 1.0}, "classes"), ({"center": 1.0}, "attribute"), ({"attribute": 1.0, "instance": 1.0}, None)],
+    [
+        ({"m3_cluster": 1.0}, "classes"),
+        ({"modc_cluster": 1.0}, "attribute"),
+        ({"asen_triplet": 1.0, "m3_instance": 1.0}, None),
+    ],
 )
 def test_centers_follow_the_space_of_the_loss_that_uses_them(weights, space):
     outputs, batch, system, untouched = make_outputs(), make_batch("multi"), make_system(), make_system()

@@ -19,8 +19,9 @@ FASHION_AI = Taxonomy(
     )
 )  # fmt: skip
 PUBLISHED = {
-    "backbone": "resnet50", "backbone_options": {}, "hidden": 512, "embedding": 1024, "local_backbone": "resnet34",
-    "local_backbone_options": {}, "local_hidden": 256, "local_size": 0.5, "local_from_global": False,
+    "backbone": "resnet50", "backbone_options": {}, "attention_width": 512, "attribute_embedding": 1024,
+    "local_backbone": "resnet34", "local_backbone_options": {}, "local_attention_width": 256, "local_size": 0.5,
+    "local_from_global": False,
 }  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def given_parts(outputs: Outputs) -> dict[str, Tensor]:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_outputs_have_their_shapes_and_norms(network):
     outputs = make_whole_system(network).eval()(make_images())
-    width = MODEL["embedding"] if network in ("asen", "asen_pp") else 16
+    width = MODEL["attribute_embedding"] if network in ("asen", "asen_pp") else 16
     shapes = {
         "attribute": (B, N, width),
         "local": (B, N, width),
@@ -90,7 +90,7 @@ def test_the_table_of_abilities_tells_what_a_network_gives(network):
 
 @pytest.mark.parametrize("network", ASEN_FAMILY)
 def test_loss_1_adds_heads_to_attribute_embeddings(network):
-    loss = {"classification": 1.0}
+    loss = {"m3_classification": 1.0}
     assert compatibility.gives(make_variant(network, loss=loss)) == compatibility.GIVES[network] | {"logits"}
     with_heads, without = make_system(network, loss=loss).state_dict(), make_system(network).state_dict()
     assert {"heads.weight", "heads.bias"} == set(with_heads) - set(without)
@@ -135,15 +135,15 @@ def test_float32_is_close_to_float64(network):
         torch.testing.assert_close(part.double(), exact[name], rtol=1e-3, atol=2e-5)
 
 
-HEADS = {"loss": {"classification": 1.0}}
+HEADS = {"loss": {"m3_classification": 1.0}}
 CASES = [
     *[(network, {}) for network in NETWORKS],
     *[(network, {"queries": "one_hot"}) for network in ("asen_v2", "asen_pp", "modc", "m3_a", "m3")],
-    *[(network, {"norm": False}) for network in ("asen_v2", "modc", "m3_a", "m3_c", "m3")],
-    ("asen_pp", {"norm": True}),
+    *[(network, {"attention_batch_norm": False}) for network in ("asen_v2", "modc", "m3_a", "m3_c", "m3")],
+    ("asen_pp", {"attention_batch_norm": True}),
     *[(network, HEADS) for network in ASEN_FAMILY],
-    *[("m3", {"parent": parent, "refine": refine}) for parent, refine in [(0, 1), (1, 0), (0, 0)]],
-    ("m3", {"parent": True, "refine": False, "queries": "one_hot", "norm": False}),
+    *[("m3", {"attribute_conditioned": parent, "refine": refine}) for parent, refine in [(0, 1), (1, 0), (0, 0)]],
+    ("m3", {"attribute_conditioned": True, "refine": False, "queries": "one_hot", "attention_batch_norm": False}),
 ]
 
 
@@ -256,16 +256,19 @@ def test_count_classes_sets_the_positive_weights():
 
 ALL_SCORES = {"attribute", "segment", "soft_segment", "concat", "top_class", "weighted", "posterior"}
 BY_CLASS = {"concat", "top_class", "weighted", "posterior"}
-M3_LOSSES = {"classification", "instance", "cluster"}
+M3_LOSSES = {"m3_classification", "m3_instance", "m3_cluster"}
 CAN = {  # the losses that each network can be trained with, and the scores it can be asked by, without Loss 1 if it may
-    "classifier": ({"classification"}, {"posterior"}),
-    "asen": ({"attribute", "classification"}, {"attribute"}),
-    "asen_v2": ({"attribute", "classification"}, {"attribute"}),
-    "asen_pp": ({"attribute", "local", "align", "classification"}, {"attribute"}),
-    "modc": ({"attribute", "center", "pseudo", "classification"}, ALL_SCORES - BY_CLASS | {"posterior"}),
-    "m3_a": (M3_LOSSES | {"attribute"}, ALL_SCORES),
+    "classifier": ({"m3_classification"}, {"posterior"}),
+    "asen": ({"asen_triplet", "m3_classification"}, {"attribute"}),
+    "asen_v2": ({"asen_triplet", "m3_classification"}, {"attribute"}),
+    "asen_pp": ({"asen_triplet", "asen_pp_local", "asen_pp_align", "m3_classification"}, {"attribute"}),
+    "modc": (
+        {"asen_triplet", "modc_cluster", "modc_pseudo", "m3_classification"},
+        ALL_SCORES - BY_CLASS | {"posterior"},
+    ),
+    "m3_a": (M3_LOSSES | {"asen_triplet"}, ALL_SCORES),
     "m3_c": (M3_LOSSES, BY_CLASS),
-    "m3": (M3_LOSSES | {"attribute"}, ALL_SCORES),
+    "m3": (M3_LOSSES | {"asen_triplet"}, ALL_SCORES),
 }
 NO_LOSS = dict.fromkeys(compatibility.LOSSES, 0.0)
 USES = [("loss", name) for name in compatibility.LOSSES] + [("score", name) for name in compatibility.SCORES]
@@ -276,7 +279,9 @@ USES = [("loss", name) for name in compatibility.LOSSES] + [("score", name) for 
 def test_a_loss_or_score_that_a_network_cannot_feed_is_refused(network, kind, use):
     can_losses, can_scores = CAN[network]
     loss, score = (use, min(can_scores)) if kind == "loss" else (min(can_losses), use)
-    weights = NO_LOSS | {loss: 1.0} | ({"attribute": 1.0} if network == "modc" else {})  # what loss.pseudo weighs
+    weights = (
+        NO_LOSS | {loss: 1.0} | ({"asen_triplet": 1.0} if network == "modc" else {})
+    )  # what loss.modc_pseudo weighs
     variant = make_variant(network, score, weights)
     if use in (can_losses if kind == "loss" else can_scores):
         compatibility.check_variant(variant)
@@ -288,7 +293,7 @@ def test_a_loss_or_score_that_a_network_cannot_feed_is_refused(network, kind, us
 @pytest.mark.parametrize("network", ASEN_FAMILY)
 @pytest.mark.parametrize("score", ["segment", "soft_segment", "posterior"])
 def test_loss_1_lets_the_asen_family_answer_by_class(network, score):
-    compatibility.check_variant(make_variant(network, score, {"classification": 1.0}))
+    compatibility.check_variant(make_variant(network, score, {"m3_classification": 1.0}))
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -309,14 +314,15 @@ def test_a_factor_for_all_but_a_local_branch_needs_one():
 
 
 def test_pseudo_labels_without_a_loss_to_use_them_are_refused():
-    with pytest.raises(InputError, match=r"stage 0: loss\.pseudo weighs the losses attribute and center"):
-        compatibility.check_variant(make_variant("modc", loss=NO_LOSS | {"pseudo": 1.0}))
+    with pytest.raises(InputError, match=r"stage 0: loss\.modc_pseudo weighs the losses asen_triplet and modc_cluster"):
+        compatibility.check_variant(make_variant("modc", loss=NO_LOSS | {"modc_pseudo": 1.0}))
 
 
 OTHER = {  # another value of each setting of model that is no file
-    "input": 0.7, "hidden": 14, "embedding": 11, "class_embedding": 7, "queries": "one_hot", "parent": False,
+    "input_scale": 0.7, "attention_width": 14, "attribute_embedding": 11, "class_embedding": 7, "queries": "one_hot",
+    "attribute_conditioned": False,
     "refine": False, "local_backbone_options": MODEL["backbone_options"] | {"stem_width": 16},
-    "local_from_global": True, "local_hidden": 10, "local_size": 1.0, "box_threshold": 0.9, "beta": 0.3,
+    "local_from_global": True, "local_attention_width": 10, "local_size": 1.0, "box_threshold": 0.9, "beta": 0.3,
     "temperature": 0.5,
 }  # fmt: skip
 
@@ -336,7 +342,7 @@ def shown(network: str, **model: object) -> list[Tensor]:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_network_reads_the_settings_that_the_table_says_and_no_other(network):
     first = shown(network)
-    others = OTHER | {"norm": not make_variant(network).model.norm}
+    others = OTHER | {"attention_batch_norm": not make_variant(network).model.attention_batch_norm}
     changed = set()
     for name, value in others.items():
         again = shown(network, **{name: value})
@@ -348,7 +354,14 @@ def test_a_network_reads_the_settings_that_the_table_says_and_no_other(network):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_setting_that_a_row_changes_in_vain_is_refused(network):
     known = compatibility.EVERY | compatibility.MODEL[network]
-    for name in ("beta", "temperature", "parent", "embedding", "queries", "local_backbone_options.channels"):
+    for name in (
+        "beta",
+        "temperature",
+        "attribute_conditioned",
+        "attribute_embedding",
+        "queries",
+        "local_backbone_options.channels",
+    ):
         row = replace(make_variant(network), changes=(f"model.{name}",))
         if name.split(".")[0] in known:
             compatibility.check_variant(row)
@@ -414,7 +427,7 @@ def test_gradient_flows_through_both_attentions_to_the_features(name, refine):
 
 @pytest.mark.parametrize(("refine", "reached"), [(True, True), (False, False)])
 def test_only_refinement_lets_the_attribute_map_steer_where_a_class_looks(refine, reached):
-    system = make_system("m3", refine=refine, parent=False).eval()
+    system = make_system("m3", refine=refine, attribute_conditioned=False).eval()
     maps = system(make_images()).class_maps
     (maps * torch.randn(maps.shape, generator=generator())).sum().backward()
     grad = system.attributes.spatial.query.weight.grad

@@ -32,7 +32,16 @@ from naive_losses import (
 from reference import in_float64
 from tiny import OWN, TAXONOMY, generator, make_variant, unit_rows
 
-LOSSES = ["classification", "attribute", "local", "align", "center", "pseudo", "instance", "cluster"]
+LOSSES = [
+    "m3_classification",
+    "asen_triplet",
+    "asen_pp_local",
+    "asen_pp_align",
+    "modc_cluster",
+    "modc_pseudo",
+    "m3_instance",
+    "m3_cluster",
+]
 WEIGHTS = dict(zip(LOSSES, (2.0, 0.5, 0.7, 1.3, 1.1, 0.6, 3.0, 4.0), strict=True))
 HARDEST = 1e7  # every draw is the hardest one: Gumbel's noise stays below 40
 
@@ -91,15 +100,15 @@ def naive_total(outputs: Outputs, labels: Tensor, pseudo: Tensor, system: Simple
     guessed = [row for row in naive_anchors(labels | pseudo) if pseudo[row[0], row[1]]]
     worst = [(i, m, negative) for (i, m, *_), (_, negative) in zip(rows, inside, strict=True)]
     parts = {
-        "classification": naive_classification(outputs.logits, labels, system.positive_weight),
-        "attribute": naive_triplet(hardest(rows, f)),
-        "local": naive_triplet(hardest(rows, l)),
-        "align": naive_align(outputs.attribute, outputs.local, labels),
-        "center": naive_center(outputs.attribute, labels, system.centers),
-        "pseudo": WEIGHTS["attribute"] * naive_triplet(hardest(guessed, f))
-        + WEIGHTS["center"] * naive_center(outputs.attribute, pseudo, system.centers),
-        "instance": naive_triplet(inside),
-        "cluster": naive_cluster(phi, worst, system.centers),
+        "m3_classification": naive_classification(outputs.logits, labels, system.positive_weight),
+        "asen_triplet": naive_triplet(hardest(rows, f)),
+        "asen_pp_local": naive_triplet(hardest(rows, l)),
+        "asen_pp_align": naive_align(outputs.attribute, outputs.local, labels),
+        "modc_cluster": naive_center(outputs.attribute, labels, system.centers),
+        "modc_pseudo": WEIGHTS["asen_triplet"] * naive_triplet(hardest(guessed, f))
+        + WEIGHTS["modc_cluster"] * naive_center(outputs.attribute, pseudo, system.centers),
+        "m3_instance": naive_triplet(inside),
+        "m3_cluster": naive_cluster(phi, worst, system.centers),
     }
     return {name: WEIGHTS[name] * value for name, value in parts.items()}
 
@@ -118,19 +127,21 @@ def test_total_loss_against_naive_loops(kind, seed):
     assert pseudo.any() == (kind == "partial")
     got = values(outputs, labels, pseudo)
     assert got == pytest.approx(naive_total(outputs, labels, pseudo, stub()), rel=1e-5)
-    assert all(value > 0 for name, value in got.items() if name != "pseudo" or kind == "partial")
+    assert all(value > 0 for name, value in got.items() if name != "modc_pseudo" or kind == "partial")
 
 
 def test_without_guesses_there_is_no_pseudo_loss():
     outputs = outputs_of(*random_raw())
-    assert "pseudo" not in values(outputs, draw_labels("partial"))
-    assert values(outputs, draw_labels("partial"), torch.zeros(B, M, dtype=torch.bool))["pseudo"] == 0
+    assert "modc_pseudo" not in values(outputs, draw_labels("partial"))
+    assert values(outputs, draw_labels("partial"), torch.zeros(B, M, dtype=torch.bool))["modc_pseudo"] == 0
 
 
 def test_guesses_count_by_the_losses_that_they_are_for():
     labels, outputs = draw_labels("partial"), outputs_of(*random_raw())
     pseudo = guess(labels)
-    whole, *parts = (values(outputs, labels, pseudo, **off)["pseudo"] for off in ({}, {"attribute": 0}, {"center": 0}))
+    whole, *parts = (
+        values(outputs, labels, pseudo, **off)["modc_pseudo"] for off in ({}, {"asen_triplet": 0}, {"modc_cluster": 0})
+    )
     assert sum(parts) == pytest.approx(whole)
     assert all(part > 0 for part in parts)
 
@@ -142,14 +153,14 @@ def test_a_loss_of_weight_zero_is_not_there(name):
 
 
 READS = {  # the embeddings that a loss trains: attribute, local, logits, classes
-    "classification": [2],
-    "attribute": [0],
-    "local": [1],
-    "align": [0, 1],
-    "center": [0],
-    "pseudo": [0],
-    "instance": [3],
-    "cluster": [3],
+    "m3_classification": [2],
+    "asen_triplet": [0],
+    "asen_pp_local": [1],
+    "asen_pp_align": [0, 1],
+    "modc_cluster": [0],
+    "modc_pseudo": [0],
+    "m3_instance": [3],
+    "m3_cluster": [3],
 }
 
 
@@ -158,7 +169,7 @@ def test_gradients_against_finite_differences(name):
     labels, system = draw_labels("partial", size=5), stub()
     system.centers.double()
     batch, pseudo, raw = batch_of(labels), guess(labels), random_raw(5)
-    loss = make_loss(**dict.fromkeys(set(LOSSES) - {name, "attribute"}, 0))  # pseudo needs another one
+    loss = make_loss(**dict.fromkeys(set(LOSSES) - {name, "asen_triplet"}, 0))  # pseudo needs another one
 
     def value(*read: Tensor) -> Tensor:
         whole = list(raw)
@@ -230,7 +241,7 @@ def test_an_image_unknown_under_an_attribute_gets_no_gradient_from_it(name, seed
     pseudo, raw = guess(labels, seed), [part.requires_grad_() for part in random_raw(14, seed)]
     parts = objective.total_loss(outputs_of(*raw), batch_of(labels), stub(), make_loss(hardness=2), generator(), pseudo)
     parts[name].backward()
-    known = losses.known_attributes(labels | pseudo if name == "pseudo" else labels, OWN)
+    known = losses.known_attributes(labels | pseudo if name == "modc_pseudo" else labels, OWN)
     by_class = known[:, OWN]
     assert [k for k, part in enumerate(raw) if part.grad is not None] == READS[name]
     for part, seen in zip(raw, (known, known, by_class, by_class), strict=True):
@@ -295,7 +306,7 @@ def test_images_unknown_under_an_attribute_leave_its_losses_alone(n):
         found = losses.find_anchors(labels, OWN)
         anchors = losses.Anchors(*(part[OWN[found.class_id] == n] for part in found))
         batch = Batch(torch.arange(len(labels)), labels & (n == OWN), anchors)
-        parts = objective.total_loss(outputs, batch, stub(), make_loss(pseudo=0), generator())
+        parts = objective.total_loss(outputs, batch, stub(), make_loss(modc_pseudo=0), generator())
         return {name: value.item() for name, value in parts.items()}
 
     assert len(losses.find_anchors(both, OWN).image) > len(losses.find_anchors(labels, OWN).image)
@@ -311,15 +322,24 @@ def test_images_unknown_under_an_attribute_leave_its_losses_alone(n):
 def test_a_batch_without_anchors_costs_nothing_and_trains_on(labels):
     batch, raw = batch_of(labels), [part.requires_grad_() for part in random_raw(4)]
     assert len(batch.anchors.image) == 0
-    parts = objective.total_loss(outputs_of(*raw), batch, stub(), make_loss(align=0, center=0), generator())
-    assert [parts[name].item() for name in ("attribute", "local", "instance", "cluster")] == [0, 0, 0, 0]
+    parts = objective.total_loss(
+        outputs_of(*raw), batch, stub(), make_loss(asen_pp_align=0, modc_cluster=0), generator()
+    )
+    assert [parts[name].item() for name in ("asen_triplet", "asen_pp_local", "m3_instance", "m3_cluster")] == [
+        0,
+        0,
+        0,
+        0,
+    ]
     sum(parts.values()).backward()
     for k in (0, 1, 3):
         assert (raw[k].grad == 0).all()
     assert raw[2].grad.isfinite().all()
 
 
-@pytest.mark.parametrize(("weights", "space"), [({"cluster": 1}, 3), ({"center": 1}, 0), ({"attribute": 1}, None)])
+@pytest.mark.parametrize(
+    ("weights", "space"), [({"m3_cluster": 1}, 3), ({"modc_cluster": 1}, 0), ({"asen_triplet": 1}, None)]
+)
 def test_the_loss_in_use_says_in_which_space_centers_move(weights, space):
     labels, system, loss = draw_labels("multi"), stub(), make_loss(**dict.fromkeys(LOSSES, 0) | weights)
     outputs = outputs_of(*random_raw(dtype=torch.float32))

@@ -68,10 +68,10 @@ STAGED = {
     "modc": short("modc", 5, (0.4, 0.2, 0.4), loss={"pseudo_margin": 0.0}),
     "asen_pp": short("asen_pp", 4, (0.5, 0.5)),
     "asen_pp with triplets": short(
-        "asen_pp", 4, (0.5, 0.5), sampler="asen_pp", triplets=24, loss={"classification": 1.0}
+        "asen_pp", 4, (0.5, 0.5), sampler="asen_pp", triplets=24, loss={"m3_classification": 1.0}
     ),
     "modc with triplets": short(
-        "modc", 5, (0.4, 0.2, 0.4), sampler="checked", triplets=24, loss={"pseudo_margin": 0.0}
+        "modc", 5, (0.4, 0.2, 0.4), sampler="asen_pp_exact", triplets=24, loss={"pseudo_margin": 0.0}
     ),
 }
 
@@ -202,7 +202,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, step: int, name: str, value: float) -
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["classification", "cluster"])
+@pytest.mark.parametrize("name", ["m3_classification", "m3_cluster"])
 def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(name, value, monkeypatch):
     trainer = Trainer(PREPARED, short("m3"), 0, 1)
     spoil(monkeypatch, 1, name, value)
@@ -225,7 +225,7 @@ def test_after_a_loss_that_is_not_finite_the_last_good_epoch_can_be_taken_up(und
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "save", keep)
-        spoil(patch, 5, "instance", float("nan"))  # 3 steps an epoch
+        spoil(patch, 5, "m3_instance", float("nan"))  # 3 steps an epoch
         with pytest.raises(InputError, match=r"m3, epoch 2, step 2: .*instance nan"):
             run(short("m3"), path)
     assert saved == [path.read_bytes()]

@@ -36,7 +36,7 @@ TWO = Machines(2, 1, "")
 VARIANTS = {
     "m3": short("m3", 3),
     "modc": short("modc", 3, (0.34, 0.33, 0.33), loss={"pseudo_margin": 0.0}),
-    "asen_pp": short("asen_pp", 2, (0.5, 0.5), sampler="asen_pp", triplets=24, loss={"classification": 1.0}),
+    "asen_pp": short("asen_pp", 2, (0.5, 0.5), sampler="asen_pp", triplets=24, loss={"m3_classification": 1.0}),
 }
 
 

@@ -15,7 +15,7 @@ from m3lib.training import samplers
 from m3lib.training.samplers import Batch, Triplets
 from tiny import OWN, SETTINGS, TAXONOMY, generator, random_labels
 
-KINDS = ["asen", "asen_pp", "checked"]
+KINDS = ["asen", "asen_pp", "asen_pp_exact"]
 M = TAXONOMY.num_classes
 OF = OWN.tolist()  # the attribute of each class
 
@@ -56,13 +56,13 @@ def expected_shares(labels: torch.Tensor, kind: str) -> tuple[dict[int, float], 
             asked[m] = 1 / len(attributes) / len(classes_of(labels, n, 2))
             others = [o for o in classes_of(labels, n, 1) if o != m]
             of = {o: [i for i in range(len(labels)) if labels[i, o]] for o in others}
-            if kind == "checked":
+            if kind == "asen_pp_exact":
                 of = {o: [i for i in images if not labels[i, m]] for o, images in of.items()}
             everywhere = sum(map(len, of.values()))
             for images in of.values():
                 for i in images:
                     pairs[m, i] += asked[m] / (everywhere if kind == "asen" else len(others) * len(images))
-    if kind == "checked":  # a draw without a negative is made again: what is left shares out its part
+    if kind == "asen_pp_exact":  # a draw without a negative is made again: what is left shares out its part
         left = {m: sum(share for (asking, _), share in pairs.items() if asking == m) for m in asked}
         asked = {m: share / sum(left.values()) for m, share in left.items()}
         pairs = {pair: share / sum(left.values()) for pair, share in pairs.items()}
@@ -80,7 +80,7 @@ def assert_distributed(drawn: list, shares: dict) -> None:
     assert stats.chisquare(*table.T).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("sampler", ["batch", "balanced", *KINDS])
+@pytest.mark.parametrize("sampler", ["uniform", "balanced", *KINDS])
 def test_an_epoch_has_the_steps_it_announces(sampler):
     labels = draw_labels("single")
     for batch, triplets in [(7, 21), (8, 23), (30, 64), (31, 9)]:
@@ -127,7 +127,7 @@ def test_every_balanced_batch_has_two_images_of_the_rare_classes():
         assert batch.index.tolist() == sorted(batch.index.tolist())
         assert (batch.labels[:, 1:3].sum(dim=0) >= 2).all()
         assert {1, 2} <= set(batch.anchors.class_id.tolist())
-    plain = list(samplers.epoch(labels, OWN, make_train("batch", batch=20), generator()))
+    plain = list(samplers.epoch(labels, OWN, make_train("uniform", batch=20), generator()))
     assert sum(2 in batch.anchors.class_id for batch in plain) <= 1
     seen = Counter(indices(found))
     others = [i for i in range(400) if not labels[i, 1:3].any()]
@@ -162,7 +162,7 @@ def test_the_pair_of_a_rare_class_is_any_two_of_its_images():
     assert_distributed(pairs, {(i, j): 0.1 for i in range(100, 105) for j in range(i + 1, 105)})
 
 
-@pytest.mark.parametrize("sampler", ["batch", "balanced", *KINDS])
+@pytest.mark.parametrize("sampler", ["uniform", "balanced", *KINDS])
 def test_an_epoch_is_the_generators(sampler):
     labels, train, draws = draw_labels("multi"), make_train(sampler, batch=5, triplets=20), generator()
     first, second = (indices(list(samplers.epoch(labels, OWN, train, draws))) for _ in range(2))
@@ -182,7 +182,7 @@ def test_triplets_keep_their_rule(kind, labelled):
         assert labels[positive, m]
         assert any(labels[negative, other] for other in range(M) if other != m and OF[other] == OF[m])
     flawed = sum(bool(labels[negative, m]) for *_, negative, m in drawn)
-    assert (flawed > 0) == (kind != "checked" and labelled != "single")
+    assert (flawed > 0) == (kind != "asen_pp_exact" and labelled != "single")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -256,13 +256,13 @@ def test_a_class_whose_rivals_all_carry_it_too_is_drawn_again(monkeypatch):
     counted(monkeypatch, 10_000)
     labels = torch.zeros(6, M, dtype=torch.bool)
     labels[:4, 3] = labels[:3, 4] = True  # every image with 4 has 3: only 4 can be asked for
-    draws, sampler = generator(), Triplets(labels, OWN, "checked")
+    draws, sampler = generator(), Triplets(labels, OWN, "asen_pp_exact")
     assert {sampler.draw(draws)[2:] for _ in range(60)} == {(3, 4)}
 
 
-def test_checked_refuses_labels_without_any_negative(monkeypatch):
+def test_asen_pp_exact_refuses_labels_without_any_negative(monkeypatch):
     counted(monkeypatch, 10_000)
     labels = torch.zeros(4, M, dtype=torch.bool)
     labels[:3, 3:5] = True
-    with pytest.raises(InputError, match=r"train\.sampler checked"):
-        Triplets(labels, OWN, "checked").draw(generator())
+    with pytest.raises(InputError, match=r"train\.sampler asen_pp_exact"):
+        Triplets(labels, OWN, "asen_pp_exact").draw(generator())

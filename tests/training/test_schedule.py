@@ -82,7 +82,7 @@ def test_the_rows_of_the_comparison_share_one_budget(name):
     """Passes through a backbone; ASEN++'s second stage makes two of them an epoch."""
     plan = Plan(SETTINGS.variant(name))
     stages = [plan.stage(epoch) for epoch in range(plan.epochs)]
-    assert sum(2 if stage.loss.local else 1 for stage in stages) == SETTINGS.train.epochs
+    assert sum(2 if stage.loss.asen_pp_local else 1 for stage in stages) == SETTINGS.train.epochs
 
 
 def rates(trainer: Trainer) -> dict[bool, list[float]]:

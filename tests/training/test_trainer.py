@@ -1,6 +1,5 @@
 """Training: it learns what it should, from what it should, and embeds what it is asked to."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -13,12 +12,11 @@ from m3lib.data import batches
 from m3lib.data.manifest import Prepared
 from m3lib.retrieval import metrics, ranking
 from m3lib.systems import losses
-from m3lib.systems.base import Outputs
 from m3lib.systems.losses import Batch
-from m3lib.training import devices, inference, samplers
+from m3lib.training import augment, inference, samplers
 from m3lib.training.schedule import Plan
 from m3lib.training.trainer import Trainer
-from stripes import PREPARED, SIDE, STRIPES, moved, run, same, short, weights
+from stripes import PREPARED, SIDE, STRIPES, moved, run, short, weights
 from tiny import OWN, PUBLISHED, SETTINGS, TAXONOMY, make_prepared, make_variant, random_labels
 
 NETWORKS = list(systems.NETWORKS)
@@ -44,16 +42,23 @@ def test_the_local_branch_waits_for_its_stage(global_lr):
 
 ASEN_FAMILY = ["asen", "asen_v2", "asen_pp", "modc"]
 LEARNED = [(network, None, {}) for network in NETWORKS]
-LEARNED += [(network, "posterior", {"loss": {"classification": 1.0}}) for network in ASEN_FAMILY]
+LEARNED += [(network, "posterior", {"loss": {"m3_classification": 1.0}}) for network in ASEN_FAMILY]
 RELEASED = {"optimizer": "adam", "schedule": "step", "step_factor": 0.95, "batch": 24, "triplets": 72}
 LEARNED += [("asen_v2", None, RELEASED | {"sampler": sampler}) for sampler in ("asen", "asen_pp")]
-LEARNED += [("m3", None, {"sampler": "checked", "batch": 8, "triplets": 8})]
+LEARNED += [("m3", None, {"sampler": "asen_pp_exact", "batch": 8, "triplets": 8})]
 
 
 @pytest.mark.parametrize(("network", "score", "changes"), LEARNED)
 def test_each_network_learns_24_pictures_by_heart(network, score, changes, tmp_path):
     """By its row's score, and once Loss 1 is on, by the class probabilities; so do the samplers as released."""
-    settings = {"batch": 24, "shift": 0.0, "class_embedding": 16, "hidden": 16, "embedding": 16, "local_hidden": 16}
+    settings = {
+        "batch": 24,
+        "shift": 0.0,
+        "class_embedding": 16,
+        "attention_width": 16,
+        "attribute_embedding": 16,
+        "local_attention_width": 16,
+    }
     variant = short(network, 40, **(settings | changes))
     system, curves = run(variant, tmp_path / "c.safetensors")
     embeddings = inference.embed(system, PREPARED, PREPARED.rows("valid"), "fp32")
@@ -70,7 +75,7 @@ def test_each_network_learns_24_pictures_by_heart(network, score, changes, tmp_p
 def test_loss_1_gives_the_asen_family_class_probabilities(network):
     rows = PREPARED.rows("valid")[:4]
     for weight in (0.0, 1.0):
-        variant = short(network, loss={"classification": weight})
+        variant = short(network, loss={"m3_classification": weight})
         found = inference.embed(Trainer(PREPARED, variant, 0, 1).system, PREPARED, rows, "fp32")
         assert (found.posterior is not None) == (weight > 0 or network == "modc")
         if found.posterior is not None:
@@ -122,7 +127,7 @@ def test_every_epoch_and_every_seed_draws_anew(monkeypatch):
     for seed in (0, 1):
         trainer = Trainer(PREPARED, short("classifier"), seed, 1)
         monkeypatch.setattr(
-            batches, "views", lambda images, generator, *_: seen.append(generator.get_state()) or images
+            augment, "augment", lambda images, generator, *_: seen.append(generator.get_state()) or images
         )
         for _ in range(2):
             trainer.run_epoch(tqdm(disable=True))
@@ -156,13 +161,15 @@ def test_a_step_asks_for_the_classes_of_its_batch_and_learns_the_same(network, m
         index = torch.nonzero(~trainer.labels[:, 0] & ~trainer.labels[:, 3]).flatten()[:8]
         batch = samplers.batch_of(index, trainer.labels, trainer.own)
         forward = trainer.system.forward
-        if every:
-            monkeypatch.setattr(trainer, "carried", lambda batch: ())
-        monkeypatch.setattr(trainer.system, "forward", lambda *given, go=forward: asked.append(given[1:]) or go(*given))
+
+        def spy(images, wanted, forward=forward, every=every):
+            asked.append(wanted)
+            return forward(images) if every else forward(images, wanted)
+
+        monkeypatch.setattr(trainer.system, "forward", spy)
         parts = trainer.step(batch, trainer.read(batch), trainer.plan.stage(0), torch.Generator().manual_seed(0), None)
         found.append((parts, {name: weight.grad for name, weight in trainer.system.named_parameters()}))
-    assert asked[0][0].tolist() == [1, 2, 4]
-    assert asked[1] == ()
+    assert [wanted.tolist() for wanted in asked] == [[1, 2, 4]] * 2
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
@@ -173,7 +180,7 @@ def test_a_step_reads_the_images_of_its_batch_as_its_stage_asks(monkeypatch):
     shuffled = make_prepared(labels, parts, np.concatenate([255 - PREPARED.images[:24], PREPARED.images[:24]]), STRIPES)
     variant = short("modc", 5, (0.4, 0.2, 0.4))
     trainer, seen = Trainer(shuffled, variant, 0, 1), []
-    monkeypatch.setattr(batches, "views", lambda images, generator, train, _: seen.append((images, train)) or images)
+    monkeypatch.setattr(augment, "augment", lambda images, generator, train, _: seen.append((images, train)) or images)
     index = torch.tensor([3, 5, 5, 20])
     known = trainer.labels[index]
     batch = Batch(index, known, losses.find_anchors(known, trainer.system.attribute_of_class))
@@ -181,23 +188,6 @@ def test_a_step_reads_the_images_of_its_batch_as_its_stage_asks(monkeypatch):
         trainer.step(batch, trainer.read(batch), stage, torch.Generator().manual_seed(0), torch.zeros_like(known))
     assert [train for _, train in seen] == [stage.train for stage in variant.stages]
     assert all(torch.equal(images, batches.to_tensor(PREPARED.images[[3, 5, 5, 20]])) for images, _ in seen)
-
-
-def test_only_training_steps_go_through_the_compiled_network(monkeypatch, tmp_path):
-    """Its kernels stand in for the forward pass; weights, checkpoints and embeddings are the system's own."""
-    seen = []
-
-    def compiled(system: systems.System, options: dict) -> Callable[[torch.Tensor], Outputs]:
-        return lambda images: seen.append((len(images), system.training)) or system(images)
-
-    monkeypatch.setattr(torch, "compile", compiled)
-    monkeypatch.setattr(devices, "check_compiler", lambda: None)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    found, curves = run(short("modc", compile=True), tmp_path / "compiled.safetensors")
-    plain, expected = run(short("modc"), tmp_path / "plain.safetensors")
-    assert seen == [(8, True)] * 9
-    assert same(found, plain)
-    assert [record["valid_map_all"] for record in curves] == [record["valid_map_all"] for record in expected]
 
 
 def test_held_out_classes_are_learned_and_looked_at_nowhere():
@@ -285,7 +275,7 @@ def test_the_published_settings_train_with_their_own_sampler_optimiser_and_sched
     tiny = {"epochs": 3, "triplets": 8, "batch": 4}
     variant = make_variant(name, settings=PUBLISHED, **tiny)
     system, curves = run(variant, tmp_path / "c.safetensors")
-    assert variant.train.sampler in ("asen", "asen_pp", "checked")
+    assert variant.train.sampler in ("asen", "asen_pp", "asen_pp_exact")
     assert (variant.train.optimizer, variant.train.schedule, variant.train.lr) == ("adam", "step", 1e-4)
     assert len(curves) == Plan(variant).epochs == (4 if name == "asen_pp" else 3)
     assert all(parameter.isfinite().all() for parameter in system.parameters())
