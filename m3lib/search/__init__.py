@@ -1,1 +1,13 @@
-"""A catalogue that can be searched by attribute and by class."""
+"""Search a catalogue by attribute and by class: `from m3lib.search import Index`.
+
+- `index`: open an index folder, search it, and get attention maps and query vectors
+- `index_files`: the folder format; write, check and load its files
+- `vector_index`: the exact and the compressed faiss index of one attribute, and the exact ranking by classes
+- `build`: embed the catalogue with a trained network and write an index folder
+- `export`: write Parquet and faiss files for other databases, `python -m m3lib.search.export FOLDER [INDEX]`
+- `explore_page`: the widgets of notebooks/explore.ipynb
+"""
+
+from m3lib.search.index import Index, Match
+
+__all__ = ["Index", "Match"]

@@ -1,6 +1,7 @@
-"""The page of notebooks/explore.ipynb: a photo, an attribute and a class in; what is found, and where it looked, out.
+"""The page of notebooks/explore.ipynb: choose a photo, an attribute and a class; see similar photos and the attention.
 
-Every control is a native one with a label, in the order in which one fills them in, so that the keyboard reaches all.
+Every control is a native one with a label, in the order in which a reader fills them in, so that the keyboard reaches
+all of them. File names may hold anything, so every text is escaped before it becomes HTML.
 """
 
 import base64
@@ -22,13 +23,13 @@ from m3lib.figures import charts
 from m3lib.prepare import photos
 from m3lib.search.index import Index, Match
 
-MOST = 60  # results on one page
-UPLOAD = "10 MB"  # Jupyter's server takes no larger message, and tells nobody
-WIDTH = "9em"  # of a picture
-AS_IT_IS = 'class="tex2jax_ignore mathjax_ignore"'  # a `$` in a name is no formula
-LINES = 'style="line-height: 1.4"'
+MAX_RESULTS = 60
+MAX_UPLOAD = "10 MB"  # Jupyter's server drops larger messages without a word
+NO_MATHJAX = 'class="tex2jax_ignore mathjax_ignore"'  # a `$` in a name starts no formula
+# JupyterLab takes arrow keys, Enter and letters as shortcuts (`d d` deletes the cell), except in a control with this
+# mark, which each control gets when it receives the focus. The script runs before the output is part of the document.
 KEEP_KEYS = """
-(function listen() {  // JupyterLab runs this before the output is part of the document
+(function listen() {
   if (!element.isConnected) setTimeout(listen, 50);
   else element.closest(".jp-OutputArea")?.addEventListener(
     "focusin", (event) => event.target.setAttribute("data-lm-suppress-shortcuts", "true"));
@@ -37,122 +38,122 @@ KEEP_KEYS = """
 
 
 def show_page(root: Path, folder: str) -> None:
-    """Display the page below the cell.
-
-    JupyterLab takes arrow keys, Enter and letters for itself (from a button, `d d` deletes the cell), but for a
-    control that carries a mark: each is given it here as the focus comes to it.
-    """
+    """Display the page below the cell."""
     display(open_page(root, folder), Javascript(KEEP_KEYS))
 
 
 def open_page(root: Path, folder: str) -> Box | HTML:
-    """The page on an index, or one sentence that says what is missing and what to do.
-
-    root: the repository's; folder: what the stage `index` wrote, relative to it.
-    """
+    """Return the page of an index folder (relative to the root), or a sentence that says what is missing."""
     try:
         index = Index.open(root / folder)
         prepared = manifest.open_prepared(root / "data" / "prepared")
         index.check(prepared)
     except InputError as error:
-        return HTML(notice(error))
-    return Page(index, prepared).box
+        return HTML(alert(error))
+    return ExplorePage(index, prepared).box
 
 
-class Page:
-    """The controls, and below them a line that speaks and the pictures."""
+class ExplorePage:
+    """The controls, and below them a line of text and the images."""
 
     def __init__(self, index: Index, prepared: Prepared):
         self.index, self.prepared = index, prepared
-        self.place = {name: i for i, name in enumerate(index.images, 1)}
-        self.row = {name: row for row, name in enumerate(prepared.manifest["image"])}
-        self.number = number("Photo", 1, len(index.images))
+        self.numbers = {name: i for i, name in enumerate(index.images, 1)}
+        self.number = bounded_number("Photo", 1, len(index.images))
         self.name = Text(index.images[0], description="or its name", continuous_update=False)
-        self.upload = FileUpload(
-            accept="image/*", multiple=False, description=f"or upload one (at most {UPLOAD})", tooltip=""
-        )
+        upload = f"or upload one (at most {MAX_UPLOAD})"
+        self.upload = FileUpload(accept="image/*", multiple=False, description=upload, tooltip="")
         self.attribute = Dropdown(options=index.attributes, description="Attribute")
-        self.class_ = Dropdown(options=self.classes(), description="Class")
-        self.count = number("Results", 10, max(1, min(MOST, len(index.images) - 1)))
-        self.message, self.pictures = HTML(), HTML()
-        self.number.observe(self.step, "value")
-        self.name.observe(self.jump, "value")
-        self.attribute.observe(self.ask, "value")
+        self.class_ = Dropdown(options=self.class_options(), description="Class")
+        self.count = bounded_number("Results", 10, max(1, min(MAX_RESULTS, len(index.images) - 1)))
+        self.message, self.results = HTML(), HTML()
+        self.number.observe(self.on_number, "value")
+        self.name.observe(self.on_name, "value")
+        self.attribute.observe(self.on_attribute, "value")
         for control in (self.upload, self.class_, self.count):
-            control.observe(self.show, "value")
-        photo, wish = (self.number, self.name, self.upload), (self.attribute, self.class_, self.count)
-        self.box = VBox([row(photo), row(wish), self.message, self.pictures])
-        self.show()
+            control.observe(self.update, "value")
+        photo, question = (self.number, self.name, self.upload), (self.attribute, self.class_, self.count)
+        self.box = VBox([control_row(photo), control_row(question), self.message, self.results])
+        self.update()
 
-    def classes(self) -> list[tuple[str, str]]:
+    def class_options(self) -> list[tuple[str, str]]:
         return [("any", ""), *((name, name) for name in self.index.classes(self.attribute.value))]
 
-    def step(self, change: dict) -> None:
+    def on_number(self, change: dict) -> None:
         self.name.value = self.index.images[change["new"] - 1]
 
-    def jump(self, change: dict) -> None:
-        """A name typed or stepped to takes the place of an upload."""
+    def on_name(self, change: dict) -> None:
+        """Replace an upload by the named photo."""
         self.upload.value = ()
-        self.number.value = self.place.get(change["new"], self.number.value)
-        self.show()
+        self.number.value = self.numbers.get(change["new"], self.number.value)
+        self.update()
 
-    def ask(self, _: dict) -> None:
-        self.class_.options = self.classes()
-        self.show()
+    def on_attribute(self, _: dict) -> None:
+        self.class_.options = self.class_options()
+        self.update()
 
-    def show(self, _: dict | None = None) -> None:
-        """Search and draw; what a person got wrong is said in place of the pictures."""
+    def update(self, _: dict | None = None) -> None:
+        """Search and show the results, or a sentence on what was wrong with the input."""
         try:
-            title, picture = self.query()
+            title, image = self.query()
             attribute, class_ = self.attribute.value, self.class_.value
-            matches = self.matches(title, picture, attribute, [class_] if class_ else [])
-            looks = self.looks(picture, attribute, class_ or matches[0].class_)
+            matches = self.search(title, image, attribute, [class_] if class_ else [])
+            maps = self.index.attention_maps(image, attribute)
         except InputError as error:
-            self.pictures.value, self.message.value = "", notice(error)
+            self.results.value, self.message.value = "", alert(error)
             return
-        shown = [figure(picture, f"the query, {title}", "the query", title)]
-        shown += [figure(charts.overlay(picture, level), text, text) for text, level in looks]
-        found = [
-            figure(self.prepared.images[match.row], f"result {place}, {match.path}", caption(place, match), match.path)
-            for place, match in enumerate(matches, 1)
+        shown = [figure(image, f"the query, {title}", "the query", title)]
+        for label, level in attention_to(maps, attribute, class_ or matches[0].class_):
+            shown.append(figure(charts.overlay(image, level), label, label))
+        results = [
+            figure(self.prepared.images[match.row], f"result {i}, {match.path}", caption(i, match), match.path)
+            for i, match in enumerate(matches, 1)
         ]
-        wanted = f"{attribute}: {class_}" if class_ else attribute
-        self.pictures.value = pictures_in_a_row(shown) + pictures_in_a_row(found)
-        self.message.value = status(f"{len(found)} photos like {title} by {wanted}, the most alike first.")
+        self.results.value = figure_row(shown) + figure_row(results)
+        goal = f"{attribute}: {class_}" if class_ else attribute
+        text = f"{len(results)} photos like {title} by {goal}, the most similar first."
+        self.message.value = f'<p role="status" {NO_MATHJAX} style="line-height: 1.4">{escape(text)}</p>'
 
     def query(self) -> tuple[str, np.ndarray]:
-        """The name of what was uploaded or chosen, and its picture (H, W, 3) as the network sees it."""
+        """The name of the uploaded or named photo, and its image (H, W, 3) as the network sees it."""
         if self.upload.value:
             [file] = self.upload.value
             return file["name"], self.index.read(read_upload(file["name"], file["content"]))
         name = self.name.value
-        if name not in self.place:
-            close = [known for known in self.place if name.lower() in known.lower()] or self.index.images
-            told = ", ".join(map(repr, close[:3]))
-            raise InputError(f"no photo of the index is named {name!r}; write a whole name, such as {told}")
-        return name, self.prepared.images[self.row[name]]
+        if name not in self.numbers:
+            close = [other for other in self.numbers if name.lower() in other.lower()] or self.index.images
+            examples = ", ".join(map(repr, close[:3]))
+            raise InputError(f"no photo of the index is named {name!r}; write the full name, such as {examples}")
+        return name, self.prepared.images[self.index.catalogue.rows[self.numbers[name] - 1]]
 
-    def matches(self, title: str, picture: np.ndarray, attribute: str, classes: list[str]) -> list[Match]:
-        """What the index finds; a query out of the index finds itself too, and that is left out."""
-        own = None if self.upload.value else title
-        image, k = (picture, self.count.value) if own is None else (own, self.count.value + 1)
-        found = self.index.search(image, attribute=attribute, classes=classes, k=k)
-        return [match for match in found if match.path != own][: self.count.value]
-
-    def looks(self, picture: np.ndarray, attribute: str, class_: str | None) -> list[tuple[str, np.ndarray]]:
-        """A caption and a map (H, W) each: of the attribute and of one of its classes, where the network has them."""
-        maps = self.index.look(picture, attribute)
-        found = [(f"where it looks for {attribute}", maps["attribute"])] if "attribute" in maps else []
-        level = maps.get("classes", {}).get(class_)
-        return found if level is None else [*found, (f"where it looks for {attribute}: {class_}", level)]
+    def search(self, title: str, image: np.ndarray, attribute: str, classes: list[str]) -> list[Match]:
+        """Search without the query among the results: an image of the index finds itself too."""
+        k = self.count.value
+        if self.upload.value:
+            return self.index.search(image, attribute, classes, k)
+        return [match for match in self.index.search(title, attribute, classes, k + 1) if match.path != title][:k]
 
 
-def number(label: str, value: int, most: int) -> BoundedIntText:
-    return BoundedIntText(value, min=1, max=most, description=f"{label} (1 to {most})", continuous_update=False)
+def attention_to(maps: dict, attribute: str, class_: str | None) -> list[tuple[str, np.ndarray]]:
+    """Return labels and attention maps (H, W) for an attribute and one of its classes, if the network has them."""
+    labelled = [(f"attention to {attribute}", maps["attribute"])] if "attribute" in maps else []
+    if class_ in maps.get("classes", {}):
+        labelled.append((f"attention to {attribute}: {class_}", maps["classes"][class_]))
+    return labelled
+
+
+def bounded_number(label: str, value: int, largest: int) -> BoundedIntText:
+    return BoundedIntText(value, min=1, max=largest, description=f"{label} (1 to {largest})", continuous_update=False)
+
+
+def control_row(controls: Sequence[Widget]) -> Box:
+    for control in controls:
+        control.style.description_width, control.layout.width = "initial", "auto"
+    return Box(controls, layout=Layout(flex_flow="row wrap", align_items="center", grid_gap="0 1em"))
 
 
 def read_upload(name: str, content: memoryview) -> np.ndarray:
-    """(h, w, 3) uint8 of an uploaded photo; raises InputError with the name that it has at home."""
+    """(h, w, 3) uint8 of an uploaded photo; raises InputError that names the file as the reader knows it."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "photo"
         path.write_bytes(content)
@@ -163,37 +164,26 @@ def read_upload(name: str, content: memoryview) -> np.ndarray:
             raise InputError(f"{problem}; upload another photo") from None
 
 
-def notice(error: InputError) -> str:
-    return f'<p role="alert" {AS_IT_IS} {LINES}><b>Not possible:</b> {escape(str(error))}</p>'
+def alert(error: InputError) -> str:
+    return f'<p role="alert" {NO_MATHJAX} style="line-height: 1.4"><b>Not possible:</b> {escape(str(error))}</p>'
 
 
-def status(text: str) -> str:
-    return f'<p role="status" {AS_IT_IS} {LINES}>{escape(text)}</p>'
+def caption(rank: int, match: Match) -> str:
+    return f"{rank}. {match.class_}, {match.score:.3f}" if match.class_ else f"{rank}. {match.score:.3f}"
 
 
-def caption(place: int, match: Match) -> str:
-    return f"{place}. {match.class_}, {match.score:.3f}" if match.class_ else f"{place}. {match.score:.3f}"
+def figure_row(figures: Sequence[str]) -> str:
+    style = "display: flex; flex-wrap: wrap; gap: 1em; margin-bottom: 1em"
+    return f'<div {NO_MATHJAX} style="{style}">{"".join(figures)}</div>'
 
 
-def row(controls: Sequence[Widget]) -> Box:
-    for control in controls:
-        control.style.description_width, control.layout.width = "initial", "auto"
-    return Box(controls, layout=Layout(flex_flow="row wrap", align_items="center", grid_gap="0 1em"))
-
-
-def pictures_in_a_row(shown: Sequence[str]) -> str:
-    return (
-        f'<div {AS_IT_IS} style="display: flex; flex-wrap: wrap; gap: 1em; margin-bottom: 1em">{"".join(shown)}</div>'
-    )
-
-
-def figure(picture: np.ndarray, alt: str, *lines: str) -> str:
-    """A picture and lines below it; file names may hold anything, so every text is escaped."""
+def figure(image: np.ndarray, alt: str, *lines: str) -> str:
+    """Return an image, with its alternative text, and lines of text below it."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=90, subsampling=0)
+    Image.fromarray(image).save(file, "JPEG", quality=90, subsampling=0)
     source = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
     below = "<br>".join(map(escape, lines))
     return (
-        f'<figure style="width: {WIDTH}; margin: 0; line-height: 1.3; overflow-wrap: anywhere">'
+        '<figure style="width: 9em; margin: 0; line-height: 1.3; overflow-wrap: anywhere">'
         f'<img src="{source}" alt="{escape(alt)}" style="width: 100%"><figcaption>{below}</figcaption></figure>'
     )

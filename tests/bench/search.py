@@ -1,13 +1,13 @@
-"""`make bench WHAT=search`: searching 10 thousand to a million pictures, on one thread, and what more would cost.
+"""`make bench WHAT=search`: search ten thousand to a million images on one thread, and estimate the costs of more.
 
-Pictures beyond the real ones are jittered: the embeddings of a random real picture x, moved by JITTER times the
-difference of two others, x + t (y - z), and brought to unit length (class probabilities: as logits). Differences of
-real embeddings have the real ones' covariance, so the jittered ones lie in the same directions. Queries are drawn like
-the pictures, and are none of them.
+Images beyond the real ones are jittered copies: the embedding of a random real image x plus JITTER times the difference
+of two others, x + JITTER (y - z), normalised to unit length (class probabilities: as logits). Differences of real
+embeddings have the covariance of the real ones, so the copies vary in the same directions. Queries are drawn in the
+same way, and none of them is in the catalogue.
 
-Measured of each case: recall against the exact ranking, bytes and build time per index of one attribute, and single
-queries one after the other, with the rescoring from mapped files that a search does; embedding the photo comes on top.
-Writes data/results/search.csv, and search.md beside it, whose cost model is computed from that table.
+For each case it measures recall against the exact ranking, bytes and build time of the index of one attribute, and
+single queries one after the other, including the scoring of the shortlist from mapped files; embedding a photo is not
+included. Writes data/results/search.csv, and search.md from that table.
 """
 
 import resource
@@ -21,6 +21,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -28,24 +29,26 @@ from torch.nn.functional import normalize
 
 from m3lib.compatibility import SCORES
 from m3lib.config import find_root
-from m3lib.retrieval.ranking import KINDS, Embeddings, query_vectors
-from m3lib.search import index as search
-from m3lib.search import index_files, vector_index
-from m3lib.search.index_files import Gallery
+from m3lib.data import files
+from m3lib.retrieval import metrics
+from m3lib.retrieval.ranking import KINDS, Embeddings
+from m3lib.search import vector_index
+from m3lib.search.index import search_by_classes
+from m3lib.search.index_files import Catalogue
 from m3lib.taxonomy import Taxonomy
-from tests.bench import scaling as search_costs
+from tests.bench import scaling
 
 SIZES = (10_000, 100_000, 1_000_000)
-QUERIES, WARM = 200, 20
+QUERIES, WARM_UP = 200, 20
 JITTER = 0.5
 BATCH = 4096
-EXACT_TIMED = 1 << 28  # floats up to which the exact index is built and timed too: 1 GB
-LIFTED = 1024
+MAX_EXACT_FLOATS = 1 << 28  # up to which the exact index is measured too: 1 GB
+LIFTED_DIMS = 1024
 
 
 @dataclass(frozen=True)
 class Case:
-    """Some variant's embeddings under its first attribute, and a score of theirs; lifted: to LIFTED dimensions."""
+    """A variant's embeddings for its first attribute, and a score; lifted: mapped to LIFTED_DIMS dimensions."""
 
     variant: str
     score: str
@@ -65,110 +68,113 @@ CASES = (
 
 
 def read(root: Path, case: Case) -> tuple[Embeddings, Taxonomy]:
-    """The real embeddings of a case's attribute, and its taxonomy."""
-    whole = Taxonomy.load(root / "data" / "prepared" / "taxonomy.json")
-    real = Embeddings.load(root / "data" / "embeddings" / f"{case.variant}.safetensors").of(0, whole)
-    real = replace(real, **{part: None for part in KINDS if part not in SCORES[case.score]})
-    if case.lifted:  # random features, so that no linear map takes the lift back
+    """Return the real embeddings of a case's attribute, and the taxonomy of this attribute."""
+    taxonomy = Taxonomy.load(root / "data" / "prepared" / "taxonomy.json")
+    real = Embeddings.load(root / "data" / "embeddings" / f"{case.variant}.safetensors").of(0, taxonomy)
+    real = replace(real, **{kind: None for kind in KINDS if kind not in SCORES[case.score]})
+    if case.lifted:  # by random features: no linear projection can undo them
         generator = torch.Generator().manual_seed(0)
-        features = torch.randn(real.attribute.shape[2], LIFTED, generator=generator)
-        real = Embeddings(real.rows, normalize((real.attribute.float() @ features).relu(), dim=2), None, None)
-    return real, Taxonomy((whole.attributes[0],))
+        features = torch.randn(real.attribute.shape[2], LIFTED_DIMS, generator=generator)
+        real = replace(real, attribute=normalize((real.attribute.float() @ features).relu(), dim=2))
+    return real, Taxonomy((taxonomy.attributes[0],))
 
 
 def jittered(real: Embeddings, count: int, seed: int) -> Embeddings:
-    """`count` pictures like the real ones, in half precision."""
+    """Return `count` images like the real ones, in half precision."""
     generator = torch.Generator().manual_seed(seed)
     x, y, z = torch.randint(len(real.rows), (3, count), generator=generator)
 
-    def moved(values: Tensor) -> Tensor:
+    def shifted(values: Tensor) -> Tensor:
         return values[x].float() + JITTER * (values[y].float() - values[z].float())
 
     f, p, phi = real.attribute, real.posterior, real.classes
     return Embeddings(
         torch.arange(count),
-        None if f is None else normalize(moved(f), dim=2).half(),
-        None if p is None else moved(p.float().clamp(1e-4, 1 - 1e-4).logit()).sigmoid().half(),
-        None if phi is None else normalize(moved(phi), dim=2).half(),
+        None if f is None else normalize(shifted(f), dim=2).half(),
+        None if p is None else shifted(p.float().clamp(1e-4, 1 - 1e-4).logit()).sigmoid().half(),
+        None if phi is None else normalize(shifted(phi), dim=2).half(),
     )
 
 
-def catalogue(real: Embeddings, items: int) -> Iterator[Embeddings]:
-    for start in range(0, items, BATCH):
-        yield jittered(real, min(BATCH, items - start), seed=1 + start)
+def make_catalogue(path: Path, real: Embeddings, items: int, taxonomy: Taxonomy) -> Catalogue:
+    """Write the embeddings of `items` jittered images to a file, and map it into memory."""
+
+    def blocks() -> Iterator[dict[str, np.ndarray]]:
+        for start in range(0, items, BATCH):
+            block = jittered(real, min(BATCH, items - start), seed=1 + start)
+            values = {kind: getattr(block, kind).numpy() for kind in KINDS if getattr(block, kind) is not None}
+            yield {"rows": start + block.rows.numpy(), **values}
+
+    files.write_tensors(path, items, blocks())
+    names = [f"{i}.jpg" for i in range(items)]
+    return Catalogue(taxonomy, pa.array(names), metrics.tie_keys(names).numpy(), Embeddings.load(path))
 
 
-def make_gallery(folder: Path, real: Embeddings, items: int, taxonomy: Taxonomy) -> Gallery:
-    names = pd.DataFrame({"image": [f"{i}.jpg" for i in range(items)], "row": np.arange(items)})
-    index_files.write(folder, names, catalogue(real, items), taxonomy)
-    return index_files.open_gallery(folder)
+def true_best(vectors: vector_index.Vectors, queries: np.ndarray, items: int, k: int) -> np.ndarray:
+    """(Q, k) the items with the largest inner products, best first, computed block by block."""
+    scores = np.zeros((len(queries), 0), np.float32)
+    best = np.zeros((len(queries), 0), np.int64)
+    for block in vector_index.blocks(items, queries.shape[1]):
+        scores = np.concatenate([scores, queries @ vectors(block).T], axis=1)
+        best = np.concatenate([best, np.broadcast_to(block, (len(queries), len(block)))], axis=1)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        scores, best = np.take_along_axis(scores, order, 1), np.take_along_axis(best, order, 1)
+    return best
 
 
-def true_best(vectors: vector_index.Vectors, asked: np.ndarray, items: int, k: int) -> np.ndarray:
-    """(Q, k) item numbers of the largest inner products, best first, block by block."""
-    best = np.full((len(asked), 0), 0.0, np.float32)
-    found = np.zeros((len(asked), 0), np.int64)
-    for chosen in vector_index.blocks(items, asked.shape[1]):
-        best = np.concatenate([best, asked @ vectors(chosen).T], axis=1)
-        found = np.concatenate([found, np.broadcast_to(chosen, (len(asked), len(chosen)))], axis=1)
-        order = np.argsort(-best, axis=1, kind="stable")[:, :k]
-        best, found = np.take_along_axis(best, order, 1), np.take_along_axis(found, order, 1)
-    return found
-
-
-def timed(ask: Callable[[int], np.ndarray]) -> tuple[list[np.ndarray], dict[str, float]]:
-    """What each query found, one after the other, and queries_per_second, p50_ms and p99_ms."""
-    for i in range(WARM):
-        ask(i)
-    found, seconds = [], []
+def timed(search: Callable[[int], np.ndarray]) -> tuple[list[np.ndarray], dict[str, float]]:
+    """Run all queries one after the other; return their results, and queries_per_second, p50_ms and p99_ms."""
+    for i in range(WARM_UP):
+        search(i)
+    results, seconds = [], []
     for i in range(QUERIES):
         start = time.perf_counter()
-        found.append(ask(i))
+        results.append(search(i))
         seconds.append(time.perf_counter() - start)
     p50, p99 = 1000 * np.quantile(seconds, [0.5, 0.99])
-    return found, {"queries_per_second": QUERIES / sum(seconds), "p50_ms": p50, "p99_ms": p99}
+    return results, {"queries_per_second": QUERIES / sum(seconds), "p50_ms": p50, "p99_ms": p99}
 
 
-def measure(case: Case, of: Gallery, asking: Embeddings) -> Iterator[dict]:
-    """A row of the table per kind of index that so many items allow, and one for the search by two classes."""
-    items, parts = len(of), SCORES[case.score]
-    vectors, queries = (of.vectors(case.score, side, 0) for side in ("candidate", "query"))
-    asked = query_vectors(case.score, asking, 0, of.alone(0)).numpy()
-    truth = true_best(vectors, asked, items, 100)
-    row = {"case": case.name, "dims": asked.shape[1], "items": items}
-    row["disk_bytes"] = sum(getattr(of, part).nbytes for part in parts) / items
-    row["shared_bytes"] = (of.names.nbytes + of.rows.nbytes + of.ties.nbytes) / items
+def measure(case: Case, catalogue: Catalogue, query: Embeddings) -> Iterator[dict]:
+    """Yield one row of the table per kind of index that fits the size, and one for the search by two classes."""
+    items, ties = len(catalogue), catalogue.ties
+    vectors, query_vectors = (catalogue.vectors(case.score, side, 0) for side in ("candidate", "query"))
+    queries = catalogue.to_vectors(case.score, "query", query, 0)
+    truth = true_best(vectors, queries, items, 100)
+    row = {"case": case.name, "dims": queries.shape[1], "items": items}
+    row["disk_bytes"] = sum(getattr(catalogue.embeddings, kind).nbytes for kind in SCORES[case.score]) / items
+    row["shared_bytes"] = (catalogue.names.nbytes + catalogue.rows.nbytes + ties.nbytes) / items
     for kind in ("compressed", "exact"):
-        if kind == "exact" and items * asked.shape[1] > EXACT_TIMED:
+        if kind == "exact" and items * queries.shape[1] > MAX_EXACT_FLOATS:
             continue
         start = time.perf_counter()
-        index = vector_index.build(vectors, queries, items, asked.shape[1], kind, seed=0)
-        built = {"kind": kind, "build_seconds": time.perf_counter() - start}
-        built["memory_bytes"] = vector_index.size(index) / items
+        index = vector_index.build(vectors, query_vectors, items, queries.shape[1], kind, seed=0)
+        result = {"kind": kind, "build_seconds": time.perf_counter() - start}
+        result["memory_bytes"] = vector_index.size_in_bytes(index) / items
         if kind == "compressed":
-            inner = faiss.extract_index_ivf(index)
-            built |= {"cells": inner.nlist, "looked_into": inner.nprobe}
-        found, times = timed(lambda i, index=index: vector_index.rank(index, vectors, asked[i], of.ties, 100)[0])
+            ivf = faiss.extract_index_ivf(index)
+            result |= {"cells": ivf.nlist, "looked_into": ivf.nprobe}
+        ranked, times = timed(lambda i, index=index: vector_index.rank(index, vectors, queries[i], ties, 100)[0])
         for k in (10, 100):
-            built[f"recall_{k}"] = vector_index.recall([best[:k] for best in found], truth[:, :k])
-        yield row | built | times
-    if "classes" in parts:
-        few = [asking.take(np.array([i])) for i in range(QUERIES)]
-        _, times = timed(lambda i: search.by_classes(of, few[i], 0, [1, 3], 100)[0])
+            result[f"recall_{k}"] = vector_index.recall([best[:k] for best in ranked], truth[:, :k])
+        yield row | result | times
+    if "classes" in SCORES[case.score]:
+        single = [query.take(np.array([i])) for i in range(QUERIES)]
+        _, times = timed(lambda i: search_by_classes(catalogue, single[i], 0, [1, 3], 100)[0])
         yield row | {"kind": "two classes", "recall_10": 1.0, "recall_100": 1.0} | times
 
 
 def run(root: Path, sizes: Sequence[int]) -> pd.DataFrame:
-    """Every case at every size; a line of the table is printed when it is there."""
+    """Measure every case at every size, and print each row of the table when it is measured."""
     rows = []
     for case in CASES:
         real, taxonomy = read(root, case)
         for items in sizes:
             with tempfile.TemporaryDirectory() as folder:
-                of = make_gallery(Path(folder) / "gallery", real, items, taxonomy)
-                for row in measure(case, of, jittered(real, QUERIES, seed=0)):
-                    told = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
-                    print(*(f"{key} {value}" for key, value in told.items()), sep="  ", flush=True)
+                catalogue = make_catalogue(Path(folder) / "embeddings.safetensors", real, items, taxonomy)
+                for row in measure(case, catalogue, jittered(real, QUERIES, seed=0)):
+                    short = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
+                    print(*(f"{key} {value}" for key, value in short.items()), sep="  ", flush=True)
                     rows.append(row)
     return pd.DataFrame(rows)
 
@@ -181,7 +187,7 @@ def main(sizes: Sequence[int] = SIZES) -> int:
         table = run(root, sizes)
     folder = root / "data" / "results"
     table.round(4).to_csv(folder / "search.csv", index=False)
-    (folder / "search.md").write_text(search_costs.page(table, JITTER))
+    (folder / "search.md").write_text(scaling.page(table, JITTER))
     print(f"largest memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB, mapped files included")
     return 0
 

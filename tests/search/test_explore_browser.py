@@ -18,8 +18,7 @@ from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from m3lib import config, systems
 from m3lib.data import manifest
-from m3lib.search import build
-from m3lib.search.index import Index
+from m3lib.search import Index, build
 from m3lib.training import trainer
 from stripes import SIDE, STRIPES, make_stripes
 from tiny import ROOT, SETTINGS, make_variant
@@ -58,7 +57,7 @@ class Lab:
         """The notebook as a reader finds it."""
         running = self.address()
         self.page.goto(f"{running['url']}lab/tree/explore.ipynb?reset&token={running['token']}")
-        self.page.get_by_role("heading", name="Explore: what is alike").wait_for()
+        self.page.get_by_role("heading", name="Explore: which photos").wait_for()
         expect(self.page.locator(".jp-Notebook-ExecutionIndicator")).to_have_attribute("data-status", "idle")
 
     def address(self) -> dict:
@@ -145,7 +144,7 @@ def expected(lab, name, attribute, **wanted):
     """The alt texts that the page has to show, by a search of our own."""
     matches = Index.open(lab.folder / "made").search(name, attribute=attribute, k=11, **wanted)
     others = [match for match in matches if match.path != name][:10]
-    looks = f"where it looks for {attribute}"
+    looks = f"attention to {attribute}"
     results = [f"result {place}, {match.path}" for place, match in enumerate(others, 1)]
     return [f"the query, {name}", looks, f"{looks}: {others[0].class_}", *results]
 
@@ -159,7 +158,7 @@ def test_by_keyboard_from_no_index_to_results(lab):
 
     lab.put_index(True)
     lab.run_all()
-    expect(lab.told("status")).to_have_text("10 photos like 000.jpg by colour, the most alike first.")
+    expect(lab.told("status")).to_have_text("10 photos like 000.jpg by colour, the most similar first.")
     assert lab.alts() == expected(lab, "000.jpg", "colour")
 
     press = lab.page.keyboard.press
@@ -167,7 +166,7 @@ def test_by_keyboard_from_no_index_to_results(lab):
     lab.page.get_by_label("Photo (1 to 72)").focus()
     press("ArrowUp")
     expect(lab.page.get_by_label("or its name")).to_have_value(NAME)
-    expect(lab.told("status")).to_have_text(f"10 photos like {NAME} by colour, the most alike first.")
+    expect(lab.told("status")).to_have_text(f"10 photos like {NAME} by colour, the most similar first.")
     assert lab.alts() == expected(lab, NAME, "colour")
     press("Tab")
     lab.page.keyboard.type("005.jpg")  # over what the Tab has marked
@@ -180,17 +179,17 @@ def test_by_keyboard_from_no_index_to_results(lab):
     press("Tab")
     press("ArrowDown")
     assert lab.focus() == ("Attribute", "stripes")
-    expect(lab.told("status")).to_have_text("10 photos like 005.jpg by stripes, the most alike first.")
+    expect(lab.told("status")).to_have_text("10 photos like 005.jpg by stripes, the most similar first.")
     assert lab.alts() == expected(lab, "005.jpg", "stripes")
     press("Tab")
     press("ArrowDown")
     assert lab.focus() == ("Class", "across")
-    expect(lab.told("status")).to_have_text("10 photos like 005.jpg by stripes: across, the most alike first.")
+    expect(lab.told("status")).to_have_text("10 photos like 005.jpg by stripes: across, the most similar first.")
     assert lab.alts() == expected(lab, "005.jpg", "stripes", classes=["across"])
     press("Tab")
     assert lab.focus() == ("Results (1 to 60)", "10")
     press("ArrowDown")
-    expect(lab.told("status")).to_have_text("9 photos like 005.jpg by stripes: across, the most alike first.")
+    expect(lab.told("status")).to_have_text("9 photos like 005.jpg by stripes: across, the most similar first.")
     assert lab.page.locator(".jp-Notebook-cell").count() == cells
 
 
@@ -203,7 +202,7 @@ def test_uploads_and_mistakes(lab, tmp_path):
     name.fill("5.jpg")
     name.press("Enter")
     expect(lab.told("alert")).to_contain_text(
-        "no photo of the index is named '5.jpg'; write a whole name, such as '005"
+        "no photo of the index is named '5.jpg'; write the full name, such as '005"
     )
     expect(lab.page.locator(".jp-OutputArea figure")).to_have_count(0)
     (tmp_path / "<i>.jpg").write_bytes(b"no photo")

@@ -2,6 +2,7 @@
 
 import io
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ class FakeIndex:
         self.rows = list(range(0, len(prepared.manifest), 2))
         self.images = prepared.manifest["image"].iloc[self.rows].tolist()
         self.attributes, self.maps, self.asked = TAXONOMY.names, maps, []
+        self.catalogue = SimpleNamespace(rows=self.rows)
 
     def classes(self, attribute):
         return list(TAXONOMY.attributes[self.attributes.index(attribute)].classes)
@@ -44,7 +46,7 @@ class FakeIndex:
             for place, i in enumerate(order[:k])
         ]
 
-    def look(self, image, attribute):
+    def attention_maps(self, image, attribute):
         level = np.ones((SIDE, SIDE))
         return {"attribute": level, "classes": dict.fromkeys(self.classes(attribute), level)} if self.maps else {}
 
@@ -55,7 +57,7 @@ def make_page(maps=True, name="000.jpg"):
     prepared = make_prepared(random_labels("single", 24, rng), [("test", "query")] * 24, pictures)
     prepared.manifest.loc[0, "image"] = name
     index = FakeIndex(prepared, maps)
-    return explore_page.Page(index, prepared), index
+    return explore_page.ExplorePage(index, prepared), index
 
 
 class Reader(HTMLParser):
@@ -77,7 +79,7 @@ class Reader(HTMLParser):
 
 
 def shown(page):
-    return Reader(page.pictures.value)
+    return Reader(page.results.value)
 
 
 def said(page):
@@ -99,11 +101,11 @@ def png(side=20):
 def test_the_query_its_two_maps_and_the_results_without_the_query():
     page, index = make_page()
     assert index.asked == [("000.jpg", "colour", [], 11)]
-    looks = ["where it looks for colour", "where it looks for colour: green"]  # the class of the best match
+    looks = ["attention to colour", "attention to colour: green"]  # the class of the best match
     found = [f"result {place}, {2 * place:03}.jpg" for place in range(1, 11)]
     assert shown(page).alt == ["the query, 000.jpg", *looks, *found]
     assert "1. green, 0.333" in shown(page).text
-    assert said(page) == "10 photos like 000.jpg by colour, the most alike first."
+    assert said(page) == "10 photos like 000.jpg by colour, the most similar first."
 
 
 def test_every_control_asks_anew():
@@ -117,7 +119,7 @@ def test_every_control_asks_anew():
     assert page.class_.options == (("any", ""), *((name, name) for name in ("pocket", "collar", "belt", "hood")))
     page.class_.value = "belt"
     assert index.asked[-1] == ("010.jpg", "details", ["belt"], 11)
-    assert shown(page).alt[2] == "where it looks for details: belt"
+    assert shown(page).alt[2] == "attention to details: belt"
     page.count.value = 4
     assert index.asked[-1][3] == 5
     assert len(shown(page).alt) == 3 + 4
@@ -144,9 +146,9 @@ def test_mistakes_are_one_sentence_and_the_page_goes_on():
     page, _ = make_page(name=NASTY)
     page.name.value = "0<b>"
     assert "'0<b>'" in said(page)
-    assert page.pictures.value == ""
+    assert page.results.value == ""
     page.name.value = "04"
-    assert said(page).endswith("no photo of the index is named '04'; write a whole name, such as '004.jpg'")
+    assert said(page).endswith("no photo of the index is named '04'; write the full name, such as '004.jpg'")
     upload(page, f"{NASTY}.png", png()[:200])
     assert Reader(page.message.value).tags == ["p", "b"]
     assert repr(f"{NASTY}.png") in said(page)
@@ -162,7 +164,7 @@ def test_a_name_may_hold_anything():
     assert shown(page).alt[0] == f"the query, {NASTY}"
     assert NASTY in shown(page).text
     assert set(shown(page).tags) == {"div", "figure", "img", "figcaption", "br"}
-    assert page.pictures.value.count("mathjax_ignore") == page.pictures.value.count("<div")
+    assert page.results.value.count("mathjax_ignore") == page.results.value.count("<div")
     page.name.value = "004.jpg"
     assert shown(page).alt[3] == f"result 1, {NASTY}"
 

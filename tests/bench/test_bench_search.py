@@ -1,0 +1,66 @@
+"""The bench of the search at a small size, and the costs that it estimates."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from catalogues import random_embeddings
+from tests.bench import scaling
+from tests.bench import search as bench_search
+from tiny import ROOT, TAXONOMY, generator
+
+
+def test_jittered_images_have_the_covariance_of_the_real_ones():
+    real = random_embeddings(300, d=12).of(1, TAXONOMY)
+    jittered = bench_search.jittered(real, 4000, seed=3)
+    for kind in ("attribute", "classes"):
+        got, expected = (getattr(e, kind).float().flatten(0, 1) for e in (jittered, real))
+        torch.testing.assert_close(got.norm(dim=1), torch.ones(len(got)), atol=2e-3, rtol=0)
+        torch.testing.assert_close(got.T.cov(), expected.T.cov(), atol=0.03, rtol=0)
+    assert 0 <= jittered.posterior.min() <= jittered.posterior.max() <= 1
+    assert jittered.posterior.float().mean() == pytest.approx(float(real.posterior.float().mean()), abs=0.05)
+
+
+def test_the_bench_at_a_small_size(tmp_path, monkeypatch, capsys):
+    real = replace(random_embeddings(200, d=12).of(1, TAXONOMY), attribute=None)
+    taxonomy = type(TAXONOMY)((TAXONOMY.attributes[1],))
+    monkeypatch.setattr(bench_search, "CASES", (bench_search.Case("m3", "weighted"),))
+    monkeypatch.setattr(bench_search, "read", lambda root, case: (real, taxonomy))
+    table = bench_search.run(tmp_path, [300, 3000])
+    assert table["kind"].tolist() == ["compressed", "exact", "two classes"] * 2
+    assert (table["recall_100"] >= 0.95).all()
+    exact = table[table["kind"] == "exact"]
+    assert (exact["recall_100"] >= 0.999).all()  # float32 products may swap the 100th with the next
+    assert exact["memory_bytes"].to_numpy() == pytest.approx(4 * 4 * 13, abs=1)
+    assert "looked_into" in capsys.readouterr().out
+    assert "| 1 billion | m3 weighted |" in scaling.page(table, 0.5)
+
+
+def test_true_best_against_a_sort():
+    vectors, queries = (torch.randn(n, 7, generator=generator(n)).numpy() for n in (500, 9))
+    best = bench_search.true_best(vectors.__getitem__, queries, 500, 20)
+    assert np.array_equal(best, np.argsort(-(queries @ vectors.T), axis=1)[:, :20])
+
+
+def test_costs_are_proportional_and_machines_follow_the_scarcer_of_memory_and_disk():
+    row = pd.Series({"items": 1_000_000, "dims": 100, "memory_bytes": 200.0, "shared_bytes": 24.0, "disk_bytes": 400.0})
+    row = pd.concat([row, pd.Series({"build_seconds": 36.0, "p50_ms": 2.0})])
+    small, large = (scaling.cost(row, items) for items in (10**7, 10**9))
+    assert small["memory"] == 10**7 * (5 * 200 + 24)
+    assert small["machines"] == 1
+    assert small["core_hours"] == pytest.approx(36 * 10 * 5 / 3600)
+    assert small["ms"] == pytest.approx(2.0 * 10 / 16)
+    assert large["machines"] == 20  # 1,024 GB of memory in shares of 51.2 GB
+    assert scaling.cost(row.replace({400.0: 8000.0}), 10**9)["machines"] == 25  # 40 TB of disk in shares of 1.6 TB
+    assert large["graph"] == 5 * 10**9 * (400 + 128)
+
+
+def test_the_recorded_page_has_the_words_of_the_generator():
+    results = ROOT / "data" / "results"
+    page = scaling.page(pd.read_csv(results / "search.csv"), bench_search.JITTER)
+    recorded = (results / "search.md").read_text()
+    assert re.sub(r"[\d.,]+", "#", recorded) == re.sub(r"[\d.,]+", "#", page)  # the table of the run had more digits
