@@ -1,35 +1,30 @@
-"""What each network gives and knows, each loss and score needs: settings that don't belong together end in a sentence.
+"""Which outputs a network produces, which losses, scores and model settings go with it.
 
-Kept apart from the networks, so that the pipeline's first stage can check every row before torch is imported.
+Every system class declares `outputs`, `losses` and `settings` as plain literals below its docstring. This module reads
+them from the source, so that the first stage of the pipeline checks all rows in milliseconds, without importing torch.
 """
 
+import ast
 from collections.abc import Iterator
-from itertools import accumulate
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from m3lib.config import Loss, Variant
 from m3lib.errors import InputError
+from m3lib.taxonomy import did_you_mean
 
-GIVES = {  # the embeddings of `models.Outputs`; every attribute embedding gets class logits once Loss 1 is switched on
-    "classifier": {"logits"},
-    "asen": {"attribute"},
-    "asen_v2": {"attribute"},
-    "asen_pp": {"attribute", "local"},
-    "modc": {"attribute", "centers"},
-    "m3_a": {"attribute", "logits", "classes"},
-    "m3_c": {"logits", "classes"},
-    "m3": {"attribute", "logits", "classes"},
-}
-LOSSES = {  # what a loss reads
-    "asen_triplet": {"attribute"},
-    "asen_pp_local": {"local"},
-    "asen_pp_align": {"attribute", "local"},
-    "modc_cluster": {"attribute", "centers"},
-    "modc_pseudo": {"attribute", "centers"},
-    "m3_classification": {"logits"},
-    "m3_instance": {"classes"},
-    "m3_cluster": {"classes"},
-}
-SCORES = {  # what a score reads of the stored embeddings
+SYSTEMS_FOLDER = Path(__file__).parent / "systems"
+LOSSES = (  # the weights in params.yaml, `loss`; each is named by its paper
+    "asen_triplet",
+    "asen_pp_local",
+    "asen_pp_align",
+    "modc_cluster",
+    "modc_pseudo",
+    "m3_classification",
+    "m3_instance",
+    "m3_cluster",
+)
+SCORES = {  # score: the stored embeddings that it compares
     "attribute": ("attribute",),
     "segment": ("attribute", "posterior"),
     "soft_segment": ("attribute", "posterior"),
@@ -38,76 +33,92 @@ SCORES = {  # what a score reads of the stored embeddings
     "weighted": ("classes", "posterior"),
     "posterior": ("posterior",),
 }
-EVERY = {"backbone", "backbone_options", "pretrained", "weights", "input_scale"}
-LOCAL = {
-    f"local_{name}" for name in ("backbone", "backbone_options", "weights", "from_global", "attention_width", "size")
-}
-MODEL = {  # the settings of `model` that a network reads, beside EVERY
-    "classifier": set(),
-    "asen": {"attention_width", "attribute_embedding"},
-    "asen_v2": {"attention_width", "queries", "attention_batch_norm"},
-    "asen_pp": {
-        "attention_width",
-        "queries",
-        "attention_batch_norm",
-        "attribute_embedding",
-        "box_threshold",
-        "beta",
-        *LOCAL,
-    },
-    "modc": {"attention_width", "queries", "attention_batch_norm", "temperature"},
-    "m3_a": {"attention_width", "queries", "attention_batch_norm", "class_embedding"},
-    "m3_c": {"attention_width", "attention_batch_norm", "class_embedding"},
-    "m3": {"attention_width", "queries", "attention_batch_norm", "class_embedding", "attribute_conditioned", "refine"},
-}
+COMMON_SETTINGS = {"backbone", "backbone_options", "pretrained", "weights", "input_scale"}  # every network reads these
 
 
-def gives(variant: Variant) -> set[str]:
-    """The outputs of a row's network, with the logits that Loss 1 adds to a system of attribute embeddings."""
-    own = GIVES[variant.network]
-    learned = any(stage.loss.m3_classification for stage in variant.stages)
-    return own | ({"logits"} if "attribute" in own and learned else set())
+class Declaration(NamedTuple):
+    """What a system class says about itself."""
+
+    outputs: set[str]  # fields of systems.base.Outputs, and "centers"
+    losses: set[str]
+    settings: set[str]  # keys of `model` in params.yaml, beside COMMON_SETTINGS
 
 
-def active(loss: Loss) -> list[str]:
-    """The losses with a weight."""
+@cache
+def registry() -> dict[str, str]:
+    """Network name to "module.Class", the literal SYSTEMS of systems/__init__.py."""
+    return literals(ast.parse((SYSTEMS_FOLDER / "__init__.py").read_text(encoding="utf-8")))["SYSTEMS"]
+
+
+@cache
+def declaration(network: str) -> Declaration:
+    """Read what the class of a network declares. Raises InputError if a declaration is missing or not a literal."""
+    module, _, class_name = registry()[network].partition(".")
+    path = SYSTEMS_FOLDER / f"{module}.py"
+    body = next(
+        node
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name == class_name
+    )
+    declared = literals(body)
+    missing = [name for name in Declaration._fields if name not in declared]
+    if missing:
+        raise InputError(f"{path.name}, class {class_name}: declare {', '.join(missing)} as literal sets of strings")
+    return Declaration(*(set(declared[name]) for name in Declaration._fields))
+
+
+def literals(body: ast.Module | ast.ClassDef) -> dict[str, Any]:
+    """The names in a module or class body that are assigned a literal, with their values."""
+    values = {}
+    for node in body.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and isinstance(getattr(node, "value", None), ast.Dict | ast.Set | ast.Call):
+            is_empty_set = isinstance(node.value, ast.Call) and ast.unparse(node.value) == "set()"
+            values[target.id] = set() if is_empty_set else ast.literal_eval(node.value)
+    return values
+
+
+def outputs_of(variant: Any) -> set[str]:
+    """The outputs of a row's network; Loss 1 adds class logits to a network with attribute embeddings."""
+    outputs = declaration(variant.network).outputs
+    trains_logits = any(stage.loss.m3_classification for stage in variant.stages)
+    return outputs | ({"logits"} if "attribute" in outputs and trains_logits else set())
+
+
+def active_losses(loss: Any) -> list[str]:
+    """The losses with a positive weight."""
     return [name for name in LOSSES if getattr(loss, name)]
 
 
-def check_variant(variant: Variant) -> None:
-    """Raise InputError for a setting that a row's network does not know, or that contradicts another."""
-    row = f"params.yaml, systems.{variant.name}"
-    for problem in problems(variant):
-        raise InputError(f"{row}{problem}")
-
-
-def problems(variant: Variant) -> Iterator[str]:
-    """What is wrong with a row, the first thing first."""
-    network, given = variant.network, gives(variant)
+def problems(variant: Any) -> Iterator[tuple[str, str]]:
+    """(setting below `systems.<row>`, sentence) for everything in a `config.Variant` that does not go together."""
+    network = variant.network
+    if network not in registry():
+        yield "network", f"there is no network {network!r}; {did_you_mean(network, list(registry()))}"
+        return
+    declared, outputs = declaration(network), outputs_of(variant)
+    readable = COMMON_SETTINGS | declared.settings
     for change in variant.changes:
         section, _, name = change.partition(".")
-        known = EVERY | MODEL[network]
-        if section == "model" and name.split(".")[0] not in known:
-            yield f".{change}: {network} has no such setting (it reads {', '.join(sorted(known))})"
+        if section == "model" and name.split(".")[0] not in readable:
+            yield change, f"{network} has no such setting (it reads {', '.join(sorted(readable))})"
     for number, stage in enumerate(variant.stages):
-        if not active(stage.loss):
-            yield f", stage {number}: every loss has weight 0, nothing would be trained"
-        for name in active(stage.loss):
-            if not LOSSES[name] <= given:
-                needs = ", ".join(sorted(LOSSES[name] - given))
-                yield f": loss.{name} needs {needs} outputs, which {network} does not give ({', '.join(sorted(given))})"
+        if not active_losses(stage.loss):
+            yield f"stages.{number}", "every loss has weight 0, so nothing would be trained"
+        for name in sorted(set(active_losses(stage.loss)) - declared.losses):
+            losses = ", ".join(sorted(declared.losses))
+            yield f"stages.{number}.loss.{name}", f"{network} can't be trained with this loss (its losses: {losses})"
         if stage.loss.modc_pseudo and not (stage.loss.modc_cluster or stage.loss.asen_triplet):
-            yield f", stage {number}: loss.modc_pseudo weighs the losses asen_triplet and modc_cluster, and both are 0"
-        if stage.global_lr != 1 and "local" not in given:
-            yield f", stage {number}: global_lr spares a local branch, which {network} does not have"
+            yield f"stages.{number}", "modc_pseudo weighs the losses asen_triplet and modc_cluster, and both are 0"
+        if stage.global_lr != 1 and "local" not in outputs:
+            yield f"stages.{number}.global_lr", f"it scales everything but a local branch, which {network} lacks"
     for need in SCORES[variant.score]:
-        if need not in given and not (need == "posterior" and given & {"logits", "centers"}):
-            yield f": score {variant.score} needs {need} outputs, which {network} does not give with these losses"
+        if need not in outputs and not (need == "posterior" and outputs & {"logits", "centers"}):
+            yield "score", f"{variant.score} compares {need} outputs, which {network} lacks with these losses"
 
 
-def stage_ends(variant: Variant) -> list[int]:
-    """The epoch before which each stage ends: shares add up before they are rounded; each lasts one epoch at least."""
-    ends = [0]
-    for share in accumulate(stage.epoch_share for stage in variant.stages):
-        ends.append(max(round(share * variant.train.epochs), ends[-1] + 1))
-    return ends[1:]
+def check_variant(variant: Any) -> None:
+    """Raise InputError with everything in a row that does not go together."""
+    faults = [f"systems.{variant.name}.{setting}: {sentence}" for setting, sentence in problems(variant)]
+    if faults:
+        raise InputError("params.yaml", *faults)

@@ -1,22 +1,23 @@
-"""params.yaml as frozen dataclasses, checked once; every value stands in params.yaml and nowhere else."""
+"""params.yaml as frozen settings, validated once by pydantic. Each setting has one place, in params.yaml."""
 
 import os
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from m3lib.checked import Range, build, check, check_aliases, mapping, merge, read_yaml
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from m3lib.compatibility import COMMON_SETTINGS, LOSSES, SCORES, check_variant, declaration
 from m3lib.errors import InputError, shown
-from m3lib.taxonomy import nearest
+from m3lib.validation import general_faults, mapping, read_yaml, row_faults, row_values, validate, with_preset
 
 
 def find_root() -> Path:
-    """The workspace: the nearest folder upwards that holds dvc.yaml.
+    """Return the workspace: the nearest folder upwards that holds dvc.yaml.
 
-    An experiment runs in a copy of the repository; importing another copy's code would give its numbers silently,
-    so that is refused.
+    Raises InputError outside a workspace, and for a workspace whose m3lib is not the imported one: an experiment runs
+    in a copy of the repository, and another copy's code would silently produce its numbers.
     """
     here = Path.cwd()
     root = next((folder for folder in [here, *here.parents] if (folder / "dvc.yaml").is_file()), None)
@@ -28,101 +29,111 @@ def find_root() -> Path:
 
 
 def data_path(text: str) -> Path:
-    """A path in params.yaml, relative to the repository that the person works in.
+    """Resolve a path of params.yaml, relative to the original repository.
 
-    An experiment from DVC's queue runs in a copy without the photos and weights; DVC_ROOT then names the original.
+    A queued experiment runs in a copy without the photos and weights; DVC_ROOT then names the original.
     """
-    path = Path(os.path.expanduser(text))  # pathlib's own raises where there is no such user
+    path = Path(os.path.expanduser(text))  # Path.expanduser raises where the user does not exist
     return path if path.is_absolute() else Path(os.environ.get("DVC_ROOT") or find_root()) / path
 
 
-FIXED_IN_STAGES = [
-    *(("train", key) for key in ("epochs", "batch", "sampler", "triplets", "optimizer", "weight_decay")),
-    *(("train", key) for key in ("held_out", "precision")),
-    *(("loss", key) for key in ("center_momentum", "positive_power")),
-]
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # goes into commands and file names
-ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*:([0-9]{1,5})")
-PRESET_SECTIONS = ("wardrobe", "csv", "benchmark", "images", "split", "model", "loss", "train", "umap", "systems")
-Fraction = Annotated[float, Range(0, 1)]
-Weight = Annotated[float, Range(0)]
-Count = Annotated[int, Range(1)]
-Network = Literal["classifier", "asen", "asen_v2", "asen_pp", "modc", "m3_a", "m3_c", "m3"]
-Score = Literal["attribute", "segment", "soft_segment", "concat", "top_class", "weighted", "posterior"]
+def require_printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"{shown(text)} holds a character that can't be printed")
+    return text
 
 
-@dataclass(frozen=True)
+MAX_INT = 2**63 - 1
+Text = Annotated[str, Field(strict=True), AfterValidator(require_printable)]
+Flag = Annotated[bool, Field(strict=True)]
+Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
+Weight = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+FORBID = ConfigDict(extra="forbid")
+
+
+def integer(low: int, high: int = MAX_INT) -> Any:
+    return Annotated[int, Field(strict=True, ge=low, le=high)]
+
+
+def number(low: float, high: float) -> Any:
+    return Annotated[float, Field(strict=True, ge=low, le=high)]
+
+
+Count = integer(1)
+
+
+@dataclass(frozen=True, config=FORBID)
 class Wardrobe:
     track: Literal["multi", "single", "partial"]
-    images: Annotated[int, Range(20)]
-    size: Annotated[int, Range(32, 512)]
-    seed: Annotated[int, Range(0)]
+    images: integer(20)
+    size: integer(32, 512)
+    seed: integer(0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Csv:
-    table: str
-    image_column: str
-    attributes: list
-    multi: list
-    single: list
-    group_column: str
-    split_column: str
+    table: Text
+    image_column: Text
+    attributes: list[Text]
+    multi: list[Text]
+    single: list[Text]
+    group_column: Text
+    split_column: Text
     min_images: Count
     rare: Literal["drop", "fold"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Benchmark:
-    folder: str
+    folder: Text
     protocol: Literal["published", "pair", "row", "any"]
-    maybe: Literal["keep", "drop"]
-    box: bool
-    share: Annotated[float, Range(0.0001, 1)]
+    fashionai_maybe: Literal["keep", "drop"]
+    crop_to_box: Flag
+    fraction: number(0.0001, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Images:
-    height: Annotated[int, Range(16, 1024)]
-    width: Annotated[int, Range(16, 1024)]
+    height: integer(16, 1024)
+    width: integer(16, 1024)
     fit: Literal["crop", "pad"]
-    store: Literal["raw", "jpeg"]
-    max_bad: Fraction
+    format: Literal["raw", "jpeg"]
+    max_unreadable: Fraction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Split:
     valid: Fraction
     test: Fraction
     query: Fraction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Model:
-    backbone: str
-    backbone_options: dict
-    pretrained: bool
-    weights: str
-    input_scale: Annotated[float, Range(0.05, 1)]
+    backbone: Text
+    backbone_options: dict[Text, Any]
+    pretrained: Flag
+    weights: Text
+    input_scale: number(0.05, 1)
     attention_width: Count
     attribute_embedding: Count
     class_embedding: Count
     queries: Literal["learned", "one_hot"]
-    attention_batch_norm: bool
-    attribute_conditioned: bool
-    refine: bool
-    local_backbone: str
-    local_backbone_options: dict
-    local_weights: str
-    local_from_global: bool
-    local_attention_width: Annotated[int, Range(2)]
-    local_size: Annotated[float, Range(0.05, 1)]
+    attention_batch_norm: Flag
+    attribute_conditioned: Flag
+    refine: Flag
+    local_backbone: Text
+    local_backbone_options: dict[Text, Any]
+    local_weights: Text
+    local_from_global: Flag
+    local_attention_width: integer(2)
+    local_size: number(0.05, 1)
     box_threshold: Fraction
     beta: Fraction
-    temperature: Annotated[float, Range(0.001)]
+    temperature: Annotated[float, Field(strict=True, ge=0.001, allow_inf_nan=False)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Loss:
     asen_triplet: Weight
     asen_pp_local: Weight
@@ -139,82 +150,93 @@ class Loss:
     positive_power: Fraction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Train:
     epochs: Count
     sampler: Literal["uniform", "balanced", "asen", "asen_pp", "asen_pp_exact"]
-    batch: Annotated[int, Range(2)]
+    batch: integer(2)
     triplets: Count
     optimizer: Literal["adamw", "adam"]
-    lr: Annotated[float, Range(0)]
+    lr: Weight
     weight_decay: Weight
     schedule: Literal["cosine", "step"]
     warmup: Fraction
     step_epochs: Count
     step_factor: Fraction
     clip: Weight
-    flip: bool
+    flip: Flag
     shift: Fraction
-    crop: Annotated[float, Range(0.05, 1)]
-    jitter: Annotated[float, Range(0, 0.9)]
-    held_out: list
+    crop: number(0.05, 1)
+    jitter: number(0, 0.9)
+    held_out: list[Text]
     precision: Literal["auto", "bf16", "fp32"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Umap:
     attributes: Count
-    points: Annotated[int, Range(50)]
-    neighbors: Annotated[int, Range(2)]
+    points: integer(50)
+    neighbors: integer(2)
     min_dist: Fraction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Index:
-    variant: str
-    gallery: Literal["all", "test"]
+    variant: Text
+    images: Literal["all", "test"]
     kind: Literal["auto", "exact", "compressed"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Stage:
-    """A part of one training, with its own losses and augmentation.
+    """One stage of a training, with its losses and augmentation.
 
-    epoch_share: its length in units of train.epochs, at least one epoch. restart: whether the schedule starts anew.
-    global_lr: factor on the learning rate of all parameters but a local branch's.
+    epoch_share: length in units of train.epochs, at least one epoch. restart: whether the learning-rate schedule
+    restarts. global_lr: factor on the learning rate of all parameters except a local branch's.
     """
 
-    epoch_share: Annotated[float, Range(0.001, 100)]
-    restart: bool
+    epoch_share: number(0.001, 100)
+    restart: Flag
     global_lr: Fraction
     loss: Loss
     train: Train
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Variant:
-    """One row of the comparison: a network, its score, and the sections with its own changes applied.
+    """One row of the comparison: a network, its score, and the sections with the row's changes applied.
 
-    changes: the settings that the row itself gives, such as `model.beta` or `stages.1.loss.asen_pp_align`.
+    changes: the settings that the row itself lists, such as `model.beta` or `stages.1.loss.asen_pp_align`.
     """
 
-    name: str
-    network: Network
-    score: Score
+    name: Text
+    network: Text
+    score: Literal[tuple(SCORES)]
     model: Model
     loss: Loss
     train: Train
     stages: tuple[Stage, ...]
-    changes: tuple[str, ...]
+    changes: tuple[Text, ...]
+
+    def resolved(self) -> dict:
+        """Everything that decides this row's training, for JSON: only settings that its network reads, only losses
+        with a weight, so that a setting added for another network does not make this row stale."""
+        read = COMMON_SETTINGS | declaration(self.network).settings
+        values = asdict(replace(self, changes=()))
+        values["model"] = {key: value for key, value in values["model"].items() if key in read}
+        for section in (values, *values["stages"]):
+            section["loss"] = {key: value for key, value in section["loss"].items() if value or key not in LOSSES}
+        del values["changes"]
+        return values
 
 
 @dataclass(frozen=True)
 class Machines:
-    """Where one training runs: `devices` processes on each of `nodes` machines, which meet at `rendezvous`."""
+    """Where a training runs: `devices` processes on each of `nodes` machines, which meet at `rendezvous`."""
 
     devices: int
     nodes: int
-    rendezvous: str  # host:port of the first machine; not read where there is one
+    rendezvous: str  # host:port of the first machine; unused with one node
 
     @property
     def processes(self) -> int:
@@ -224,16 +246,16 @@ class Machines:
 ALONE = Machines(1, 1, "")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Settings:
     source: Literal["wardrobe", "csv", "deepfashion", "fashionai", "darn"]
-    preset: str
-    seed: Annotated[int, Range(0, 2**32 - 1)]  # UMAP takes no more
-    threads: Annotated[int, Range(1, 1024)]
+    preset: Text
+    seed: integer(0, 2**32 - 1)  # UMAP's limit
+    threads: integer(1, 1024)
     accelerator: Literal["auto", "cpu", "cuda"]
-    devices: Annotated[int, Range(1, 1024)]
-    nodes: Annotated[int, Range(1, 1024)]
-    rendezvous: str
+    devices: integer(1, 1024)
+    nodes: integer(1, 1024)
+    rendezvous: Text
     wardrobe: Wardrobe
     csv: Csv
     benchmark: Benchmark
@@ -244,102 +266,27 @@ class Settings:
     train: Train
     umap: Umap
     index: Index
-    variants: list
-    systems: dict
-    presets: dict
+    variants: list[Text]
+    systems: dict[Text, Any]
+    presets: dict[Text, Any]
 
     @property
     def machines(self) -> Machines:
         return Machines(self.devices, self.nodes, self.rendezvous)
 
     def variant(self, name: str) -> Variant:
-        """The settings of one row; `systems.<name>` lists only what that row changes."""
-        where = f"systems.{name}"
-        own = self.systems[nearest(name, list(self.systems), "system in params.yaml, variants:")]
-        mapping(own, where)
-        for key in ("name", "changes"):
-            if key in own:
-                raise InputError(f"params.yaml, {where}.{key}: this follows from the row itself; remove the setting")
-        own = dict(own)
-        given = own.pop("stages", [])
-        sections = {key: own.pop(key, {}) for key in ("model", "loss", "train")}
-        merged = {key: merge(getattr(self, key), changes, f"{where}.{key}") for key, changes in sections.items()}
-        stages = read_stages(given, merged, f"{where}.stages")
-        changes = tuple(leaves({**sections, "stages": given}))
-        return build(Variant, {"name": name, **own, **merged, "stages": stages, "changes": changes}, where)
+        """Resolve one row: the general sections, then the rows it is `like`, then its own changes.
 
-
-def read_stages(stages: Any, merged: dict[str, Any], where: str) -> tuple[Stage, ...]:
-    """A row's stages, each with the row's own losses and training where it changes nothing; one of them if none."""
-    if not isinstance(stages, list):
-        raise InputError(f"params.yaml, {where}: expected a list of stages, got {shown(stages)}")
-    found = []
-    for number, stage in enumerate(stages or [{"epoch_share": 1.0}]):
-        at = f"{where}.{number}"
-        mapping(stage, at)
-        sections = {key: merge(merged[key], stage.get(key, {}), f"{at}.{key}") for key in ("loss", "train")}
-        for section, key in FIXED_IN_STAGES:
-            if key in stage.get(section, {}):
-                raise InputError(f"params.yaml, {at}.{section}.{key}: a stage can't change this; set it for the row")
-        found.append(build(Stage, {"restart": False, "global_lr": 1.0, **stage, **sections}, at))
-    return tuple(found)
-
-
-def leaves(values: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
-    """The dotted names of every setting in nested mappings and lists of mappings."""
-    items = values.items() if isinstance(values, dict) else enumerate(values) if path == ("stages",) else None
-    if items is None or path[-1:] in [("backbone_options",), ("local_backbone_options",)]:
-        yield ".".join(path)
-        return
-    for key, value in items:
-        yield from leaves(value, (*path, str(key)))
+        Raises InputError with every fault of the row.
+        """
+        variant = validate(Variant, row_values(name, self), f"systems.{name}")
+        check_variant(variant)
+        return variant
 
 
 def load(path: Path) -> Settings:
-    """Read and check params.yaml; raises InputError naming the first setting that is wrong."""
-    values = read_yaml(path)
-    check_aliases(values)
-    settings = build(Settings, with_preset(values), "")
-    if not settings.variants:
-        raise InputError("params.yaml, variants: the list is empty; name at least one key of systems")
-    for name in settings.systems:
-        if not NAME.fullmatch(check(name, str, f"systems.{name}, the key itself")):
-            raise InputError(f"params.yaml, systems: {shown(name)} is no name: letters, digits, _ . + -, up to 64")
-    check_rendezvous(settings)
-    for number, name in enumerate(settings.variants):
-        settings.variant(check(name, str, "variants"))
-        if name in settings.variants[:number]:
-            raise InputError(f"params.yaml, variants: {name!r} is listed twice")
-    if settings.index.variant:
-        nearest(settings.index.variant, settings.variants, "variant in params.yaml, index.variant (one of variants):")
-    if settings.split.valid + settings.split.test >= 1:
-        raise InputError("params.yaml, split: valid + test must leave something to train on (less than 1)")
+    """Read and validate params.yaml with its preset applied, and every row of it. Raises InputError with all faults."""
+    settings = validate(Settings, with_preset(mapping(read_yaml(path), "top level")))
+    if faults := [*general_faults(settings), *row_faults(settings)]:
+        raise InputError("params.yaml", *faults)
     return settings
-
-
-def check_rendezvous(settings: Settings) -> None:
-    """Raise InputError unless the machines of a training have an address to meet at."""
-    found = ADDRESS.fullmatch(settings.rendezvous)
-    if (settings.nodes > 1 or settings.rendezvous) and not (found and 0 < int(found[1]) < 2**16):
-        wanted = f"expected host:port of the first machine (nodes: {settings.nodes}), such as 10.0.0.1:29500"
-        raise InputError(f"params.yaml, rendezvous: {wanted}, got {shown(settings.rendezvous)}")
-
-
-def with_preset(values: Any) -> Any:
-    """The settings with the chosen preset's laid over them; a row of `systems` is replaced whole.
-
-    `variants`, `seed` and `threads` stay out of presets: the pipeline's stages are named and cached by them.
-    """
-    readable = isinstance(values, dict) and isinstance(values.get("presets"), dict)
-    if not readable or not isinstance(values.get("preset"), str):
-        return values  # `build` says what is wrong
-    presets = values["presets"]
-    name = nearest(values["preset"], list(presets), "preset in params.yaml, preset:")
-    where = f"presets.{name}"
-    changed = dict(values)
-    for section, changes in mapping(presets[name], where).items():
-        if section not in PRESET_SECTIONS:
-            allowed = ", ".join(PRESET_SECTIONS)
-            raise InputError(f"params.yaml, {where}.{section}: a preset may set {allowed}, not this")
-        changed[section] = mapping(values.get(section), section) | mapping(changes, f"{where}.{section}")
-    return changed

@@ -1,30 +1,41 @@
-"""The one exception meant for a person to read, and how a value stands in its sentence."""
+"""InputError, the exception that a person reads, and short representations of values for its sentences."""
 
 import reprlib
 from typing import Any
 
-LONGEST = 1200  # characters
-HUGE = 2**63  # no setting's number comes near it
+MAX_LENGTH = 1200  # characters of one sentence
+HUGE = 2**63
 
 
 class InputError(Exception):
-    """Something a person gave is wrong: one sentence that says what, where, and what to do.
+    """Something in the input is wrong: a sentence that says what, where, and what to do.
 
-    The notebook runner prints this sentence alone, without a traceback. What a terminal would act on (ends of lines,
-    escape sequences, marks that turn the direction of writing), say in a file's name, is written out; a very long
-    sentence keeps its beginning and its end.
+    `InputError("params.yaml", fault)` reads "params.yaml, fault"; with several faults each gets its own line. The
+    notebook runner prints this text without a traceback. Control characters, which a terminal would act on (a file
+    name may hold them), are escaped, and very long sentences are shortened in the middle.
     """
 
-    def __init__(self, sentence: str) -> None:
-        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence)
-        super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST * 2 // 3]} ... {text[-LONGEST // 3 :]}")
+    def __init__(self, sentence: str, *faults: str) -> None:
+        self.faults = faults
+        if len(faults) == 1:
+            sentence, faults = f"{sentence}, {faults[0]}", ()
+        heading = [f"{sentence} has {len(faults)} faults:"] if faults else [sentence]
+        super().__init__("\n  ".join(printable(text) for text in (*heading, *faults)))
+
+
+def printable(text: str) -> str:
+    """Escape what is not printable; shorten what is longer than MAX_LENGTH."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    if len(text) <= MAX_LENGTH:
+        return text
+    return f"{text[: MAX_LENGTH * 2 // 3]} ... {text[-MAX_LENGTH // 3 :]}"
 
 
 def shown(value: Any) -> str:
-    """A value in a sentence: what is nested or long is cut, or a few anchors in YAML could write gigabytes."""
+    """repr of a value, shortened for a sentence: a few YAML anchors can expand to gigabytes."""
     if type(value) is int and abs(value) >= HUGE:
         return f"a number of {value.bit_length()} bits"
-    cut = reprlib.Repr()
-    cut.maxstring = cut.maxother = 80
-    cut.maxlevel = 2
-    return cut.repr(value)
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 80
+    short.maxlevel = 2
+    return short.repr(value)

@@ -1,4 +1,9 @@
-"""Check the settings and the source: the pipeline's first stage, `python -m m3lib.pipeline.check_inputs`."""
+"""Check the settings and the source before anything slow starts: `python -m m3lib.pipeline.check_inputs`.
+
+The first stage of the pipeline runs every time and writes what the other stages depend on: data/inputs.json, a
+fingerprint of the source, and data/rows/<row>.json, the resolved settings of each row with digests of the code of its
+system and of the weight files that it starts from. A stage reruns when its file has other content.
+"""
 
 import json
 import os
@@ -7,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from m3lib import prepare
-from m3lib.compatibility import check_variant
-from m3lib.config import Settings, data_path, find_root, load
+from m3lib.compatibility import registry
+from m3lib.config import Settings, Variant, data_path, find_root, load
+from m3lib.data.code import imported_files, relative_names
 from m3lib.data.files import atomic, digest
 from m3lib.errors import InputError
 from m3lib.prepare import catalogue, public
@@ -18,12 +24,12 @@ LABEL_FILES = (".txt", ".csv")
 
 
 def fingerprint(settings: Settings) -> dict[str, str | int]:
-    """What the source consists of, told by the table's bytes and the photos' names and sizes in bytes alone.
+    """Digests of the source: of the table's bytes, and of the photos' names and sizes.
 
     Reading every photo on each run would take too long, and a time stamp differs in every copy.
     """
     if settings.source in prepare.DATASETS:
-        return of_download(settings)
+        return benchmark_fingerprint(settings)
     if settings.source != "csv":
         return {"source": settings.source}
     table, names = prepare.open_catalogue(settings.csv)
@@ -32,14 +38,14 @@ def fingerprint(settings: Settings) -> dict[str, str | int]:
     return {"source": "csv", "table": digest(table.path), "photos": digest(*sizes), "rows": len(names)}
 
 
-def of_download(settings: Settings) -> dict[str, str | int]:
-    """Of a public benchmark: the bytes of its label files, and the names and sizes of all else in its folder."""
+def benchmark_fingerprint(settings: Settings) -> dict[str, str | int]:
+    """Digests of a public benchmark: the bytes of its label files, and the names and sizes of its photos."""
     dataset = prepare.DATASETS[settings.source]
     folder = public.folder_of(dataset.name, settings.benchmark)
     report, complete = public.survey(dataset, folder)
     print(report)
     if not complete:
-        raise InputError(f"{dataset.name} is not complete in {folder}; what is missing stands above")
+        raise InputError(f"{dataset.name} is not complete in {folder}; the missing files are listed above")
     labels, photos = [], []
     for path, size in walk(folder):
         name = path.relative_to(folder).as_posix()
@@ -51,9 +57,9 @@ def of_download(settings: Settings) -> dict[str, str | int]:
 
 
 def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, int]]:
-    """Every file under a folder and its size in bytes, in one order on every machine.
+    """Yield every file under a folder with its size in bytes, in the same order on every machine.
 
-    Links to folders are followed, but for one that leads back to a folder above it.
+    Links to folders are followed, except one that leads back to a folder above it.
     """
     above = (*above, folder.resolve())
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
@@ -72,59 +78,54 @@ def file_size(path: Path) -> int | None:
 
 
 def check_backbones(settings: Settings, root: Path) -> None:
-    """Raise InputError for a backbone that timm does not know, before anything slow starts.
+    """Raise InputError for a backbone that timm does not have.
 
-    Importing timm takes seconds, so its list of names is kept in data/work and renewed only for a name that it lacks.
+    Importing timm takes seconds, so its list of names is cached in data/work and renewed for a name that it lacks.
     """
     models = [settings.variant(name).model for name in settings.variants]
     names = {name.partition(".")[0] for model in models for name in (model.backbone, model.local_backbone)}
-    kept = root / "data" / "work" / "backbones.txt"
-    known = kept.read_text(errors="replace").split() if kept.is_file() else []
-    if not names <= set(known):
+    cache = root / "data" / "work" / "backbones.txt"
+    backbones = cache.read_text(errors="replace").split() if cache.is_file() else []
+    if not names <= set(backbones):
         import timm
 
-        known = timm.list_models()
-        with atomic(kept) as temporary:
-            temporary.write_bytes(("\n".join(known) + "\n").encode())
+        backbones = timm.list_models()
+        write(cache, "\n".join(backbones) + "\n")
     for name in sorted(names):
-        nearest(name, known, "backbone in params.yaml (model.backbone takes any timm model)")
+        nearest(name, backbones, "backbone in params.yaml (model.backbone takes any timm model)")
 
 
-def weight_files(settings: Settings) -> dict[str, str]:
-    """The weight files that the variants start from, by the name in params.yaml, and a digest of each.
+def row_file(variant: Variant) -> dict:
+    """Everything besides data and shared code that decides a row's training: settings, system code, start weights."""
+    module = registry()[variant.network].partition(".")[0]
+    code = [path for path in imported_files(f"m3lib.systems.{module}") if path.parent.name == "systems"]
+    return {
+        "settings": variant.resolved(),
+        "code": {name: digest(path) for name, path in zip(relative_names(code), code, strict=True)},
+        "weights": {name: weight_digest(name) for name in (variant.model.weights, variant.model.local_weights) if name},
+    }
 
-    Raises InputError for one that is missing or no safetensors file: a pickle would run what stands in it.
-    """
-    models = [settings.variant(name).model for name in settings.variants]
-    names = sorted({name for model in models for name in (model.weights, model.local_weights) if name})
+
+def weight_digest(name: str) -> str:
+    """The digest of a weight file. Raises InputError if it is missing or not safetensors: a pickle can execute code."""
+    path = data_path(name)
     try:
-        for name in names:
-            if not is_safetensors(data_path(name)):
-                raise InputError(f"params.yaml, model.weights: {name} is no safetensors file; convert it to one")
-        return {name: digest(data_path(name)) for name in names}
+        with path.open("rb") as file:  # the name, the size and the start of the header; torch reads the rest later
+            length, start = int.from_bytes(file.read(8), "little"), file.read(1)
+        if path.suffix != ".safetensors" or start != b"{" or length > path.stat().st_size - 8:
+            raise InputError(f"params.yaml, model.weights: {name} is not a safetensors file; convert it to one")
+        return digest(path)
     except OSError as error:
         raise InputError(f"params.yaml, model.weights: {error.filename} can't be read ({error.strerror})") from None
 
 
-def is_safetensors(path: Path) -> bool:
-    """By its name, its size, and the start of its header; torch, imported late, reads the rest."""
-    with path.open("rb") as file:
-        length, first = int.from_bytes(file.read(8), "little"), file.read(1)
-    return path.suffix == ".safetensors" and first == b"{" and length <= path.stat().st_size - 8
-
-
-def write_if_changed(path: Path, values: dict) -> bool:
-    """Whether the file said something else, or was not there."""
-    text = (json.dumps(values, indent=1) + "\n").encode()
-    if path.is_file() and path.read_bytes() == text:
-        return False
+def write(path: Path, content: str | dict) -> None:
     with atomic(path) as temporary:
-        temporary.write_bytes(text)
-    return True
+        temporary.write_text(content if isinstance(content, str) else json.dumps(content, indent=1) + "\n")
 
 
-def look(name: str) -> int:
-    """Say what of a public benchmark is there, what is missing, and where it is had; 1 where it can't be read yet."""
+def show_benchmark(name: str) -> int:
+    """Print which files of a public benchmark exist, which are missing and where to get them; 1 if some are missing."""
     settings = load(find_root() / "params.yaml")
     dataset = prepare.DATASETS[nearest(name, list(prepare.DATASETS), "public benchmark")]
     report, complete = public.survey(dataset, public.folder_of(dataset.name, settings.benchmark))
@@ -132,31 +133,34 @@ def look(name: str) -> int:
     return 0 if complete else 1
 
 
-def main(arguments: Sequence[str] = ()) -> int:
-    """Look at the public benchmark that is named; without a name, check everything for the pipeline.
+def check_pipeline() -> None:
+    """Check everything that can be checked quickly, then write data/inputs.json and data/rows."""
+    root = find_root()
+    settings = load(root / "params.yaml")
+    check_backbones(settings, root)
+    rows = {name: row_file(settings.variant(name)) for name in settings.variants}
+    source = fingerprint(settings)
+    for path in (root / "data" / "rows").glob("*.json"):
+        if path.stem not in rows:
+            path.unlink()
+    for name, content in rows.items():
+        write(root / "data" / "rows" / f"{name}.json", content)
+    write(root / "data" / "inputs.json", source)
+    print(f"source {source['source']}" + (f", {source['rows']} photos" if "rows" in source else ""))
 
-    Write data/inputs.json, on which the pipeline's first notebook depends, unless it says the same already.
-    data/weights.json does the same for the trainings.
-    """
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Check the public benchmark that is named, or the pipeline; 1 and one sentence if something is wrong."""
     try:
         if arguments:
-            return look(arguments[0])
-        root = find_root()
-        settings = load(root / "params.yaml")
-        for name in settings.variants:
-            check_variant(settings.variant(name))
-        check_backbones(settings, root)
-        weights, found = weight_files(settings), fingerprint(settings)
-        write_if_changed(root / "data" / "weights.json", weights)
-        changed = write_if_changed(root / "data" / "inputs.json", found)
+            return show_benchmark(arguments[0])
+        check_pipeline()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"error: {error.filename or 'data'}: {error.strerror or error}", file=sys.stderr)
         return 1
-    counted = f", {found['rows']} photos" if "rows" in found else ""
-    print(f"source {found['source']}{counted}: {'changed' if changed else 'as before'}")
     return 0
 
 
