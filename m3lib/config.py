@@ -87,9 +87,9 @@ class Csv:
 class Benchmark:
     folder: Text
     protocol: Literal["published", "pair", "row", "any"]
-    fashionai_maybe: Literal["keep", "drop"]
-    crop_to_box: Flag
-    fraction: number(0.0001, 1)
+    maybe: Literal["keep", "drop"]
+    box: Flag
+    share: number(0.0001, 1)
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -97,8 +97,8 @@ class Images:
     height: integer(16, 1024)
     width: integer(16, 1024)
     fit: Literal["crop", "pad"]
-    format: Literal["raw", "jpeg"]
-    max_unreadable: Fraction
+    store: Literal["raw", "jpeg"]
+    max_bad: Fraction
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -183,7 +183,7 @@ class Umap:
 @dataclass(frozen=True, config=FORBID)
 class Index:
     variant: Text
-    images: Literal["all", "test"]
+    gallery: Literal["all", "test"]
     kind: Literal["auto", "exact", "compressed"]
 
 

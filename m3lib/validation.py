@@ -60,13 +60,13 @@ def read_yaml(path: Path) -> Any:
         raise InputError(f"{path} can't be read ({type(error).__name__}: {error})") from None
 
 
-def validate(cls: type, values: Any, where: str = "") -> Any:
-    """Return values as the settings class `cls`; where: their dotted name. Raises InputError with all faults."""
+def validate(cls: type, values: Any, where: str = "", file: str = "params.yaml") -> Any:
+    """Return values as the settings class `cls`; where: their dotted name in a file. Raises InputError, all faults."""
     try:
         return TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
         faults = [fault(cls, details, where) for details in error.errors(include_url=False)]
-    raise InputError("params.yaml", *dict.fromkeys(faults))
+    raise InputError(file, *dict.fromkeys(faults))
 
 
 def fault(cls: type, error: dict, where: str) -> str:

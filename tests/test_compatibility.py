@@ -1,9 +1,9 @@
-"""What belongs together: the tables agree with the networks, and what contradicts is told in one sentence."""
+"""What goes together: declarations agree with the networks, and contradicting settings are reported."""
 
 import subprocess
 import sys
-import typing
 from dataclasses import fields, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,41 +11,35 @@ import torch
 import yaml
 
 from m3lib import compatibility, config, systems
+from m3lib.compatibility import COMMON_SETTINGS, LOSSES, SCORES, declaration
 from m3lib.config import Variant
 from m3lib.errors import InputError
-from m3lib.retrieval.ranking import Embeddings
 from tiny import ROOT, SETTINGS, TAXONOMY, generator, make_system, make_variant
 
-NETWORKS = list(systems.NETWORKS)
+NETWORKS = list(systems.SYSTEMS)
 
 
-def test_every_table_knows_every_network_loss_and_score():
-    names = typing.get_type_hints(Variant)
-    assert (
-        set(NETWORKS) == set(compatibility.GIVES) == set(compatibility.MODEL) == set(typing.get_args(names["network"]))
-    )
-    assert set(compatibility.SCORES) == set(typing.get_args(names["score"]))
-    assert {need for needs in compatibility.SCORES.values() for need in needs} <= {f.name for f in fields(Embeddings)}
+def test_declarations_and_settings_name_the_same_things():
     weights = {field.name for field in fields(config.Loss)}
-    settings = {"margin", "pseudo_margin", "hardness", "center_momentum", "positive_power"}
-    assert set(compatibility.LOSSES) == weights - settings
-    model = {field.name for field in fields(config.Model)}
-    assert compatibility.EVERY.union(*compatibility.MODEL.values()) == model
+    assert set(LOSSES) == weights - {"margin", "pseudo_margin", "hardness", "center_momentum", "positive_power"}
+    assert set().union(*(declaration(name).losses for name in NETWORKS)) == set(LOSSES)
+    read = COMMON_SETTINGS.union(*(declaration(name).settings for name in NETWORKS))
+    assert read == {field.name for field in fields(config.Model)}
+    assert compatibility.registry() == systems.SYSTEMS
 
 
-@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("with_loss_1", [False, True])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_network_gives_what_its_row_of_the_table_says(network, learned):
-    variant = make_variant(network, loss={"m3_classification": float(learned)} if network in ASEN_FAMILY else {})
+def test_a_network_produces_the_outputs_that_it_declares(network, with_loss_1):
+    variant = make_variant(network, loss={"m3_classification": float(with_loss_1)} if network in ASEN_FAMILY else {})
     system = make_system(network, loss={"m3_classification": variant.loss.m3_classification})
     for stage in variant.stages:
         system.enter_stage(stage.loss)
     outputs = system(torch.randn(2, 3, 32, 32, generator=generator()))
-    given = {name for name in ("attribute", "local", "logits", "classes") if getattr(outputs, name) is not None}
-    if hasattr(system, "centers") and "classes" not in given:
-        given |= {"centers"}
-    assert given == compatibility.gives(variant)
-    assert (system.posterior(outputs) is not None) == bool(given & {"logits", "centers"})
+    produced = {name for name in ("attribute", "local", "logits", "classes") if getattr(outputs, name) is not None}
+    if hasattr(system, "centers") and "classes" not in produced:
+        produced |= {"centers"}
+    assert produced == compatibility.outputs_of(variant)
 
 
 class Recorder:
@@ -60,99 +54,71 @@ class Recorder:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_network_reads_the_settings_that_its_row_may_give(network):
+def test_a_network_reads_the_settings_that_it_declares(network):
     variant = make_variant(network)
     recorder = Recorder(variant.model)
-    systems.build(replace(variant, model=recorder), TAXONOMY)
-    assert recorder.read == compatibility.EVERY | compatibility.MODEL[network]
-
-
-@pytest.mark.parametrize("name", list(SETTINGS.systems))
-def test_every_row_of_params_yaml_passes(name):
-    compatibility.check_variant(SETTINGS.variant(name))
+    systems.build(SimpleNamespace(**vars(variant) | {"model": recorder}), TAXONOMY)
+    assert recorder.read == COMMON_SETTINGS | declaration(network).settings
 
 
 ASEN_FAMILY = ["asen", "asen_v2", "asen_pp", "modc"]
-OWN_SETTINGS = {
-    "asen": ("attribute_embedding",),
-    "asen_v2": ("queries", "attention_batch_norm"),
-    "asen_pp": ("beta", "box_threshold", "local_size", "local_backbone_options"),
-    "modc": ("temperature",),
-    "m3": ("attribute_conditioned", "refine", "class_embedding"),
-    "m3_c": ("class_embedding", "attention_batch_norm"),
-}
-FOREIGN = {
+FOREIGN = {  # model settings that a network does not read
     "classifier": ("attention_width", "beta"),
     "asen": ("beta", "temperature", "queries", "attention_batch_norm", "local_backbone_options"),
-    "asen_v2": ("attribute_embedding", "beta", "class_embedding"),
+    "asen_v2": ("attribute_embedding", "class_embedding"),
     "asen_pp": ("temperature", "attribute_conditioned"),
-    "modc": ("attribute_embedding", "local_size"),
-    "m3_a": ("attribute_conditioned", "attribute_embedding"),
+    "m3_a": ("attribute_conditioned",),
     "m3_c": ("queries", "refine"),
     "m3": ("attribute_embedding", "beta"),
 }
 
 
-def row(**changes: object) -> Variant:
-    """One row of params.yaml (`name`) with changes merged into it, as a user would write them."""
-    values = yaml.safe_load((ROOT / "params.yaml").read_text())
-    own = values["systems"][changes.pop("name")]
+def row(name: str, **changes: object) -> Variant:
+    """A row of params.yaml with changes merged into it, as a person would write them."""
+    rows = yaml.safe_load((ROOT / "params.yaml").read_text())["systems"]
     for key, value in changes.items():
-        own[key] = own.get(key, {}) | value if isinstance(value, dict) else value
-    own_name = next(name for name, given in values["systems"].items() if given is own)
-    return replace(SETTINGS, systems=values["systems"]).variant(own_name)
+        rows[name][key] = rows[name].get(key, {}) | value if isinstance(value, dict) else value
+    return replace(SETTINGS, systems=rows).variant(name)
 
 
 def pairs(table: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
-    return [(network, key) for network, keys in table.items() for key in keys]
+    return [(key, value) for key, values in table.items() for value in values]
 
 
-@pytest.mark.parametrize(("network", "key"), pairs(OWN_SETTINGS))
-def test_a_row_may_give_its_networks_own_settings(network, key):
-    compatibility.check_variant(row(name=network, model={key: getattr(SETTINGS.model, key)}))
-
-
-def refused(variant: Variant) -> str:
+def refused(name: str, **changes: object) -> str:
     with pytest.raises(InputError) as error:
-        compatibility.check_variant(variant)
+        row(name, **changes)
     message = str(error.value)
-    assert message.startswith(f"params.yaml, systems.{variant.name}")
-    assert "\n" not in message
+    assert message.startswith("params.yaml")
+    assert f"systems.{name}." in message
     return message
 
 
 @pytest.mark.parametrize(("network", "key"), pairs(FOREIGN))
 def test_a_setting_of_another_network_is_refused(network, key):
-    message = refused(row(name=network, model={key: getattr(SETTINGS.model, key)}))
-    assert f"systems.{network}.model.{key}" in message
-    assert f"{network} has no such setting" in message
+    message = refused(network, model={key: getattr(SETTINGS.model, key)})
+    assert f"systems.{network}.model.{key}: {network} has no such setting" in message
 
 
-NEEDS = {  # a loss, and the networks that can't train it
-    "asen_triplet": ["classifier", "m3_c"],
-    "asen_pp_local": ["asen", "asen_v2", "modc", "classifier", "m3"],
-    "asen_pp_align": ["asen", "modc", "m3_a"],
-    "modc_cluster": ["asen", "asen_pp", "classifier", "m3"],
-    "modc_pseudo": ["asen_v2", "m3"],
-    "m3_instance": ["asen", "modc", "classifier"],
-    "m3_cluster": ["asen_pp", "modc", "classifier"],
+NEEDS = {  # a loss, and some networks that can't be trained with it
+    "asen_triplet": ("classifier", "m3_c"),
+    "asen_pp_local": ("asen", "modc", "m3"),
+    "asen_pp_align": ("asen", "m3_a"),
+    "modc_cluster": ("asen_pp", "m3"),
+    "modc_pseudo": ("asen_v2", "m3"),
+    "m3_instance": ("asen", "classifier"),
+    "m3_cluster": ("modc", "classifier"),
 }
 
 
 @pytest.mark.parametrize(("loss", "network"), pairs(NEEDS))
-def test_a_loss_that_a_network_cannot_train_is_refused(loss, network):
-    assert f"loss.{loss} needs " in refused(row(name=network, loss={loss: 1}))
-
-
-def test_a_loss_of_one_stage_alone_is_looked_at():
-    assert "loss.asen_pp_local needs local" in refused(
-        row(name="asen", stages=[{"epoch_share": 1}, {"epoch_share": 1, "loss": {"asen_pp_local": 1}}])
-    )
+def test_a_loss_that_a_network_cannot_be_trained_with_is_refused(loss, network):
+    assert f"loss.{loss}: {network} can't be trained with this loss" in refused(network, loss={loss: 1})
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_every_network_can_learn_loss_1(network):
-    compatibility.check_variant(row(name=network, loss={"m3_classification": 1}))
+def test_every_network_can_be_trained_with_loss_1(network):
+    row(network, loss={"m3_classification": 1})
 
 
 FITTING = {  # the scores of each network, without and with Loss 1
@@ -162,67 +128,76 @@ FITTING = {  # the scores of each network, without and with Loss 1
     ),
     "modc": ({"attribute", "segment", "soft_segment", "posterior"},) * 2,
     "m3_c": ({"concat", "top_class", "weighted", "posterior"},) * 2,
-    **dict.fromkeys(["m3_a", "m3"], (set(compatibility.SCORES),) * 2),
+    **dict.fromkeys(["m3_a", "m3"], (set(SCORES),) * 2),
 }
 
 
-@pytest.mark.parametrize("learned", [False, True])
-@pytest.mark.parametrize("score", list(compatibility.SCORES))
+@pytest.mark.parametrize("with_loss_1", [False, True])
+@pytest.mark.parametrize("score", list(SCORES))
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_score_is_taken_where_the_network_gives_what_it_reads(network, score, learned):
-    variant = row(name=network, score=score, **({"loss": {"m3_classification": 1}} if learned else {}))
-    if score in FITTING[network][learned]:
-        compatibility.check_variant(variant)
+def test_a_score_is_accepted_if_the_network_produces_what_it_compares(network, score, with_loss_1):
+    changes = {"score": score, **({"loss": {"m3_classification": 1}} if with_loss_1 else {})}
+    if score in FITTING[network][with_loss_1]:
+        row(network, **changes)
     else:
-        assert f"score {score} needs " in refused(variant)
+        assert f"score: {score} compares " in refused(network, **changes)
 
 
 ONE = {"epoch_share": 1}
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("name", "changes", "sentence"),
     [
         (
-            {"name": "modc", "stages": [ONE, ONE | {"loss": {"asen_triplet": 0, "modc_pseudo": 1}}]},
-            "stage 1: loss.modc_pseudo weighs",
+            "modc",
+            {"stages": [ONE, ONE | {"loss": {"asen_triplet": 0, "modc_pseudo": 1}}]},
+            "stages.1: modc_pseudo weighs",
         ),
-        (
-            {"name": "asen", "stages": [ONE | {"global_lr": 0.1}]},
-            "stage 0: global_lr spares a local branch, which asen",
-        ),
-        ({"name": "modc", "stages": [ONE, ONE | {"global_lr": 0.1}]}, "stage 1: global_lr"),
-        ({"name": "asen", "loss": {"asen_triplet": 0}}, "stage 0: every loss has weight 0"),
-        ({"name": "modc", "stages": [ONE, ONE | {"loss": {"asen_triplet": 0}}]}, "stage 1: every loss has weight 0"),
+        ("asen", {"stages": [ONE | {"global_lr": 0.1}]}, "stages.0.global_lr: it scales everything but a local branch"),
+        ("modc", {"stages": [ONE, ONE | {"global_lr": 0.1}]}, "stages.1.global_lr"),
+        ("asen", {"loss": {"asen_triplet": 0}}, "stages.0: every loss has weight 0"),
+        ("modc", {"stages": [ONE, ONE | {"loss": {"asen_triplet": 0}}]}, "stages.1: every loss has weight 0"),
+        ("asen", {"stages": [ONE, ONE | {"loss": {"asen_pp_local": 1}}]}, "stages.1.loss.asen_pp_local"),
     ],
 )
-def test_what_contradicts_itself_is_refused(given, told):
-    assert told in refused(row(**given))
+def test_contradictions_are_refused(name, changes, sentence):
+    assert sentence in refused(name, **changes)
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("name", "changes"),
     [
-        {"name": "modc", "stages": [ONE, ONE | {"loss": {"asen_triplet": 0, "modc_cluster": 1, "modc_pseudo": 1}}]},
-        {"name": "asen_pp", "stages": [ONE, ONE | {"global_lr": 0}]},
-        {"name": "m3", "train": {"epochs": 4}, "stages": [{"epoch_share": 0.13}] * 2},
+        ("modc", {"stages": [ONE, ONE | {"loss": {"asen_triplet": 0, "modc_cluster": 1, "modc_pseudo": 1}}]}),
+        ("asen_pp", {"stages": [ONE, ONE | {"global_lr": 0}]}),
+        ("m3", {"train": {"epochs": 4}, "stages": [{"epoch_share": 0.13}] * 2}),
     ],
 )
-def test_what_fits_passes(given):
-    compatibility.check_variant(row(**given))
+def test_settings_that_go_together_are_accepted(name, changes):
+    row(name, **changes)
 
 
-def test_building_checks_first():
-    with pytest.raises(InputError, match=r"systems\.asen: loss\.asen_pp_local needs local"):
-        systems.build(make_variant("asen", loss={"asen_pp_local": 1.0}), TAXONOMY)
+def test_all_faults_of_a_row_are_listed():
+    message = refused("m3", model={"beta": 0.5}, loss={"modc_cluster": 1}, score="segment")
+    assert message.count("\n  systems.m3.") == 2
 
 
 def test_rows_are_checked_without_torch():
-    """The pipeline's first stage does it; torch takes seconds to import."""
+    """The first stage checks them, and importing torch takes seconds."""
     code = (
-        "import sys; from pathlib import Path; from m3lib import compatibility, config; "
-        "found = config.load(Path('params.yaml')); "
-        "[compatibility.check_variant(found.variant(n)) for n in found.systems]; "
-        "sys.exit('torch' in sys.modules)"
+        "import sys; from pathlib import Path; from m3lib import config; "
+        "config.load(Path('params.yaml')); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_system_without_a_declaration_is_named(tmp_path, monkeypatch):
+    (tmp_path / "__init__.py").write_text('SYSTEMS = {"toy": "toy.Toy"}\n')
+    (tmp_path / "toy.py").write_text('class Toy:\n    outputs = {"attribute"}\n    settings = set()\n')
+    monkeypatch.setattr(compatibility, "SYSTEMS_FOLDER", tmp_path)
+    compatibility.registry.cache_clear()
+    try:
+        with pytest.raises(InputError, match=r"toy\.py, class Toy: declare losses as literal sets of strings"):
+            compatibility.declaration("toy")
+    finally:
+        compatibility.registry.cache_clear()

@@ -29,6 +29,7 @@ from m3lib.search.index_files import REBUILD_HINT, Catalogue
 from m3lib.systems.base import System
 from m3lib.taxonomy import nearest
 from m3lib.training import inference
+from m3lib.validation import validate
 
 Query = str | Path | Image.Image | np.ndarray  # a file, or the name of an image of the index; (H, W, 3) uint8
 
@@ -48,7 +49,7 @@ class Index:
 
     def __init__(self, folder: Path, settings: dict) -> None:
         self.folder, self.catalogue = folder, index_files.load_catalogue(folder)
-        self.image_settings = config.build(config.Images, settings["images"], "images")
+        self.image_settings = validate(config.Images, settings["images"], "images", "index.json is damaged")
         self.variant = index_files.read_variant(settings["variant"])
         self.system = index_files.load_system(self.variant, self.catalogue.taxonomy, folder / "model.safetensors")
         self.faiss_indexes: dict[int, faiss.Index] = {}

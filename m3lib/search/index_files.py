@@ -28,7 +28,9 @@ from m3lib.errors import InputError
 from m3lib.retrieval import metrics, ranking
 from m3lib.retrieval.ranking import KINDS, Embeddings
 from m3lib.search.vector_index import Vectors
+from m3lib.systems.base import System
 from m3lib.taxonomy import Taxonomy
+from m3lib.validation import validate
 
 FORMAT = 2  # of the folder; raised with every change that older code would misread
 REBUILD_HINT = "run `dvc repro index` to rebuild it"
@@ -103,11 +105,10 @@ def load_catalogue(folder: Path) -> Catalogue:
 
 def read_variant(values: dict) -> config.Variant:
     """Return the settings of a variant from its `asdict`."""
-    stages = tuple(config.build(config.Stage, stage, "stages") for stage in values["stages"])
-    return config.build(config.Variant, values | {"stages": stages, "changes": tuple(values["changes"])}, "variant")
+    return validate(config.Variant, values, "variant", "index.json is damaged")
 
 
-def load_system(variant: config.Variant, taxonomy: Taxonomy, path: Path) -> systems.System:
+def load_system(variant: config.Variant, taxonomy: Taxonomy, path: Path) -> System:
     """Return a variant's trained network; raises InputError if the file is missing or holds another network."""
     offline = replace(variant.model, pretrained=False, weights="", local_weights="")  # the file holds all weights
     system = systems.build(replace(variant, model=offline), taxonomy)

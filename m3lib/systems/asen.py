@@ -22,6 +22,10 @@ class ASEN(System):
     spatial logits is in the released code; it bounds the attention's contrast to a ratio of e^2.
     """
 
+    outputs = {"attribute"}
+    losses = {"asen_triplet", "m3_classification"}
+    settings = {"attention_width", "attribute_embedding"}
+
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__(variant, taxonomy)
         C, h, N = self.backbone.channels, variant.model.attention_width, taxonomy.num_attributes
@@ -59,6 +63,10 @@ class ASENv2(System):
     The released convolution has a bias in front of its batch norm, which cancels it; here it has none.
     """
 
+    outputs = {"attribute"}
+    losses = {"asen_triplet", "m3_classification"}
+    settings = {"attention_width", "queries", "attention_batch_norm"}
+
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__(variant, taxonomy)
         C, model = self.backbone.channels, variant.model
@@ -84,6 +92,23 @@ class ASENpp(System):
     starts from ImageNet in the paper; where there are no such weights, model.local_from_global starts it from the
     global one.
     """
+
+    outputs = {"attribute", "local"}
+    losses = {"asen_triplet", "asen_pp_local", "asen_pp_align", "m3_classification"}
+    settings = {
+        "attention_width",
+        "queries",
+        "attention_batch_norm",
+        "attribute_embedding",
+        "box_threshold",
+        "beta",
+        "local_backbone",
+        "local_backbone_options",
+        "local_weights",
+        "local_from_global",
+        "local_attention_width",
+        "local_size",
+    }
 
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__(variant, taxonomy)

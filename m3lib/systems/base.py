@@ -87,6 +87,10 @@ class System(nn.Module):
 class Classifier(System):
     """The plain row: pooled features and one linear layer for all classes."""
 
+    outputs = {"logits"}
+    losses = {"m3_classification"}
+    settings = set()
+
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__(variant, taxonomy)
         self.head = nn.Linear(self.backbone.channels, taxonomy.num_classes)

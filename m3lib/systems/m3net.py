@@ -35,6 +35,10 @@ class M3NetA(System):
     phi_m = L2(ReLU(mask_m) * FC h_n), masks initialised N(0.9, 0.7) as in conditional similarity networks.
     """
 
+    outputs = {"attribute", "logits", "classes"}
+    losses = {"asen_triplet", "m3_classification", "m3_instance", "m3_cluster"}
+    settings = {"attention_width", "queries", "attention_batch_norm", "class_embedding"}
+
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__(variant, taxonomy)
         C, model, M = self.backbone.channels, variant.model, taxonomy.num_classes
@@ -75,6 +79,10 @@ class ClassBranch(nn.Module):
 class M3NetC(System):
     """M3-Net_c: attention by class alone, on the backbone's features; no attribute embedding."""
 
+    outputs = {"logits", "classes"}
+    losses = {"m3_classification", "m3_instance", "m3_cluster"}
+    settings = {"attention_width", "attention_batch_norm", "class_embedding"}
+
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__(variant, taxonomy)
         C, model, M = self.backbone.channels, variant.model, taxonomy.num_classes
@@ -106,6 +114,17 @@ class M3Net(System):
     the poster leaves open which one it comes from: the attribute's w_m . h_n + b_m, and v_m . u_m of what the class
     looks at. The latter needs no gates, so that in training those are made for the classes wanted alone.
     """
+
+    outputs = {"attribute", "logits", "classes"}
+    losses = {"asen_triplet", "m3_classification", "m3_instance", "m3_cluster"}
+    settings = {
+        "attention_width",
+        "queries",
+        "attention_batch_norm",
+        "class_embedding",
+        "attribute_conditioned",
+        "refine",
+    }
 
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__(variant, taxonomy)

@@ -25,6 +25,10 @@ from m3lib.taxonomy import Taxonomy
 class MODC(ASENv2):
     """ASEN_v2's network with a center per class in its attribute's space; letters as in system.py."""
 
+    outputs = {"attribute", "centers"}
+    losses = {"asen_triplet", "modc_cluster", "modc_pseudo", "m3_classification"}
+    settings = {"attention_width", "queries", "attention_batch_norm", "temperature"}
+
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__(variant, taxonomy)
         self.centers = Centers(taxonomy.num_classes, self.backbone.channels, variant.loss.center_momentum)

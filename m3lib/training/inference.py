@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m3lib import systems
 from m3lib.data import batches, files
 from m3lib.data.manifest import Prepared
 from m3lib.retrieval import ranking
-from m3lib.systems.base import Outputs
+from m3lib.systems.base import Outputs, System
 from m3lib.training import devices
 
 EMBED_BATCH = 256  # images; only speed depends on it
@@ -24,14 +23,14 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 @torch.no_grad()
-def forward(system: systems.System, prepared: Prepared, rows: np.ndarray, precision: str) -> Outputs:
+def forward(system: System, prepared: Prepared, rows: np.ndarray, precision: str) -> Outputs:
     """The network's outputs for a few manifest rows, in evaluation mode, on the CPU."""
     outputs = see(system, batches.read(prepared.images, rows), precision)
     return Outputs(*(part if part is None else part.cpu() for part in outputs))
 
 
 @torch.no_grad()
-def see(system: systems.System, pixels: Tensor, precision: str) -> Outputs:
+def see(system: System, pixels: Tensor, precision: str) -> Outputs:
     """The network's outputs for (B, H, W, 3) uint8 pixels, in evaluation mode, on the network's own device."""
     device = system.attribute_of_class.device
     system.eval()
@@ -39,7 +38,7 @@ def see(system: systems.System, pixels: Tensor, precision: str) -> Outputs:
         return system(batches.to_tensor(pixels.to(device, non_blocking=True)))
 
 
-def look(system: systems.System, prepared: Prepared, rows: np.ndarray, precision: str) -> dict[str, Tensor]:
+def look(system: System, prepared: Prepared, rows: np.ndarray, precision: str) -> dict[str, Tensor]:
     """Where a network looks in some pictures: (B, N, H, W) float32 attention at pixel size, by whose it is.
 
     "attribute": of every attribute; "class": of the first class that the picture carries under each attribute, 0 where
@@ -58,7 +57,7 @@ def look(system: systems.System, prepared: Prepared, rows: np.ndarray, precision
 
 
 @torch.no_grad()
-def at_pixels(system: systems.System, pictures: Tensor, maps: Tensor) -> Tensor:
+def at_pixels(system: System, pictures: Tensor, maps: Tensor) -> Tensor:
     """(B, K, H, W): maps (B, K, P) over the positions that the backbone makes of pictures (_, 3, H, W), enlarged.
 
     Each pixel gets its share of a position's weight.
@@ -69,7 +68,7 @@ def at_pixels(system: systems.System, pictures: Tensor, maps: Tensor) -> Tensor:
     return share * F.interpolate(maps.unflatten(2, grid), sides, mode="bilinear")
 
 
-def embed(system: systems.System, prepared: Prepared, rows: np.ndarray, precision: str) -> ranking.Embeddings:
+def embed(system: System, prepared: Prepared, rows: np.ndarray, precision: str) -> ranking.Embeddings:
     """The embeddings of some manifest rows (rising), in evaluation mode and half precision, on the CPU."""
     whole: dict[str, Tensor] = {}
     for part, found in embedded(system, prepared, rows, precision):
@@ -80,7 +79,7 @@ def embed(system: systems.System, prepared: Prepared, rows: np.ndarray, precisio
     return ranking.Embeddings(torch.from_numpy(rows), *(whole.get(name) for name in ranking.KINDS))
 
 
-def embed_to_file(path: Path, system: systems.System, prepared: Prepared, rows: np.ndarray, precision: str) -> None:
+def embed_to_file(path: Path, system: System, prepared: Prepared, rows: np.ndarray, precision: str) -> None:
     """Write the file that `embed(...).save(path)` writes, block by block, so that memory holds one block."""
     blocks = (
         {"rows": rows[part], **{name: value.numpy() for name, value in block.items()}}
@@ -90,7 +89,7 @@ def embed_to_file(path: Path, system: systems.System, prepared: Prepared, rows: 
 
 
 def embedded(
-    system: systems.System, prepared: Prepared, rows: np.ndarray, precision: str
+    system: System, prepared: Prepared, rows: np.ndarray, precision: str
 ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
     """(part of the rows, its embeddings in half precision, on the CPU); the next part is read while one is computed."""
     pin = system.attribute_of_class.device.type == "cuda"

@@ -1,9 +1,10 @@
 """How a training runs over time: its stages, its learning rate, and the optimiser that obeys them."""
 
+from itertools import accumulate
+
 import numpy as np
 import torch
 
-from m3lib.compatibility import stage_ends
 from m3lib.config import Stage, Train, Variant
 from m3lib.systems.base import System
 
@@ -51,3 +52,11 @@ def make_optimizer(system: System, train: Train) -> torch.optim.Optimizer:
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[train.optimizer]
     groups = [group for group in groups if group["params"]]
     return kind(groups, lr=train.lr, weight_decay=train.weight_decay, fused=True)
+
+
+def stage_ends(variant: Variant) -> list[int]:
+    """The epoch before which each stage ends; shares add up before rounding, and a stage has at least one epoch."""
+    ends = [0]
+    for share in accumulate(stage.epoch_share for stage in variant.stages):
+        ends.append(max(round(share * variant.train.epochs), ends[-1] + 1))
+    return ends[1:]

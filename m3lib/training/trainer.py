@@ -18,14 +18,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from m3lib import systems
-from m3lib.compatibility import GIVES
 from m3lib.config import ALONE, Loss, Machines, Stage, Variant
 from m3lib.data import batches, files
 from m3lib.data.manifest import Prepared, hold_out
 from m3lib.errors import InputError
 from m3lib.retrieval import metrics, ranking
 from m3lib.systems import losses
-from m3lib.systems.base import Outputs
+from m3lib.systems.base import Outputs, System
 from m3lib.systems.losses import Batch
 from m3lib.systems.objective import total_loss, update_centers
 from m3lib.training import augment, devices, distributed, inference, samplers
@@ -158,7 +157,7 @@ class Trainer:
         images = batches.to_tensor(pixels.to(self.device, non_blocking=True))
         whole = augment.BatchSlice(len(batch.labels), distributed.share(len(batch.labels)))
         images = augment.augment(images, generator, stage.train, whole)
-        some = (batch.labels.any(dim=0).nonzero().flatten(),) if "classes" in GIVES[self.variant.network] else ()
+        some = (batch.labels.any(dim=0).nonzero().flatten(),) if "classes" in self.system.outputs else ()
         with inference.autocast(stage.train.precision, self.device):
             outputs = self.system(images, *some)
         parts = (part if part is None else distributed.gather(part) for part in outputs[:4])
@@ -276,7 +275,7 @@ def fit(
     checkpoint: Path,
     accelerator: str = "cpu",
     machines: Machines = ALONE,
-) -> tuple[systems.System, pd.DataFrame]:
+) -> tuple[System, pd.DataFrame]:
     """Train to the end, from a checkpoint where this run left one; returns the system at its best epoch, and curves.
 
     The curves have a row an epoch: epoch, the mean of each weighted loss, and valid_map_all (fraction). The checkpoint

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from m3lib import systems
 from m3lib.config import Variant
 from m3lib.data.manifest import Prepared
+from m3lib.systems.base import System
 from m3lib.taxonomy import Attribute, Taxonomy
 from m3lib.training import trainer
 from tiny import make_prepared, make_variant
@@ -59,9 +59,7 @@ def short(network: str, epochs: int = 3, shares: tuple[float, ...] = (), **chang
     return replace(variant, stages=tuple(stages) or variant.stages)
 
 
-def run(
-    variant: Variant, path: Path, seed: int = 3, prepared: Prepared = PREPARED
-) -> tuple[systems.System, list[dict]]:
+def run(variant: Variant, path: Path, seed: int = 3, prepared: Prepared = PREPARED) -> tuple[System, list[dict]]:
     system, curves = trainer.fit(prepared, variant, seed, 1, path)
     return system, curves.to_dict("records")
 

@@ -26,7 +26,7 @@ from tiny import (
     unit_rows,
 )
 
-NETWORKS = list(systems.NETWORKS)
+NETWORKS = list(systems.SYSTEMS)
 ASEN_FAMILY = ["asen", "asen_v2", "asen_pp", "modc"]
 WITH_CENTERS = ["modc", "m3_a", "m3_c", "m3"]
 N, M = TAXONOMY.num_attributes, TAXONOMY.num_classes

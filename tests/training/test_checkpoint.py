@@ -16,17 +16,18 @@ from m3lib import systems
 from m3lib.config import Variant
 from m3lib.data import files
 from m3lib.errors import InputError
+from m3lib.systems.base import System
 from m3lib.training import trainer as training
 from m3lib.training.schedule import Plan
 from m3lib.training.trainer import Trainer, run_fingerprint
 from stripes import PARTIAL, PREPARED, STRIPES, moved, run, same, short, weights
 from tiny import make_prepared
 
-NETWORKS = list(systems.NETWORKS)
+NETWORKS = list(systems.SYSTEMS)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> tuple[systems.System, list[dict]]:
+def undisturbed(tmp_path_factory) -> tuple[System, list[dict]]:
     return run(short("m3"), tmp_path_factory.mktemp("run") / "c.safetensors")
 
 

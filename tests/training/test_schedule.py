@@ -15,7 +15,7 @@ from m3lib.training.trainer import Trainer
 from stripes import PREPARED, short
 from tiny import SETTINGS
 
-NETWORKS = list(systems.NETWORKS)
+NETWORKS = list(systems.SYSTEMS)
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0.1, 100), (0, 10), (0.5, 7), (1, 10), (0.3, 1)])

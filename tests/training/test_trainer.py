@@ -19,7 +19,7 @@ from m3lib.training.trainer import Trainer
 from stripes import PREPARED, SIDE, STRIPES, moved, run, short, weights
 from tiny import OWN, PUBLISHED, SETTINGS, TAXONOMY, make_prepared, make_variant, random_labels
 
-NETWORKS = list(systems.NETWORKS)
+NETWORKS = list(systems.SYSTEMS)
 
 
 @pytest.mark.parametrize("global_lr", [0.1, 0.0])
