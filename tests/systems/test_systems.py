@@ -1,7 +1,6 @@
 """Every network against a float64 re-computation from its weights: one image, one attribute, one class at a time."""
 
 import functools
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from m3lib import compatibility, systems
-from m3lib.errors import InputError
 from m3lib.systems import backbone, losses, objective
 from m3lib.systems.base import Outputs
 from m3lib.systems.losses import Batch
@@ -74,11 +72,10 @@ def test_outputs_have_their_shapes_and_norms(network):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_the_table_of_abilities_tells_what_a_network_gives(network):
+def test_a_network_produces_the_embeddings_that_it_declares(network):
     system = make_whole_system(network).eval()
     outputs = system(make_images(1))
-    given = compatibility.gives(make_variant(network))
-    assert given == compatibility.GIVES[network]
+    given = compatibility.declaration(network).outputs
     assert set(given_parts(outputs)) & EMBEDDINGS == given - {"centers"}
     centers = getattr(system, "centers", None)  # in the space of attributes, or of classes
     spaces = {"attribute": outputs.attribute, "classes": outputs.classes}
@@ -91,7 +88,6 @@ def test_the_table_of_abilities_tells_what_a_network_gives(network):
 @pytest.mark.parametrize("network", ASEN_FAMILY)
 def test_loss_1_adds_heads_to_attribute_embeddings(network):
     loss = {"m3_classification": 1.0}
-    assert compatibility.gives(make_variant(network, loss=loss)) == compatibility.GIVES[network] | {"logits"}
     with_heads, without = make_system(network, loss=loss).state_dict(), make_system(network).state_dict()
     assert {"heads.weight", "heads.bias"} == set(with_heads) - set(without)
     assert make_system(network, loss=loss)(make_images()).logits.shape == (B, M)
@@ -142,7 +138,10 @@ CASES = [
     *[(network, {"attention_batch_norm": False}) for network in ("asen_v2", "modc", "m3_a", "m3_c", "m3")],
     ("asen_pp", {"attention_batch_norm": True}),
     *[(network, HEADS) for network in ASEN_FAMILY],
-    *[("m3", {"attribute_conditioned": parent, "refine": refine}) for parent, refine in [(0, 1), (1, 0), (0, 0)]],
+    *[
+        ("m3", {"attribute_conditioned": parent, "refine": refine})
+        for parent, refine in [(False, True), (True, False), (False, False)]
+    ],
     ("m3", {"attribute_conditioned": True, "refine": False, "queries": "one_hot", "attention_batch_norm": False}),
 ]
 
@@ -202,7 +201,7 @@ def test_posterior_is_a_softmax_or_a_sigmoid_each():
 def test_a_network_has_a_posterior_from_logits_or_from_centers(network):
     system = make_whole_system(network).eval()
     found = system.posterior(system(make_images()))
-    assert (found is not None) == bool(compatibility.GIVES[network] & {"logits", "centers"})
+    assert (found is not None) == bool(compatibility.declaration(network).outputs & {"logits", "centers"})
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
@@ -254,70 +253,6 @@ def test_count_classes_sets_the_positive_weights():
     assert torch.equal(system.positive_weight, losses.positive_weights(labels, OWN, 0.5))
 
 
-ALL_SCORES = {"attribute", "segment", "soft_segment", "concat", "top_class", "weighted", "posterior"}
-BY_CLASS = {"concat", "top_class", "weighted", "posterior"}
-M3_LOSSES = {"m3_classification", "m3_instance", "m3_cluster"}
-CAN = {  # the losses that each network can be trained with, and the scores it can be asked by, without Loss 1 if it may
-    "classifier": ({"m3_classification"}, {"posterior"}),
-    "asen": ({"asen_triplet", "m3_classification"}, {"attribute"}),
-    "asen_v2": ({"asen_triplet", "m3_classification"}, {"attribute"}),
-    "asen_pp": ({"asen_triplet", "asen_pp_local", "asen_pp_align", "m3_classification"}, {"attribute"}),
-    "modc": (
-        {"asen_triplet", "modc_cluster", "modc_pseudo", "m3_classification"},
-        ALL_SCORES - BY_CLASS | {"posterior"},
-    ),
-    "m3_a": (M3_LOSSES | {"asen_triplet"}, ALL_SCORES),
-    "m3_c": (M3_LOSSES, BY_CLASS),
-    "m3": (M3_LOSSES | {"asen_triplet"}, ALL_SCORES),
-}
-NO_LOSS = dict.fromkeys(compatibility.LOSSES, 0.0)
-USES = [("loss", name) for name in compatibility.LOSSES] + [("score", name) for name in compatibility.SCORES]
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize(("kind", "use"), USES, ids=lambda part: str(part))
-def test_a_loss_or_score_that_a_network_cannot_feed_is_refused(network, kind, use):
-    can_losses, can_scores = CAN[network]
-    loss, score = (use, min(can_scores)) if kind == "loss" else (min(can_losses), use)
-    weights = (
-        NO_LOSS | {loss: 1.0} | ({"asen_triplet": 1.0} if network == "modc" else {})
-    )  # what loss.modc_pseudo weighs
-    variant = make_variant(network, score, weights)
-    if use in (can_losses if kind == "loss" else can_scores):
-        compatibility.check_variant(variant)
-    else:
-        with pytest.raises(InputError, match=rf"systems\.{network}: {kind}.{use} needs .* outputs, .*{network}"):
-            systems.build(variant, TAXONOMY)
-
-
-@pytest.mark.parametrize("network", ASEN_FAMILY)
-@pytest.mark.parametrize("score", ["segment", "soft_segment", "posterior"])
-def test_loss_1_lets_the_asen_family_answer_by_class(network, score):
-    compatibility.check_variant(make_variant(network, score, {"m3_classification": 1.0}))
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-def test_nothing_to_train_is_refused(network):
-    with pytest.raises(InputError, match=rf"systems\.{network}, stage 0: every loss has weight 0"):
-        compatibility.check_variant(make_variant(network, loss=NO_LOSS))
-
-
-def change(network: str, **stage: object) -> None:
-    row = make_variant(network)
-    compatibility.check_variant(replace(row, stages=tuple(replace(s, **stage) for s in row.stages)))
-
-
-def test_a_factor_for_all_but_a_local_branch_needs_one():
-    change("asen_pp", global_lr=0.1)
-    with pytest.raises(InputError, match=r"stage 0: global_lr spares a local branch, which modc does not have"):
-        change("modc", global_lr=0.1)
-
-
-def test_pseudo_labels_without_a_loss_to_use_them_are_refused():
-    with pytest.raises(InputError, match=r"stage 0: loss\.modc_pseudo weighs the losses asen_triplet and modc_cluster"):
-        compatibility.check_variant(make_variant("modc", loss=NO_LOSS | {"modc_pseudo": 1.0}))
-
-
 OTHER = {  # another value of each setting of model that is no file
     "input_scale": 0.7, "attention_width": 14, "attribute_embedding": 11, "class_embedding": 7, "queries": "one_hot",
     "attribute_conditioned": False,
@@ -348,26 +283,7 @@ def test_a_network_reads_the_settings_that_the_table_says_and_no_other(network):
         again = shown(network, **{name: value})
         alike = [a.shape == b.shape and torch.equal(a, b) for a, b in zip(first, again, strict=True)]
         changed |= set() if all(alike) else {name}
-    assert changed == set(others) & (compatibility.EVERY | compatibility.MODEL[network])
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-def test_a_setting_that_a_row_changes_in_vain_is_refused(network):
-    known = compatibility.EVERY | compatibility.MODEL[network]
-    for name in (
-        "beta",
-        "temperature",
-        "attribute_conditioned",
-        "attribute_embedding",
-        "queries",
-        "local_backbone_options.channels",
-    ):
-        row = replace(make_variant(network), changes=(f"model.{name}",))
-        if name.split(".")[0] in known:
-            compatibility.check_variant(row)
-        else:
-            with pytest.raises(InputError, match=rf"systems\.{network}\.model\.{name}: {network} has no such setting"):
-                compatibility.check_variant(row)
+    assert changed == set(others) & (compatibility.COMMON_SETTINGS | compatibility.declaration(network).settings)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
