@@ -1,108 +1,69 @@
-"""The multi track, after DeepFashion: correlated factors, several classes per attribute, styles as combinations."""
-
-from collections.abc import Sequence
+"""Track `multi`, after DeepFashion: correlated attributes, several classes each, styles as combinations of classes."""
 
 import numpy as np
 
-from m3lib.prepare.wardrobe.garments import BARE, Garment
+from m3lib.prepare.wardrobe.garments import BARE_SHOULDERS, Garment
+from m3lib.prepare.wardrobe.sampling import Labels, Weights, choose, long_tail, sample_nuisance
 
-Weights = dict[str, float]
-Truth = dict[str, list[str]]  # attribute -> classes
-
-
-def tail(names: str, shift: float = 3, power: float = 1.0) -> Weights:
-    """Weights of a long-tailed draw; names, parted by commas, the most frequent first."""
-    return {name.strip(): 1 / (rank + shift) ** power for rank, name in enumerate(names.split(","))}
-
-
-def pick(rng: np.random.Generator, weights: Weights, boost: Weights | None = None) -> str:
-    """A name with a probability in proportion to its weight times its boost."""
-    boosted = {name: weight * (boost or {}).get(name, 1) for name, weight in weights.items()}
-    mark = rng.random() * sum(boosted.values())
-    for name, weight in boosted.items():
-        mark -= weight
-        if mark < 0:
-            return name
-    return name
-
-
-def nuisance(rng: np.random.Generator) -> dict[str, float]:
-    """Factors that no class speaks of, each drawn independently of all classes."""
-    return {
-        "hue": rng.random(),
-        "saturation": rng.uniform(0.15, 0.9),
-        "lightness": rng.uniform(0.22, 0.82),
-        "ink": rng.random(),
-        "ink_saturation": rng.uniform(0.1, 0.8),
-        "pitch": rng.uniform(0.8, 1.35),
-        "angle": rng.normal(0, 6),
-        "depth": rng.uniform(0.8, 1.3),
-        "arm": rng.uniform(12, 42),
-        "bend": rng.uniform(-8, 34),
-        "lean": rng.normal(0, 3),
-        "turn": rng.normal(0, 4),
-        "scale": rng.uniform(0.88, 1.1),
-    }
-
-
-TEXTURE = tail(
-    "solid, floral, horizontal stripe, plaid, polka dot, vertical stripe, abstract, color block, leopard, "
-    "gingham, leaf, paisley, diagonal stripe, chevron, pinstripe, ombre, camouflage, houndstooth, windowpane, "
-    "tie dye, argyle, zebra, star, heart",
-    shift=5,
-    power=1.4,
-) | {"solid": 0.15}
-FABRIC = tail(
-    "cotton, denim, knit, lace, leather, chiffon, pleated, satin, cable knit, mesh, corduroy, quilted, sequin, "
-    "tweed, velvet, linen, crochet, ruched, fur, metallic, fleece, distressed",
-    shift=5,
-    power=1.4,
-)
+TEXTURE = long_tail(
+    "solid, floral, horizontal stripe, plaid, polka dot, vertical stripe, abstract, color block, leopard, gingham, "
+    "leaf, paisley, diagonal stripe, chevron, pinstripe, ombre, camouflage, houndstooth, windowpane, tie dye, argyle, "
+    "zebra, star, heart", shift=5, power=1.4,
+) | {"solid": 0.15}  # fmt: skip
+FABRIC = long_tail(
+    "cotton, denim, knit, lace, leather, chiffon, pleated, satin, cable knit, mesh, corduroy, quilted, sequin, tweed, "
+    "velvet, linen, crochet, ruched, fur, metallic, fleece, distressed", shift=5, power=1.4,
+)  # fmt: skip
 CATEGORY = {"top": 0.36, "dress": 0.34, "skirt": 0.16, "trousers": 0.14}
-CUT = {
-    "top": tail("fitted, boxy, oversized, peplum, swing, wrap, high-low"),
-    "dress": tail("fit and flare, bodycon, a-line, shift, tiered, empire, wrap, mermaid, high-low, oversized, pencil"),
-    "skirt": tail("a-line, pencil, fit and flare, tiered, wrap, mermaid, high-low"),
-    "trousers": tail("skinny, wide leg, flared leg, harem"),
+SILHOUETTE = {
+    "top": long_tail("fitted, boxy, oversized, peplum, swing, wrap, high-low"),
+    "dress": long_tail(
+        "fit and flare, bodycon, a-line, shift, tiered, empire, wrap, mermaid, high-low, oversized, pencil"
+    ),
+    "skirt": long_tail("a-line, pencil, fit and flare, tiered, wrap, mermaid, high-low"),
+    "trousers": long_tail("skinny, wide leg, flared leg, harem"),
 }
-# Where a hem ends, by category: a length class, or a length between classes that has no name.
+# Length class by category; "" is a length between the classes, without a label.
 LENGTH = {
-    "top": {"crop": 0.3, "": 0.7},
-    "dress": {"mini": 0.3, "": 0.25, "midi": 0.2, "maxi": 0.25},
-    "skirt": {"mini": 0.35, "": 0.2, "midi": 0.25, "maxi": 0.2},
-    "trousers": {"shorts": 0.3, "": 0.7},
-}
-HEM = {"crop": (47, 49.5), "top": (58, 64), "mini": (64, 69), "knee": (75, 82), "midi": (87, 92), "maxi": (100, 103),
-       "shorts": (64, 69), "trousers": (93, 103)}  # fmt: skip
-# What a part looks like: neckline and collar, or the shape of a sleeve.
+    "top": {"crop": 0.3, "": 0.7}, "dress": {"mini": 0.3, "": 0.25, "midi": 0.2, "maxi": 0.25},
+    "skirt": {"mini": 0.35, "": 0.2, "midi": 0.25, "maxi": 0.2}, "trousers": {"shorts": 0.3, "": 0.7},
+}  # fmt: skip
+# Lowest and highest end of the hem, in figure units: by length class, or by category for a length without a label.
+HEM = {
+    "crop": (47, 49.5), "top": (58, 64), "mini": (64, 69), "dress": (75, 82), "skirt": (75, 82), "midi": (87, 92),
+    "maxi": (100, 103), "shorts": (64, 69), "trousers": (93, 103),
+}  # fmt: skip
+# Neckline and collar that draw a class of the attribute `part`.
 NECKS = {
     "v neck": ("v", ""), "shirt collar": ("crew", "shirt"), "lapel": ("v", "notched lapel"),
     "turtleneck": ("crew", "turtleneck"), "off shoulder": ("off shoulder", ""), "strapless": ("strapless", ""),
     "hood": ("crew", "hood"), "halter": ("halter", ""), "peter pan collar": ("crew", "peter pan"),
     "one shoulder": ("one shoulder", ""), "bow": ("crew", "pussy bow"), "square neck": ("square", ""),
 }  # fmt: skip
-NECK = tail("v neck, shirt collar, off shoulder, lapel, turtleneck, strapless, hood, square neck, halter, bow, "
-    "one shoulder, "
-            "peter pan collar")  # fmt: skip
-SHAPED = {"puff sleeve": "puff", "bell sleeve": "bell", "balloon sleeve": "bishop", "batwing sleeve": "batwing"}
-SLEEVE = tail(", ".join(SHAPED))
-DETAIL = tail("buttons, pocket, belt, ruffle, zip, slit, fringe, lace-up, cut-out")
-PLACE = {"buttons": "front", "zip": "front", "lace-up": "front", "belt": "waist", "cut-out": "waist", "ruffle": "hem",
-         "slit": "hem", "fringe": "hem", "pocket": "pocket"}  # fmt: skip
-# Parts that a category has no place for.
-MISSING = {
-    "top": {"slit"},
-    "dress": set(),
-    "skirt": {"lace-up", "cut-out"},
+NECK = long_tail(
+    "v neck, shirt collar, off shoulder, lapel, turtleneck, strapless, hood, square neck, halter, bow, one shoulder, "
+    "peter pan collar"
+)
+SLEEVES = {"puff sleeve": "puff", "bell sleeve": "bell", "balloon sleeve": "bishop", "batwing sleeve": "batwing"}
+SLEEVE = long_tail(SLEEVES)
+DETAIL = long_tail("buttons, pocket, belt, ruffle, zip, slit, fringe, lace-up, cut-out")
+# A garment has at most one detail per position.
+POSITION = {
+    "buttons": "front", "zip": "front", "lace-up": "front", "belt": "waist", "cut-out": "waist", "ruffle": "hem",
+    "slit": "hem", "fringe": "hem", "pocket": "pocket",
+}  # fmt: skip
+IMPOSSIBLE_DETAILS = {
+    "top": {"slit"}, "dress": set(), "skirt": {"lace-up", "cut-out"},
     "trousers": {"lace-up", "cut-out", "ruffle", "fringe", "slit"},
-}
+}  # fmt: skip
+# Textures and fabrics that are more frequent in a category, by factor.
 BOOST: dict[str, Weights] = {
     "top": {"horizontal stripe": 2, "knit": 2, "cable knit": 2, "star": 2, "heart": 2, "argyle": 2, "gingham": 1.5},
     "dress": {"floral": 2, "leaf": 2, "paisley": 2, "lace": 2, "chiffon": 2, "satin": 2, "sequin": 2, "polka dot": 1.5},
     "skirt": {"pleated": 4, "tweed": 3, "houndstooth": 3, "plaid": 2, "corduroy": 2, "vertical stripe": 1.5},
     "trousers": {"denim": 3, "leather": 2, "camouflage": 3, "pinstripe": 3, "distressed": 4, "zebra": 2, "tie dye": 2},
 }
-# A style holds when each of its groups has a member among the true classes or the marks of an image.
+# An image has a style if each group of the style contains one of the image's classes or marks (@...).
 STYLES: dict[str, tuple[str, ...]] = {
     "bohemian": ("floral|paisley", "bell sleeve|fringe|maxi|tiered"),
     "minimal": ("solid", "@no part"),
@@ -126,109 +87,100 @@ STYLES: dict[str, tuple[str, ...]] = {
     "military": ("camouflage", "pocket|belt|zip|lapel|buttons"),
     "grunge": ("plaid|distressed", "oversized|boxy|zip|shorts"),
 }
-STYLE = tail(", ".join(STYLES), shift=8)
+STYLE = long_tail(STYLES, shift=8)
+SHAPES = dict.fromkeys(name for table in (*SILHOUETTE.values(), *LENGTH.values()) for name in table if name)
+CLASSES = {
+    "texture": TEXTURE, "fabric": FABRIC, "shape": SHAPES, "part": [*NECKS, *SLEEVES, *DETAIL], "style": STYLES,
+}  # fmt: skip
 
 
-def styles_of(marks: set[str]) -> list[str]:
-    """The styles that these classes and marks combine to."""
-    return [name for name, groups in STYLES.items() if all(marks & set(group.split("|")) for group in groups)]
-
-
-def wishes(rng: np.random.Generator) -> list[str]:
-    """One member of each group of a style that the designer had in mind; usually, not always, there is one."""
+def sample_style(rng: np.random.Generator) -> list[str]:
+    """Return classes and marks that make up a random style, one per group of the style; none in 28 % of the cases."""
     if rng.random() > 0.72:
         return []
-    return [str(rng.choice(group.split("|"))) for group in STYLES[pick(rng, STYLE)]]
+    return [str(rng.choice(group.split("|"))) for group in STYLES[choose(rng, STYLE)]]
 
 
-def wish_or(rng: np.random.Generator, wished: Sequence[str], weights: Weights, boost: Weights | None = None) -> str:
-    fitting = [name for name in wished if name in weights]
-    return fitting[0] if fitting else pick(rng, weights, boost)
+def prefer(rng: np.random.Generator, style: list[str], weights: Weights, boost: Weights | None = None) -> str:
+    """Return the name in the table `weights` that the intended style needs, or a random one if it needs none."""
+    fitting = [name for name in style if name in weights]
+    return fitting[0] if fitting else choose(rng, weights, boost)
 
 
-def category_for(rng: np.random.Generator, wished: Sequence[str]) -> str:
-    """A category in which the wishes can come true; where none is, they fall short later."""
-    named = {name for table in (*CUT.values(), *LENGTH.values()) for name in table}
-    able = {
+def sample_shape(rng: np.random.Generator, style: list[str]) -> tuple[str, str, str, dict]:
+    """Return the category, the silhouette, the length class ("" for none), and the Garment fields that draw them.
+
+    The category is one in which the style is possible, or any category if there is none.
+    """
+    needed = set(style) & set(SHAPES)
+    possible = {
         category: weight
         for category, weight in CATEGORY.items()
-        if not MISSING[category] & set(wished)
-        and all(name in CUT[category] or name in LENGTH[category] for name in wished if name in named)
+        if not IMPOSSIBLE_DETAILS[category] & set(style) and needed <= {*SILHOUETTE[category], *LENGTH[category]}
     }
-    return pick(rng, able or CATEGORY)
-
-
-def hem_of(rng: np.random.Generator, category: str, length: str) -> float:
-    unnamed = "knee" if category in ("dress", "skirt") else category
-    return rng.uniform(*HEM[length or unnamed])
-
-
-def neck_and_sleeves(rng: np.random.Generator, wished: Sequence[str], plain: bool) -> tuple[dict, list[str]]:
-    neck, sleeve = wish_or(rng, wished, NECK), wish_or(rng, wished, SLEEVE)
-    named = [neck] if neck in wished or (not plain and rng.random() < 0.5) else []
-    neckline, collar = NECKS[neck] if named else (str(rng.choice(["crew", "scoop", "boat"])), "")
-    look = {"neckline": neckline, "collar": collar, "sleeve": "straight", "sleeve_length": rng.uniform(0.2, 0.9)}
-    if sleeve in wished or (not plain and rng.random() < 0.35):
-        if neckline not in BARE:
-            named.append(sleeve)
-            look |= {"sleeve": SHAPED[sleeve], "sleeve_length": rng.uniform(0.4, 0.85)}
-    elif rng.random() < 0.3:
-        look["sleeve_length"] = 0.0
-    return look, named
-
-
-def details_of(rng: np.random.Generator, wished: Sequence[str], category: str, cut: str, plain: bool) -> list[str]:
-    able = {name: weight for name, weight in DETAIL.items() if name not in MISSING[category]}
-    if cut == "wrap":
-        able = {name: weight for name, weight in able.items() if PLACE[name] not in ("front", "waist")}
-    chosen = [name for name in wished if name in able]
-    for _ in range(0 if plain else int(rng.integers(0, 3))):
-        chosen.append(pick(rng, able))
-    by_place = {PLACE[name]: name for name in reversed(chosen)}
-    return sorted(by_place.values())
-
-
-def cut_of(rng: np.random.Generator, wished: Sequence[str]) -> tuple[str, str, str, dict]:
-    """Category, silhouette, length class, and how that is drawn."""
-    category = category_for(rng, wished)
-    cut, length = wish_or(rng, wished, CUT[category]), wish_or(rng, wished, LENGTH[category])
-    hem = hem_of(rng, category, length)
+    category = choose(rng, possible or CATEGORY)
+    silhouette, length = prefer(rng, style, SILHOUETTE[category]), prefer(rng, style, LENGTH[category])
+    hem = rng.uniform(*HEM[length or category])
     if category in ("skirt", "trousers"):
-        lower = {"lower": category, "lower_shape": cut, "lower_hem": hem}
-        return category, cut, length, {"shape": "fitted", "hem": 48.0, "worn": "lower", **lower}
-    under = {"lower": "trousers" if category == "top" else "", "lower_shape": "straight leg", "lower_hem": 102.0}
-    return category, cut, length, {"shape": cut, "hem": hem, **under}
+        fields = {"lower": category, "lower_shape": silhouette, "lower_hem": hem, "hem": 48.0, "worn": "lower"}
+    else:
+        fields = {"lower": "trousers" if category == "top" else "", "shape": silhouette, "hem": hem}
+    return category, silhouette, length, fields
 
 
-def sample_multi(rng: np.random.Generator) -> tuple[Garment, Truth]:
-    wished, loose = wishes(rng), nuisance(rng)
-    if "@blue" in wished:
-        loose["hue"] = rng.uniform(0.56, 0.68)
-    if "@dark" in wished:
-        loose["lightness"] = rng.uniform(0.12, 0.24)
-    plain = "@no part" in wished
-    category, cut, length, shape = cut_of(rng, wished)
-    texture, fabric = (wish_or(rng, wished, table, BOOST[category]) for table in (TEXTURE, FABRIC))
-    second = pick(rng, TEXTURE) if not plain and category in ("top", "dress") and rng.random() < 0.12 else ""
-    neck, parts = neck_and_sleeves(rng, wished, plain)
-    parts += details_of(rng, wished, category, cut, plain)
-    garment = Garment(
-        texture=texture, second=second, fabric=fabric, details=tuple(parts),
-        buttons="row" if "buttons" in parts else "",
-        **shape, **neck, **loose,
-    )  # fmt: skip
-    visible = second if second and garment.sleeve_length > 0.2 and garment.neckline not in BARE else texture
-    truth = {
-        "texture": sorted({texture, visible}),
+def sample_neck_and_sleeves(rng: np.random.Generator, style: list[str], plain: bool) -> tuple[dict, list[str]]:
+    """Return Garment fields, and the neck and sleeve classes that are true; plain: no class that the style lacks."""
+    neck, sleeve = prefer(rng, style, NECK), prefer(rng, style, SLEEVE)
+    parts = [neck] if neck in style or (not plain and rng.random() < 0.5) else []
+    neckline, collar = NECKS[neck] if parts else (str(rng.choice(["crew", "scoop", "boat"])), "")
+    fields = {"neckline": neckline, "collar": collar, "sleeve": "straight", "sleeve_length": rng.uniform(0.2, 0.9)}
+    if sleeve in style or (not plain and rng.random() < 0.35):
+        if neckline not in BARE_SHOULDERS:
+            parts.append(sleeve)
+            fields |= {"sleeve": SLEEVES[sleeve], "sleeve_length": rng.uniform(0.4, 0.85)}
+    elif rng.random() < 0.3:
+        fields["sleeve_length"] = 0.0
+    return fields, parts
+
+
+def sample_details(rng: np.random.Generator, style: list[str], category: str, shape: str, plain: bool) -> list[str]:
+    """Return the details that the style needs and up to two random ones (if not plain), one per position."""
+    covered = ("front", "waist") if shape == "wrap" else ()
+    possible = {
+        name: weight
+        for name, weight in DETAIL.items()
+        if name not in IMPOSSIBLE_DETAILS[category] and POSITION[name] not in covered
+    }
+    names = [name for name in style if name in possible]
+    names += [choose(rng, possible) for _ in range(0 if plain else int(rng.integers(0, 3)))]
+    return sorted({POSITION[name]: name for name in reversed(names)}.values())
+
+
+def sample_multi(rng: np.random.Generator) -> tuple[Garment, Labels]:
+    """Sample a garment, usually with a style in mind, and all its classes, among them each style that results."""
+    style, nuisance = sample_style(rng), sample_nuisance(rng)
+    if "@blue" in style:
+        nuisance["hue"] = rng.uniform(0.56, 0.68)
+    if "@dark" in style:
+        nuisance["lightness"] = rng.uniform(0.12, 0.24)
+    plain = "@no part" in style
+    category, silhouette, length, shape_fields = sample_shape(rng, style)
+    texture, fabric = (prefer(rng, style, table, BOOST[category]) for table in (TEXTURE, FABRIC))
+    second = choose(rng, TEXTURE) if not plain and category in ("top", "dress") and rng.random() < 0.12 else ""
+    neck_fields, parts = sample_neck_and_sleeves(rng, style, plain)
+    parts += sample_details(rng, style, category, silhouette, plain)
+    buttons = "row" if "buttons" in parts else ""
+    look = {"texture": texture, "second": second, "fabric": fabric, "details": tuple(parts), "buttons": buttons}
+    garment = Garment(**look, **shape_fields, **neck_fields, **nuisance)
+    second_is_visible = second and garment.sleeve_length > 0.2 and garment.neckline not in BARE_SHOULDERS
+    labels = {
+        "texture": sorted({texture, second if second_is_visible else texture}),
         "fabric": [fabric],
-        "shape": [cut, length] if length else [cut],
+        "shape": [silhouette, length] if length else [silhouette],
         "part": sorted(set(parts)),
     }
-    marks = {name for names in truth.values() for name in names} | marks_of(garment, parts)
-    return garment, truth | {"style": styles_of(marks)}
-
-
-def marks_of(garment: Garment, parts: Sequence[str]) -> set[str]:
-    """What a style asks for beside classes."""
+    properties = {name for names in labels.values() for name in names}
     marks = {"@blue": 0.55 <= garment.hue <= 0.69, "@dark": garment.lightness < 0.25, "@no part": not parts}
-    return {name for name, holds in marks.items() if holds}
+    properties |= {mark for mark, present in marks.items() if present}
+    styles = [name for name, groups in STYLES.items() if all(properties & set(group.split("|")) for group in groups)]
+    return garment, labels | {"style": styles}
