@@ -1,4 +1,4 @@
-"""The house: floors of m3lib, what dvc.yaml names, what git ignores, what the lock file and the README hold."""
+"""The house: who imports whom, what each stage of dvc.yaml depends on, what git ignores, lock file, README."""
 
 import ast
 import re
@@ -11,89 +11,80 @@ import nbformat
 import pytest
 import yaml
 
+from m3lib.data.code import imported_files, imports, relative_names
+
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "m3lib"
-MODULES = sorted(path.stem for path in LIBRARY.glob("*.py") if path.stem != "__init__")
+MODULES = sorted(path.relative_to(ROOT).as_posix() for path in LIBRARY.rglob("*.py"))
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-PLUMBING = {"checked", "config", "errors", "run"}  # named in no stage: an edit of theirs reruns nothing by itself
+TOP = {"errors", "taxonomy", "validation", "compatibility", "config"}
+PACKAGES = {  # a package, and the packages that it may import besides the top files
+    "data": set(),
+    "systems": set(),
+    "figures": set(),
+    "prepare": {"data"},
+    "retrieval": {"data"},
+    "training": {"data", "systems", "retrieval"},
+    "analysis": {"data", "retrieval"},
+    "search": {"data", "systems", "training", "retrieval", "figures", "prepare.photos"},
+    "pipeline": {"data", "prepare"},
+}
+TOP_IMPORTS = {  # a top file, and the top files that it may import
+    "errors": set(),
+    "taxonomy": {"errors"},
+    "compatibility": {"taxonomy", "errors"},
+    "validation": {"taxonomy", "errors"},
+    "config": {"validation", "compatibility", "taxonomy", "errors"},
+}
 
 
-def floors():
-    """Module to floor, read from the package's docstring."""
-    text = ast.get_docstring(ast.parse((LIBRARY / "__init__.py").read_text()))
-    found = {}
-    for number, names in re.findall(r"^(\d+)\. (`\w+`(?:,\s+`\w+`)*):", text, re.MULTILINE):
-        found |= dict.fromkeys(re.findall(r"`(\w+)`", names), int(number))
-    return found
+def imported(path: str) -> set[str]:
+    """The m3lib modules that a file imports, also inside functions, without the leading `m3lib.`."""
+    return {name.removeprefix("m3lib.") for name in imports(ast.parse((ROOT / path).read_text()))}
 
 
-def imported(source):
-    """The m3lib modules that code imports, inside functions too."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module == "m3lib":
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("m3lib."):
-            names.add(node.module.split(".")[1])
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, "a relative import"
-        elif isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("m3lib.")}
-    return names
+def test_every_package_has_its_place_in_the_table():
+    assert {path.name for path in LIBRARY.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(PACKAGES)
+    assert {path.stem for path in LIBRARY.glob("*.py")} - {"__init__"} == TOP == set(TOP_IMPORTS)
+    assert imported("m3lib/__init__.py") == set()
 
 
-def graph():
-    return {name: imported((LIBRARY / f"{name}.py").read_text()) for name in MODULES}
+@pytest.mark.parametrize("path", MODULES)
+def test_a_module_imports_what_the_table_allows(path):
+    package = Path(path).parts[1]
+    for name in imported(path):
+        if name in TOP:
+            stem = Path(path).stem
+            assert stem not in TOP or package != f"{stem}.py" or name in TOP_IMPORTS[stem], f"{path} imports {name}"
+        else:
+            target = name.split(".")[0]
+            allowed = {package} | PACKAGES.get(package, set())
+            assert target in allowed or name in allowed, f"{path} imports {name}"
 
 
-def reached(names):
-    """Those modules and all that they import in turn."""
-    edges, found, waiting = graph(), set(), set(names)
-    while waiting:
-        name = waiting.pop()
-        found.add(name)
-        waiting |= edges[name] - found
-    return found
+def test_imports_have_no_cycle():
+    graph = {path: set() for path in MODULES}
+    for path in MODULES:
+        for name in imported(path):
+            base = LIBRARY.joinpath(*name.split("."))
+            file = base.with_suffix(".py") if base.with_suffix(".py").is_file() else base / "__init__.py"
+            graph[path].add(file.relative_to(ROOT).as_posix())
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, naming the modules
 
 
-def outs(stage):
-    """Path and options of everything that a stage makes, for variant m3."""
-    listed = stage.get("outs", []) + stage.get("metrics", []) + stage.get("plots", [])
-    pairs = [next(iter(out.items())) if isinstance(out, dict) else (out, {}) for out in listed]
-    return {path.replace("${item.variant}", "m3"): options for path, options in pairs}
+@pytest.mark.parametrize("path", MODULES)
+def test_a_module_has_a_docstring_and_at_most_300_lines(path):
+    text = (ROOT / path).read_text()
+    assert ast.get_docstring(ast.parse(text))
+    assert len(text.splitlines()) <= 300
 
 
-def all_outs():
-    return {path: options for stage in STAGES.values() for path, options in outs(stage).items()}
+def test_tests_mirror_the_packages():
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert folders <= set(PACKAGES) | {"bench"}
 
 
-def is_ignored(path):
-    done = subprocess.run(["git", "check-ignore", "-q", "--no-index", path], cwd=ROOT, check=False)
-    assert done.returncode in (0, 1)
-    return done.returncode == 0
-
-
-def test_every_module_has_a_floor():
-    assert sorted(floors()) == MODULES
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_every_module_says_what_it_is(name):
-    assert ast.get_docstring(ast.parse((LIBRARY / f"{name}.py").read_text()))
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_imports_go_down(name):
-    level = floors()
-    above = {other for other in graph()[name] if level[other] > level[name]}
-    assert not above, f"{name} (floor {level[name]}) imports from above: {sorted(above)}"
-
-
-def test_imports_of_one_floor_have_no_cycle():
-    list(TopologicalSorter(graph()).static_order())  # raises CycleError, naming it
-
-
-def notebook_of(stage):
+def notebook_of(stage: dict) -> str | None:
     words = stage["cmd"].split() if isinstance(stage["cmd"], str) else []
     return words[3] if words[:3] == ["python", "-m", "m3lib.pipeline.run_notebook"] else None
 
@@ -101,85 +92,96 @@ def notebook_of(stage):
 RUNS = [name for name, stage in STAGES.items() if notebook_of(stage)]
 
 
-def test_stages_with_a_notebook():
-    assert {notebook_of(STAGES[name]) for name in RUNS} == {path.stem for path in (ROOT / "notebooks").glob("0*.ipynb")}
+def code_of(notebook: str) -> ast.Module:
+    cells = nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
+    return ast.parse("\n".join(cell.source for cell in cells if cell.cell_type == "code"))
+
+
+def covered(path: str, deps: list[str]) -> bool:
+    return any(path == dep or path.startswith(f"{dep}/") for dep in deps)
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_stage_names_the_modules_that_its_notebook_reaches(name):
-    stage = STAGES[name]
-    notebook = nbformat.read(ROOT / "notebooks" / f"{notebook_of(stage)}.ipynb", as_version=4)
-    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    uses = reached(imported(code)) - PLUMBING
-    named = {Path(dep).stem for dep in stage["deps"] if dep.startswith("m3lib/")}
-    assert uses - named == set(), "used, not named"
-    assert named - uses == set(), "named, not used"
+def test_a_stage_depends_on_the_code_that_its_notebook_imports(name):
+    """Not on errors and validation, whose effect is in the values, nor on the registry of systems, which a row's own
+    file covers; every named package is imported by the notebook or by what it imports."""
+    deps = [dep for dep in STAGES[name]["deps"] if dep.startswith("m3lib")]
+    files = relative_names(imported_files(*imports(code_of(notebook_of(STAGES[name])))))
+    free = {f"m3lib/{stem}.py" for stem in ("__init__", "errors", "validation", "systems/__init__")}
+    needed = {path for path in files if path not in free and not re.fullmatch(r"m3lib/\w+/__init__.py", path)}
+    assert {path for path in needed if not covered(path, deps)} == set(), "imported, not named"
+    if name not in ("train", "index"):  # there, systems are imported by name
+        assert {dep for dep in deps if not any(covered(path, [dep]) for path in files)} == set(), "named, not imported"
+
+
+def test_a_training_depends_on_the_shared_files_of_systems_and_on_its_row():
+    """The row's file has a digest of the system's own module."""
+    shared = {Path(dep).stem for dep in STAGES["train"]["deps"] if dep.startswith("m3lib/systems/")}
+    assert shared == {"attention", "backbone", "base", "losses", "objective"}
+    assert "data/rows/${item.variant}.json" in STAGES["train"]["deps"]
+    assert "m3lib/systems" not in STAGES["train"]["deps"]
+
+
+def outs(stage: dict) -> dict[str, dict]:
+    """Path and options of everything that a stage writes, for the row m3."""
+    listed = stage.get("outs", []) + stage.get("metrics", []) + stage.get("plots", [])
+    pairs = [next(iter(out.items())) if isinstance(out, dict) else (out, {}) for out in listed]
+    return {path.replace("${item.variant}", "m3"): options for path, options in pairs}
+
+
+ALL_OUTS = {path: options for stage in STAGES.values() for path, options in outs(stage).items()}
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_stage_depends_on_its_stripped_notebook_and_gives_it_back_executed(name):
-    stage = STAGES[name]
-    stem = notebook_of(stage)
-    assert [dep for dep in stage["deps"] if dep.endswith(".ipynb")] == [f"data/notebooks/{stem}.ipynb"]
-    suffix = "-m3" if "matrix" in stage else ""
-    assert [out for out in outs(stage) if out.endswith(".ipynb")] == [f"notebooks/executed/{stem}{suffix}.ipynb"]
+def test_a_stage_depends_on_its_stripped_notebook_and_writes_it_executed(name):
+    stem, suffix = notebook_of(STAGES[name]), "-m3" if "matrix" in STAGES[name] else ""
+    assert [dep for dep in STAGES[name]["deps"] if dep.endswith(".ipynb")] == [f"data/notebooks/{stem}.ipynb"]
+    assert [out for out in outs(STAGES[name]) if out.endswith(".ipynb")] == [f"notebooks/executed/{stem}{suffix}.ipynb"]
 
 
 def test_stages_without_a_notebook():
-    """The look at the source runs always, so needs no deps; the copies depend on every notebook."""
     assert set(STAGES) - set(RUNS) == {"inputs", "notebooks"}
     assert STAGES["inputs"]["always_changed"]
-    assert "deps" not in STAGES["inputs"]
-    module = STAGES["inputs"]["cmd"].removeprefix("python -m m3lib.")
-    assert module in MODULES
-    assert 'if __name__ == "__main__":' in (LIBRARY / f"{module}.py").read_text()
+    assert STAGES["inputs"]["cmd"] == "python -m m3lib.pipeline.check_inputs"
     sources = sorted(f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("0*.ipynb"))
     assert sorted(STAGES["notebooks"]["deps"]) == sources
+    assert {notebook_of(STAGES[name]) for name in RUNS} == {Path(source).stem for source in sources}
 
 
-def test_every_dep_is_there_or_made():
-    made = all_outs()
+def test_every_dep_exists_or_is_made():
     for name, stage in STAGES.items():
         for dep in stage.get("deps", []):
             dep = dep.replace("${item.variant}", "m3")
-            by_stage = any(out == dep or out.startswith(f"{dep}/") or dep.startswith(f"{out}/") for out in made)
-            assert by_stage or (ROOT / dep).is_file(), f"{name}: {dep}"
+            by_stage = any(out == dep or out.startswith(f"{dep}/") or dep.startswith(f"{out}/") for out in ALL_OUTS)
+            assert by_stage or (ROOT / dep).exists(), f"{name}: {dep}"
 
 
-def test_git_ignores_what_the_pipeline_makes_except_what_it_keeps():
-    kept = {path for path, options in all_outs().items() if options.get("cache") is False}
-    assert kept == {
-        "data/inputs.json",
-        "data/weights.json",
-        "data/pairs.csv",
-        "data/metrics/m3.json",
-        "data/curves/m3.csv",
-        "data/metrics.json",
-    }
-    for path in all_outs():
-        assert is_ignored(path) == (path not in kept), path
-    made = [f"data/{folder}/{name}" for folder, name in (("work", "timings.csv"), ("work", "m3.safetensors"))]
-    for path in (*made, "data/x.bak", ".venv/x", "dvc_plots/x"):
+def is_ignored(path: str) -> bool:
+    done = subprocess.run(["git", "check-ignore", "-q", "--no-index", path], cwd=ROOT, check=False)
+    assert done.returncode in (0, 1)
+    return done.returncode == 0
+
+
+def test_git_ignores_what_the_pipeline_makes_except_small_results():
+    small = {path for path, options in ALL_OUTS.items() if options.get("cache") is False}
+    names = {"inputs.json", "rows", "pairs.csv", "metrics/m3.json", "curves/m3.csv", "metrics.json"}
+    assert small == {f"data/{name}" for name in names}
+    for path in ALL_OUTS:
+        assert is_ignored(f"{path}/m3.json" if path == "data/rows" else path) == (path not in small), path
+    for path in ("data/work/timings.csv", "data/work/m3.safetensors", "data/x.bak", ".venv/x", "dvc_plots/x"):
         assert is_ignored(path), path
-    for path in (
-        "data/results/published.csv",
-        "notebooks/01_prepare.ipynb",
-        "dvc.lock",
-        "params.yaml",
-        "m3lib/pipeline/run_notebook.py",
-    ):
+    for path in ("data/results/published.csv", "notebooks/01_prepare.ipynb", "dvc.lock", "params.yaml", *MODULES):
         assert not is_ignored(path), path
 
 
-def normal(name):
+def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_lock_file_is_whole_hashed_and_names_no_index():
+def test_lock_file_is_complete_hashed_and_names_no_index():
     text = (ROOT / "requirements.lock").read_text()
     assert "://" not in text
-    options = [line for line in text.splitlines() if line.startswith("-")]
-    assert options == []
+    assert [line for line in text.splitlines() if line.startswith("-")] == []
     pinned = re.findall(r"^([A-Za-z0-9][\w.-]*)(?:\[[^]]*])?==\S+(?: ;[^\\\n]*)?( \\)?$", text, re.MULTILINE)
     starts = [line for line in text.splitlines() if re.match(r"[A-Za-z0-9]", line)]
     assert len(pinned) == len(starts), "a line that is no exact pin"
@@ -191,7 +193,7 @@ def test_lock_file_is_whole_hashed_and_names_no_index():
     assert wanted - {normal(name) for name, _ in pinned} == set()
 
 
-def named_files(text):
+def named_files(text: str):
     """Relative link targets, and words in backticks that start with a folder or are a file of the repository's top."""
     text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\(([^)\s#]+)", text):
@@ -204,10 +206,10 @@ def named_files(text):
             yield word
 
 
-def test_readme_names_files_that_exist():
-    readme = ROOT / "README.md"
-    if not readme.is_file():
-        pytest.skip("no README.md yet")
-    for name in named_files(readme.read_text()):
-        there = any(ROOT.glob(name.rstrip("/"))) if "*" in name else (ROOT / name).exists()
-        assert there or is_ignored(name) or name in all_outs() or name == "dvc.lock", name
+def test_readme_names_files_that_exist_and_has_at_most_1000_words():
+    text = (ROOT / "README.md").read_text()
+    for name in named_files(text):
+        exists = any(ROOT.glob(name.rstrip("/"))) if "*" in name else (ROOT / name).exists()
+        assert exists or is_ignored(name) or name in ALL_OUTS or name == "dvc.lock", name
+    prose = re.sub(r"^```.*?^```|^\|.*$|<!--.*?-->", "", text, flags=re.MULTILINE | re.DOTALL)
+    assert len(prose.split()) <= 1000

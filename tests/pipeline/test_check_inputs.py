@@ -1,4 +1,4 @@
-"""The first stage: settings checked, the source looked at, nothing written unless something changed."""
+"""The first stage: settings checked, the source fingerprinted, one file of resolved settings per row."""
 
 import json
 import shutil
@@ -16,6 +16,8 @@ from m3lib import config
 from m3lib.pipeline import check_inputs
 
 ROOT = Path(__file__).parents[2]
+ROWS = config.load(ROOT / "params.yaml").variants
+M3 = {"m3_a", "m3_c", "m3"}
 
 
 @pytest.fixture
@@ -33,25 +35,73 @@ def workspace(tiny_catalogue, monkeypatch):
     return folder
 
 
-def test_the_fingerprint_tells_a_change_of_the_source_alone(workspace, tiny_catalogue, capsys):
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_the_fingerprint_changes_with_the_source_only(workspace, tiny_catalogue):
     written = workspace / "data/inputs.json"
     assert check_inputs.main() == 0
     first = written.read_bytes()
     assert json.loads(first)["rows"] == 60
     assert str(workspace) not in first.decode()
-    stamp = written.stat().st_mtime_ns
     tiny_catalogue.photos[0].touch()
     assert check_inputs.main() == 0
-    assert written.stat().st_mtime_ns == stamp
+    assert written.read_bytes() == first
     tiny_catalogue.photos[0].write_bytes(b"shorter")
     assert check_inputs.main() == 0
-    second = json.loads(written.read_bytes())
+    second = read(written)
     assert second["photos"] != json.loads(first)["photos"]
     tiny_catalogue.change(edit_cell(1, 1, "blue"))
     assert check_inputs.main() == 0
-    assert json.loads(written.read_bytes())["table"] != second["table"]
-    assert capsys.readouterr().out.count("\n") == 4
-    assert sorted(path.name for path in written.parent.iterdir()) == ["inputs.json", "weights.json", "work"]
+    assert read(written)["table"] != second["table"]
+    assert sorted(path.name for path in written.parent.iterdir()) == ["inputs.json", "rows", "work"]
+
+
+def rows(workspace: Path) -> dict[str, bytes]:
+    assert check_inputs.main() == 0
+    return {path.stem: path.read_bytes() for path in (workspace / "data/rows").iterdir()}
+
+
+def edit_params(workspace: Path, old: str, new: str) -> None:
+    text = (workspace / "params.yaml").read_text()
+    assert old in text
+    (workspace / "params.yaml").write_text(text.replace(old, new, 1))
+
+
+def changed_rows(before: dict[str, bytes], after: dict[str, bytes]) -> set[str]:
+    return {name for name in before | after if before.get(name) != after.get(name)}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        ("m3_instance: 1, m3_cluster: 1}\n    train: {lr: 0.016}", "m3_instance: 1}\n    train: {lr: 0.016}", M3),
+        ("m3_c: {like: m3, network: m3_c}", "m3_c: {like: m3, network: m3_c, train: {lr: 0.5}}", {"m3_c"}),
+        ("  margin: 0.2", "  margin: 0.3", set(ROWS)),
+        ("  beta: 0.6", "  beta: 0.5", {"asen_pp"}),
+        ("  class_embedding: 64", "  class_embedding: 32", M3),
+        ("  neighbors: 15", "  neighbors: 14", set()),
+        ("m3_unseen:", "m3_other: {like: m3}\n  m3_unseen:", set()),
+        ("variants: [classifier, ", "variants: [", {"classifier"}),
+    ],
+)
+def test_a_setting_changes_the_rows_that_it_reaches(workspace, old, new, changed):
+    before = rows(workspace)
+    assert set(before) == set(ROWS)
+    edit_params(workspace, old, new)
+    assert changed_rows(before, rows(workspace)) == changed
+
+
+def test_a_row_file_covers_the_code_of_its_system(workspace, monkeypatch):
+    before = rows(workspace)
+    real = check_inputs.digest
+    monkeypatch.setattr(check_inputs, "digest", lambda *items: real(*items) + "x" * str(items[0]).endswith("modc.py"))
+    assert changed_rows(before, rows(workspace)) == {"modc"}
+    code = json.loads(before["m3"])["code"]
+    assert "m3lib/systems/m3net.py" in code
+    assert "m3lib/systems/asen.py" not in code
+    assert "m3lib/systems/__init__.py" not in code
 
 
 def test_a_wrong_setting_stops_the_first_stage_and_keeps_what_was(workspace, capsys):
@@ -74,7 +124,7 @@ def test_the_first_stage_runs_as_a_module(workspace):
     shutil.copytree(ROOT / "m3lib", workspace / "m3lib", ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-m", "m3lib.pipeline.check_inputs"]
     done = subprocess.run(command, cwd=workspace, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "source csv, 60 photos: changed\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "source csv, 60 photos\n", "")
     (workspace / "table.csv").unlink()
     done = subprocess.run(command, cwd=workspace, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
@@ -95,40 +145,38 @@ def test_an_unknown_backbone_stops_it_with_the_nearest_names(workspace, capsys):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "sentence"),
     [
         (
-            "score: attribute, loss: {asen_triplet: 1}}",
-            "score: weighted, loss: {asen_triplet: 1}}",
-            "score weighted needs",
+            "asen_v2: {network: asen_v2, score: attribute",
+            "asen_v2: {network: asen_v2, score: weighted",
+            "compares class",
         ),
-        ("m3: {network: m3,", "m3: {network: m3, model: {beta: 0.5},", "model.beta: m3 has no such setting"),
+        ("    network: m3\n", "    network: m3\n    model: {beta: 0.5}\n", "model.beta: m3 has no such setting"),
         (
-            "loss: {asen_triplet: 1}}",
-            "loss: {asen_triplet: 1, m3_cluster: 1}}",
-            "loss.m3_cluster needs classes outputs",
+            "loss: {asen_triplet: 1}}\n",
+            "loss: {asen_triplet: 1, m3_cluster: 1}}\n",
+            "loss.m3_cluster: asen_v2 can't be",
         ),
     ],
 )
-def test_settings_that_do_not_fit_a_rows_network_stop_it(workspace, capsys, old, new, told):
-    params = (workspace / "params.yaml").read_text()
-    (workspace / "params.yaml").write_text(params.replace(old, new, 1))
+def test_settings_that_do_not_fit_a_rows_network_stop_it(workspace, capsys, old, new, sentence):
+    edit_params(workspace, old, new)
     assert check_inputs.main() == 1
-    shown = capsys.readouterr().err
-    assert shown.startswith("error: params.yaml, systems.")
-    assert told in shown
-    assert shown.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: params.yaml")
+    assert sentence in printed
+    assert "Traceback" not in printed
 
 
-def test_weight_files_are_told_by_their_content(workspace, capsys):
-    params = (workspace / "params.yaml").read_text()
-    (workspace / "params.yaml").write_text(params.replace("  weights: ''", "  weights: start.safetensors", 1))
+def test_a_weight_file_is_part_of_the_rows_that_start_from_it(workspace, capsys):
+    edit_params(workspace, "  weights: ''", "  weights: start.safetensors")
     assert check_inputs.main() == 1
     assert "start.safetensors can't be read (No such file or directory)" in capsys.readouterr().err
-    told = []
-    for content in (0.0, 1.0):
-        save_file({"weight": np.array([content])}, workspace / "start.safetensors")
+    digests = []
+    for value in (0.0, 1.0):
+        save_file({"weight": np.array([value])}, workspace / "start.safetensors")
         assert check_inputs.main() == 0
-        told.append(json.loads((workspace / "data/weights.json").read_text()))
-    assert [list(each) for each in told] == [["start.safetensors"]] * 2
-    assert told[0] != told[1]
+        digests.append(read(workspace / "data/rows/m3.json")["weights"])
+    assert [list(entry) for entry in digests] == [["start.safetensors"]] * 2
+    assert digests[0] != digests[1]

@@ -43,7 +43,7 @@ MADE = (
     "data/curves/",
     "data/metrics",
     "data/inputs.json",
-    "data/weights.json",
+    "data/rows/",
     "data/pairs.csv",
 )  # by the pipeline, for other settings
 
