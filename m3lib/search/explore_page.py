@@ -98,13 +98,13 @@ class ExplorePage:
             title, image = self.query()
             attribute, class_ = self.attribute.value, self.class_.value
             matches = self.search(title, image, attribute, [class_] if class_ else [])
-            maps = self.index.attention_maps(image, attribute)
+            maps = self.index.attention_maps(image, attribute, class_ or matches[0].class_)
         except InputError as error:
             self.results.value, self.message.value = "", alert(error)
             return
         shown = [figure(image, f"the query, {title}", "the query", title)]
-        for label, level in attention_to(maps, attribute, class_ or matches[0].class_):
-            shown.append(figure(charts.overlay(image, level), label, label))
+        for name, level in maps.items():
+            shown.append(figure(charts.overlay(image, level), f"attention to {name}", f"attention to {name}"))
         results = [
             figure(self.prepared.images[match.row], f"result {i}, {match.path}", caption(i, match), match.path)
             for i, match in enumerate(matches, 1)
@@ -132,14 +132,6 @@ class ExplorePage:
         if self.upload.value:
             return self.index.search(image, attribute, classes, k)
         return [match for match in self.index.search(title, attribute, classes, k + 1) if match.path != title][:k]
-
-
-def attention_to(maps: dict, attribute: str, class_: str | None) -> list[tuple[str, np.ndarray]]:
-    """Return labels and attention maps (H, W) for an attribute and one of its classes, if the network has them."""
-    labelled = [(f"attention to {attribute}", maps["attribute"])] if "attribute" in maps else []
-    if class_ in maps.get("classes", {}):
-        labelled.append((f"attention to {attribute}: {class_}", maps["classes"][class_]))
-    return labelled
 
 
 def bounded_number(label: str, value: int, largest: int) -> BoundedIntText:

@@ -16,7 +16,6 @@ import faiss
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from m3lib import config
 from m3lib.data import batches, store
@@ -25,11 +24,10 @@ from m3lib.errors import InputError
 from m3lib.prepare import photos
 from m3lib.retrieval.ranking import Embeddings
 from m3lib.search import index_files, vector_index
-from m3lib.search.index_files import REBUILD_HINT, Catalogue
+from m3lib.search.index_files import REBUILD_HINT
 from m3lib.systems.base import System
 from m3lib.taxonomy import nearest
 from m3lib.training import inference
-from m3lib.validation import validate
 
 Query = str | Path | Image.Image | np.ndarray  # a file, or the name of an image of the index; (H, W, 3) uint8
 
@@ -47,25 +45,19 @@ class Match:
 class Index:
     """An index folder, opened for searching. The folder can be moved and copied, and needs no other file."""
 
-    def __init__(self, folder: Path, settings: dict) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.variant, self.image_settings = index_files.read_manifest(folder)
         self.folder, self.catalogue = folder, index_files.load_catalogue(folder)
-        self.image_settings = validate(config.Images, settings["images"], "images", "index.json is damaged")
-        self.variant = index_files.read_variant(settings["variant"])
         self.system = index_files.load_system(self.variant, self.catalogue.taxonomy, folder / "model.safetensors")
         self.faiss_indexes: dict[int, faiss.Index] = {}
 
     @classmethod
-    def open(cls, run: str | Path | None = None) -> "Index":
+    def open(cls, folder: str | Path | None = None) -> "Index":
         """Open the folder that the stage `index` wrote; by default, data/index of the repository.
 
         Raises InputError if there is none, if it has another format, or if a file is missing or damaged.
         """
-        folder = Path(run) if run is not None else config.find_root() / "data" / "index"
-        settings = index_files.verify_manifest(folder)
-        try:
-            return cls(folder, settings)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{folder / 'index.json'} is damaged ({error!r}); {REBUILD_HINT}") from None
+        return cls(Path(folder) if folder is not None else config.find_root() / "data" / "index")
 
     def __len__(self) -> int:
         return len(self.catalogue)
@@ -101,11 +93,11 @@ class Index:
                 "class: leave the classes out, or index another variant (params.yaml, index.variant)"
             )
         if numbers:
-            items, scores = search_by_classes(self.catalogue, query, n, numbers, k)
+            items, scores = self.catalogue.rank_by_classes(query, n, numbers, k)
         else:
-            vectors = self.catalogue.vectors(self.variant.score, "candidate", n)
             vector = self.catalogue.to_vectors(self.variant.score, "query", query, n)[0]
-            items, scores = vector_index.rank(self.faiss_index(n), vectors, vector, self.catalogue.ties, k)
+            candidates = self.catalogue.vectors(self.variant.score, "candidate", n)
+            items, scores = vector_index.rank(self.faiss_index(n), candidates, vector, self.catalogue.ties, k)
         best = self.matched_classes(query, self.catalogue.for_attribute(items, n), numbers)
         return [
             Match(self.catalogue.names[i].as_py(), score, None if m is None else names[m], int(self.catalogue.rows[i]))
@@ -117,31 +109,30 @@ class Index:
         n = self.number(attribute)
         return self.catalogue.to_vectors(self.variant.score, "query", self.embed(image, n), n)[0]
 
-    def attention_maps(self, image: Query, attribute: str) -> dict[str, np.ndarray | dict[str, np.ndarray]]:
-        """Return the attention to an attribute, "attribute": (H, W), and to its classes, "classes": {name: (H, W)}.
+    def attention_maps(self, image: Query, attribute: str, class_: str | None = None) -> dict[str, np.ndarray]:
+        """Return the attention (H, W) to an attribute and to one of its classes, by name ("sleeve", "sleeve: long").
 
         The maps lie on the image as `read` returns it; each sums to about 1. A network without attention has no maps.
         The index holds no pixels, so the image can't be a name of the index.
         """
-        n, pixels = self.number(attribute), torch.from_numpy(self.read(image))[None]
-        outputs, maps = inference.see(self.system, pixels, self.variant.train.precision), {}
-        size = batches.to_tensor(pixels)
+        pixels, maps = torch.from_numpy(self.read(image))[None], {}
+        outputs = inference.see(self.system, pixels, self.variant.train.precision)
         if outputs.attribute_maps is not None:
-            maps["attribute"] = inference.at_pixels(self.system, size, outputs.attribute_maps[:, [n]])[0, 0].numpy()
-        if outputs.class_maps is not None:
-            of_classes = outputs.class_maps[:, self.catalogue.taxonomy.classes_of(n)]
-            of_classes = inference.at_pixels(self.system, size, of_classes)[0].numpy()
-            maps["classes"] = dict(zip(self.classes(attribute), of_classes, strict=True))
-        return maps
+            maps[attribute] = outputs.attribute_maps[:, [self.number(attribute)]]  # (1, 1, P)
+        if outputs.class_maps is not None and class_ is not None:
+            maps[f"{attribute}: {class_}"] = outputs.class_maps[
+                :, [self.catalogue.taxonomy.class_id(attribute, class_)]
+            ]
+        size = batches.to_tensor(pixels)
+        return {name: inference.at_pixels(self.system, size, level)[0, 0].cpu().numpy() for name, level in maps.items()}
 
     def read(self, image: Query) -> np.ndarray:
         """(H, W, 3) uint8: an image decoded, fitted and stored with the settings of the indexed ones."""
-        fitted = photos.fit(
-            decode(image), self.image_settings.height, self.image_settings.width, self.image_settings.fit
-        )
-        if self.image_settings.store == "raw":
+        settings = self.image_settings
+        fitted = photos.fit(decode(image), settings.height, settings.width, settings.fit)
+        if settings.store == "raw":
             return np.array(fitted)  # a copy, because torch needs writable memory
-        return decode(Image.open(io.BytesIO(store.encode(fitted, self.image_settings.store))))
+        return decode(Image.open(io.BytesIO(store.encode(fitted, settings.store))))
 
     def check(self, prepared: Prepared) -> None:
         """Raise InputError unless the index was built from this prepared set, so that `Match.row` is a row of it."""
@@ -154,8 +145,12 @@ class Index:
 
     def faiss_index(self, n: int) -> faiss.Index:
         """Return the faiss index of attribute n, read from its file at the first use."""
-        if n not in self.faiss_indexes:
-            self.faiss_indexes[n] = index_files.load_faiss(self.folder / f"{n}.faiss")
+        path = self.folder / f"{n}.faiss"
+        try:
+            if n not in self.faiss_indexes:
+                self.faiss_indexes[n] = faiss.read_index(str(path))
+        except RuntimeError as error:
+            raise InputError(f"{path} can't be read ({' '.join(str(error).split())[:200]}); {REBUILD_HINT}") from None
         return self.faiss_indexes[n]
 
     def embed(self, image: Query, n: int) -> Embeddings:
@@ -171,40 +166,14 @@ class Index:
         """(B,) the class number within its attribute that adds most to the score of each match, see `Match`."""
         if matches.posterior is None:
             return [None] * len(matches.rows)
+        by_phi = matches.classes is not None and (classes or self.variant.score == "weighted")
+        phi = (matches.classes.numpy(), query.classes.numpy()) if by_phi else (None, None)
+        strength = vector_index.class_agreement(matches.posterior.numpy(), *phi)  # (B, M_n)
         if classes:
-            agreement = class_agreement(matches.posterior, matches.classes, query.classes)
-            return [classes[m] for m in agreement[:, classes].argmax(axis=1)]
-        weighted = self.variant.score == "weighted"
-        strength = class_agreement(matches.posterior, matches.classes if weighted else None, query.classes)  # (B, M_n)
+            return [classes[m] for m in strength[:, classes].argmax(axis=1)]
         if self.variant.score in ("posterior", "weighted"):
             strength = strength * query.posterior.double().numpy()
         return strength.argmax(axis=1).tolist()
-
-
-def search_by_classes(
-    catalogue: Catalogue, query: Embeddings, n: int, classes: list[int], k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k items with the largest score by classes (K numbers within attribute n), and their scores."""
-    ids, stored = catalogue.taxonomy.classes_of(n).start + np.array(classes), catalogue.embeddings
-    posterior = stored.posterior.T[ids]  # (K, I)
-    query_phi = None if query.classes is None else query.classes[:, classes]
-
-    def score(items: np.ndarray) -> np.ndarray:
-        phi = None if stored.classes is None else stored.classes[items[:, None], ids]
-        return class_agreement(posterior[:, items].T, phi, query_phi).mean(axis=1)
-
-    return vector_index.rank_by_classes(posterior.numpy(), score, catalogue.ties, k)
-
-
-def class_agreement(posterior: Tensor, phi: Tensor | None, query_phi: Tensor | None) -> np.ndarray:
-    """(B, K) float64: p_m(c) (1 + cos(phi_m(q), phi_m(c))) / 2 of candidates and one query; p_m(c) without phi.
-
-    posterior: (B, K). phi: (B, K, d). query_phi: (1, K, d).
-    """
-    p = posterior.double().numpy()
-    if phi is None:
-        return p
-    return p * (1 + np.multiply(phi.numpy(), query_phi.numpy(), dtype=np.float64).sum(axis=2)) / 2
 
 
 @torch.no_grad()

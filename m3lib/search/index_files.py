@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,9 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from m3lib import config, systems
+from m3lib.compatibility import SCORES
 from m3lib.errors import InputError
 from m3lib.retrieval import metrics, ranking
 from m3lib.retrieval.ranking import KINDS, Embeddings
+from m3lib.search import vector_index
 from m3lib.search.vector_index import Vectors
 from m3lib.systems.base import System
 from m3lib.taxonomy import Taxonomy
@@ -66,12 +67,27 @@ class Catalogue:
 
     def vectors(self, score: str, side: Side, attribute: int) -> Vectors:
         """Return a function from image numbers to their vectors as queries or candidates of a score."""
-        return lambda items: self.to_vectors(score, side, self.for_attribute(items, attribute), attribute)
+        stored = self.embeddings.of(attribute, self.taxonomy)
+        stored = replace(stored, **{kind: None for kind in KINDS if kind not in SCORES[score]})
+        return lambda items: self.to_vectors(score, side, stored.at(items), attribute)
 
     def to_vectors(self, score: str, side: Side, embeddings: Embeddings, attribute: int) -> np.ndarray:
         """(B, V) float32: the embeddings of images for one attribute as queries or candidates of a score."""
         make = {"query": ranking.query_vectors, "candidate": ranking.candidate_vectors}[side]
         return make(score, embeddings, 0, Taxonomy((self.taxonomy.attributes[attribute],))).numpy()
+
+    def rank_by_classes(
+        self, query: Embeddings, attribute: int, classes: list[int], k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the k items with the largest score by classes (numbers within the attribute), and their scores."""
+        ids = self.taxonomy.classes_of(attribute).start + np.array(classes)
+        posterior = self.embeddings.posterior.T[ids].numpy()  # (K, I)
+        if self.embeddings.classes is None:
+            return vector_index.rank_by_classes(posterior, None, None, self.ties, k)
+        phi, query_phi = self.embeddings.classes, query.classes[:, classes].numpy()
+        return vector_index.rank_by_classes(
+            posterior, lambda items: phi[items[:, None], ids].numpy(), query_phi, self.ties, k
+        )
 
 
 def save_images(folder: Path, names: list[str], taxonomy: Taxonomy) -> None:
@@ -103,11 +119,6 @@ def load_catalogue(folder: Path) -> Catalogue:
         raise InputError(f"{folder} can't be read as a search index ({reason}); {REBUILD_HINT}") from None
 
 
-def read_variant(values: dict) -> config.Variant:
-    """Return the settings of a variant from its `asdict`."""
-    return validate(config.Variant, values, "variant", "index.json is damaged")
-
-
 def load_system(variant: config.Variant, taxonomy: Taxonomy, path: Path) -> System:
     """Return a variant's trained network; raises InputError if the file is missing or holds another network."""
     offline = replace(variant.model, pretrained=False, weights="", local_weights="")  # the file holds all weights
@@ -122,13 +133,6 @@ def load_system(variant: config.Variant, taxonomy: Taxonomy, path: Path) -> Syst
     return system.eval()
 
 
-def load_faiss(path: Path) -> faiss.Index:
-    try:
-        return faiss.read_index(str(path))
-    except RuntimeError as error:
-        raise InputError(f"{path} can't be read ({' '.join(str(error).split())[:200]}); {REBUILD_HINT}") from None
-
-
 def write_manifest(folder: Path, settings: dict) -> None:
     """Write index.json, the last file of a folder: its format, the settings, and the sizes of all other files."""
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
@@ -136,8 +140,8 @@ def write_manifest(folder: Path, settings: dict) -> None:
     (folder / "index.json").write_text(text + "\n")
 
 
-def verify_manifest(folder: Path) -> dict:
-    """Return the content of index.json.
+def read_manifest(folder: Path) -> tuple[config.Variant, config.Images]:
+    """Return the settings in index.json.
 
     Raises InputError if there is no index, if it has another format, or if a file is missing or has another size.
     """
@@ -145,13 +149,13 @@ def verify_manifest(folder: Path) -> dict:
     if not path.is_file():
         raise InputError(f"there is no search index in {folder}: run `dvc repro index`, or name an index folder")
     try:
-        settings = json.loads(path.read_text())
-        number, files = settings["format"], dict(settings["files"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error}); {REBUILD_HINT}") from None
-    if number != FORMAT:
-        raise InputError(f"{folder} has format {number}, and this version of m3lib reads {FORMAT}; {REBUILD_HINT}")
-    for name, size in files.items():
-        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
-            raise InputError(f"{folder} lacks {name}, or holds a part of it: copy the whole folder, or {REBUILD_HINT}")
-    return settings
+        content = json.loads(path.read_text())
+        if content["format"] != FORMAT:
+            raise InputError(f"{folder} has format {content['format']}, but m3lib reads {FORMAT}; {REBUILD_HINT}")
+        for name, size in content["files"].items():
+            if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+                raise InputError(f"{folder} lacks {name} or a part of it: copy the whole folder, or {REBUILD_HINT}")
+        sections = {"variant": config.Variant, "images": config.Images}
+        return tuple(validate(cls, content[name], name, f"{path} is damaged") for name, cls in sections.items())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error!r}); {REBUILD_HINT}") from None

@@ -147,16 +147,34 @@ def rank(
     return top_k(shortlist(index, query, k), score, ties, k)
 
 
-def rank_by_classes(posterior: np.ndarray, score: Score, ties: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k items with the largest mean over K classes of p_m (1 + cos_m) / 2: numbers and float64 scores (k,).
+def rank_by_classes(
+    posterior: np.ndarray, phi: Vectors | None, query_phi: np.ndarray | None, ties: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k items with the largest mean of `class_agreement` over K classes: numbers and float64 scores (k,).
 
-    posterior: (K, I) p_m. score: computes that mean. The mean of p_m bounds it from above, so only two groups of items
-    are scored: those with the largest bounds, then all whose bound reaches the k-th score of the first group.
+    posterior: (K, I) p_m. phi: item numbers (B,) to phi_m (B, K, d), if there are any. The mean of p_m bounds the score
+    from above, so only two groups of items are scored: those with the largest bounds, then all whose bound reaches the
+    k-th score of the first group.
     """
+
+    def score(items: np.ndarray) -> np.ndarray:
+        return class_agreement(posterior[:, items].T, None if phi is None else phi(items), query_phi).mean(axis=1)
+
     bound = MAX_AGREEMENT * np.mean(posterior, axis=0, dtype=np.float64)  # (I,)
     first = min(max(1024, 4 * k), len(bound))
     likely = np.argpartition(-bound, first - 1)[:first]
     return top_k(np.flatnonzero(bound >= np.partition(score(likely), -k)[-k]), score, ties, k)
+
+
+def class_agreement(posterior: np.ndarray, phi: np.ndarray | None, query_phi: np.ndarray | None) -> np.ndarray:
+    """(B, K) float64: p_m(c) (1 + cos(phi_m(q), phi_m(c))) / 2 of candidates c and a query q; p_m(c) without phi.
+
+    posterior: (B, K). phi: (B, K, d) unit rows. query_phi: (1, K, d).
+    """
+    p = np.asarray(posterior, np.float64)
+    if phi is None:
+        return p
+    return p * (1 + np.multiply(phi, query_phi, dtype=np.float64).sum(axis=2)) / 2
 
 
 def top_k(items: np.ndarray, score: Score, ties: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -46,9 +46,8 @@ class FakeIndex:
             for place, i in enumerate(order[:k])
         ]
 
-    def attention_maps(self, image, attribute):
-        level = np.ones((SIDE, SIDE))
-        return {"attribute": level, "classes": dict.fromkeys(self.classes(attribute), level)} if self.maps else {}
+    def attention_maps(self, image, attribute, class_):
+        return dict.fromkeys((attribute, f"{attribute}: {class_}"), np.ones((SIDE, SIDE))) if self.maps else {}
 
 
 def make_page(maps=True, name="000.jpg"):

@@ -178,17 +178,16 @@ def test_attention_maps_are_those_that_training_shows(indexed):
     labelled = replace(PREPARED, manifest=PREPARED.manifest.assign(labels=[[0, 4, 8]] * ITEMS))
     expected = inference.look(index.system, labelled, np.array([3]), "fp32")
     for n, name in enumerate(TAXONOMY.names):
-        maps = index.attention_maps(PREPARED.images[3], name)
-        np.testing.assert_allclose(maps["attribute"], expected["attribute"][0, n], rtol=1e-5)
-        assert list(maps["classes"]) == index.classes(name)
         class_ = TAXONOMY.class_name([0, 4, 8][n])
-        np.testing.assert_allclose(maps["classes"][class_], expected["class"][0, n], rtol=1e-5)
-        assert all(level.shape == (SIDE, SIDE) for level in maps["classes"].values())
+        maps = index.attention_maps(PREPARED.images[3], name, class_)
+        assert list(maps) == [name, f"{name}: {class_}"]
+        np.testing.assert_allclose(maps[name], expected["attribute"][0, n], rtol=1e-5)
+        np.testing.assert_allclose(maps[f"{name}: {class_}"], expected["class"][0, n], rtol=1e-5)
 
 
 def test_networks_without_attention_or_classes(indexed):
-    assert indexed("classifier").attention_maps(PREPARED.images[0], "colour") == {}
-    assert set(indexed("asen").attention_maps(PREPARED.images[0], "colour")) == {"attribute"}
+    assert indexed("classifier").attention_maps(PREPARED.images[0], "colour", "red") == {}
+    assert set(indexed("asen").attention_maps(PREPARED.images[0], "colour", "red")) == {"colour"}
     assert {match.class_ for match in indexed("asen").search(PREPARED.images[0], "colour")} == {None}
     assert indexed("classifier").search(PREPARED.images[0], "colour", classes=["red"])[0].class_ == "red"
 
