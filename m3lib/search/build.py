@@ -1,4 +1,4 @@
-"""Embed the catalogue with a trained network and write an index folder; measure what compression costs."""
+"""Embed the catalogue with a trained network and write an index folder."""
 
 import shutil
 from dataclasses import asdict
@@ -64,25 +64,3 @@ def build_faiss(catalogue: Catalogue, score: str, n: int, kind: vector_index.Kin
     vectors, queries = (catalogue.vectors(score, side, n) for side in ("candidate", "query"))
     dims = vectors(np.array([0])).shape[1]
     return vector_index.build(vectors, queries, len(catalogue), dims, kind, seed)
-
-
-def compare_kinds(index: Index, attribute: str, rows: np.ndarray, seed: int) -> dict[str, int | float]:
-    """Measure what compressing an attribute's vectors saves and costs, with images (manifest rows) as queries.
-
-    Returns items and dims; exact and compressed, the bytes per item; recall@10 and recall@100 of the compressed index
-    against the exact one, as fractions, after its shortlist is scored with the full vectors.
-    """
-    n, score, catalogue = index.number(attribute), index.variant.score, index.catalogue
-    exact, compressed = (build_faiss(catalogue, score, n, kind, seed) for kind in ("exact", "compressed"))
-    vectors = catalogue.vectors(score, "candidate", n)
-    queries = catalogue.vectors(score, "query", n)(np.searchsorted(catalogue.rows, rows))
-    result = {"items": len(index), "dims": exact.d}
-    result["exact"] = vector_index.size_in_bytes(exact) / len(index)
-    result["compressed"] = vector_index.size_in_bytes(compressed) / len(index)
-    for k in (10, 100):
-        best, truth = (
-            [vector_index.rank(kind, vectors, query, catalogue.ties, min(k, len(index)))[0] for query in queries]
-            for kind in (compressed, exact)
-        )
-        result[f"recall@{k}"] = vector_index.recall(best, truth)
-    return result

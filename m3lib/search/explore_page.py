@@ -24,7 +24,7 @@ from m3lib.prepare import photos
 from m3lib.search.index import Index, Match
 
 MAX_RESULTS = 60
-MAX_UPLOAD = "10 MB"  # Jupyter's server drops larger messages without a word
+UPLOAD_LABEL = "or upload one (at most 10 MB)"  # Jupyter's server drops larger messages without a word
 NO_MATHJAX = 'class="tex2jax_ignore mathjax_ignore"'  # a `$` in a name starts no formula
 # JupyterLab takes arrow keys, Enter and letters as shortcuts (`d d` deletes the cell), except in a control with this
 # mark, which each control gets when it receives the focus. The script runs before the output is part of the document.
@@ -61,10 +61,9 @@ class ExplorePage:
         self.numbers = {name: i for i, name in enumerate(index.images, 1)}
         self.number = bounded_number("Photo", 1, len(index.images))
         self.name = Text(index.images[0], description="or its name", continuous_update=False)
-        upload = f"or upload one (at most {MAX_UPLOAD})"
-        self.upload = FileUpload(accept="image/*", multiple=False, description=upload, tooltip="")
+        self.upload = FileUpload(accept="image/*", multiple=False, description=UPLOAD_LABEL, tooltip="")
         self.attribute = Dropdown(options=index.attributes, description="Attribute")
-        self.class_ = Dropdown(options=self.class_options(), description="Class")
+        self.class_ = Dropdown(description="Class")
         self.count = bounded_number("Results", 10, max(1, min(MAX_RESULTS, len(index.images) - 1)))
         self.message, self.results = HTML(), HTML()
         self.number.observe(self.on_number, "value")
@@ -74,10 +73,7 @@ class ExplorePage:
             control.observe(self.update, "value")
         photo, question = (self.number, self.name, self.upload), (self.attribute, self.class_, self.count)
         self.box = VBox([control_row(photo), control_row(question), self.message, self.results])
-        self.update()
-
-    def class_options(self) -> list[tuple[str, str]]:
-        return [("any", ""), *((name, name) for name in self.index.classes(self.attribute.value))]
+        self.on_attribute()
 
     def on_number(self, change: dict) -> None:
         self.name.value = self.index.images[change["new"] - 1]
@@ -88,8 +84,8 @@ class ExplorePage:
         self.number.value = self.numbers.get(change["new"], self.number.value)
         self.update()
 
-    def on_attribute(self, _: dict) -> None:
-        self.class_.options = self.class_options()
+    def on_attribute(self, _: dict | None = None) -> None:
+        self.class_.options = [("any", ""), *((name, name) for name in self.index.classes(self.attribute.value))]
         self.update()
 
     def update(self, _: dict | None = None) -> None:
@@ -102,14 +98,14 @@ class ExplorePage:
         except InputError as error:
             self.results.value, self.message.value = "", alert(error)
             return
-        shown = [figure(image, f"the query, {title}", "the query", title)]
+        queries, results = [figure(image, f"the query, {title}", "the query", title)], []
         for name, level in maps.items():
-            shown.append(figure(charts.overlay(image, level), f"attention to {name}", f"attention to {name}"))
-        results = [
-            figure(self.prepared.images[match.row], f"result {i}, {match.path}", caption(i, match), match.path)
-            for i, match in enumerate(matches, 1)
-        ]
-        self.results.value = figure_row(shown) + figure_row(results)
+            queries.append(figure(charts.overlay(image, level), f"attention to {name}", f"attention to {name}"))
+        for i, match in enumerate(matches, 1):
+            caption = f"{i}. {match.class_}, {match.score:.3f}" if match.class_ else f"{i}. {match.score:.3f}"
+            result = self.prepared.images[match.row]
+            results.append(figure(result, f"result {i}, {match.path}", caption, match.path))
+        self.results.value = figure_row(queries) + figure_row(results)
         goal = f"{attribute}: {class_}" if class_ else attribute
         text = f"{len(results)} photos like {title} by {goal}, the most similar first."
         self.message.value = f'<p role="status" {NO_MATHJAX} style="line-height: 1.4">{escape(text)}</p>'
@@ -158,10 +154,6 @@ def read_upload(name: str, content: memoryview) -> np.ndarray:
 
 def alert(error: InputError) -> str:
     return f'<p role="alert" {NO_MATHJAX} style="line-height: 1.4"><b>Not possible:</b> {escape(str(error))}</p>'
-
-
-def caption(rank: int, match: Match) -> str:
-    return f"{rank}. {match.class_}, {match.score:.3f}" if match.class_ else f"{rank}. {match.score:.3f}"
 
 
 def figure_row(figures: Sequence[str]) -> str:

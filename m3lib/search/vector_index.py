@@ -105,11 +105,6 @@ def recall(results: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> float:
     return float(np.mean([np.isin(right, result).mean() for result, right in zip(results, truth, strict=True)]))
 
 
-def size_in_bytes(index: faiss.Index) -> int:
-    """Return the size of an index, in memory as in its file."""
-    return len(faiss.serialize_index(index))
-
-
 def is_exact(index: faiss.Index) -> bool:
     return isinstance(index, faiss.IndexFlat)
 

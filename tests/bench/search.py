@@ -15,8 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import faiss
 import numpy as np
@@ -45,17 +46,12 @@ MAX_EXACT_FLOATS = 1 << 28  # up to which the exact index is measured too: 1 GB
 LIFTED_DIMS = 1024
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """A variant's embeddings for its first attribute, and a score; lifted: mapped to LIFTED_DIMS dimensions."""
 
     variant: str
     score: str
     lifted: bool = False
-
-    @property
-    def name(self) -> str:
-        return f"{self.variant} {self.score}" + (" lifted" if self.lifted else "")
 
 
 CASES = (
@@ -138,7 +134,8 @@ def measure(case: Case, catalogue: Catalogue, query: Embeddings) -> Iterator[dic
     vectors, query_vectors = (catalogue.vectors(case.score, side, 0) for side in ("candidate", "query"))
     queries = catalogue.to_vectors(case.score, "query", query, 0)
     truth = true_best(vectors, queries, items, 100)
-    row = {"case": case.name, "dims": queries.shape[1], "items": items}
+    name = f"{case.variant} {case.score}" + " lifted" * case.lifted
+    row = {"case": name, "dims": queries.shape[1], "items": items}
     row["disk_bytes"] = sum(getattr(catalogue.embeddings, kind).nbytes for kind in SCORES[case.score]) / items
     row["shared_bytes"] = (catalogue.names.nbytes + catalogue.rows.nbytes + ties.nbytes) / items
     for kind in ("compressed", "exact"):
@@ -147,7 +144,7 @@ def measure(case: Case, catalogue: Catalogue, query: Embeddings) -> Iterator[dic
         start = time.perf_counter()
         index = vector_index.build(vectors, query_vectors, items, queries.shape[1], kind, seed=0)
         result = {"kind": kind, "build_seconds": time.perf_counter() - start}
-        result["memory_bytes"] = vector_index.size_in_bytes(index) / items
+        result["memory_bytes"] = len(faiss.serialize_index(index)) / items
         if kind == "compressed":
             ivf = faiss.extract_index_ivf(index)
             result |= {"cells": ivf.nlist, "looked_into": ivf.nprobe}

@@ -52,8 +52,8 @@ def test_costs_are_proportional_and_machines_follow_the_scarcer_of_memory_and_di
     small, large = (scaling.cost(row, items) for items in (10**7, 10**9))
     assert small["memory"] == 10**7 * (5 * 200 + 24)
     assert small["machines"] == 1
-    assert small["core_hours"] == pytest.approx(36 * 10 * 5 / 3600)
-    assert small["ms"] == pytest.approx(2.0 * 10 / 16)
+    assert small["build, core hours"] == pytest.approx(36 * 10 * 5 / 3600)
+    assert small["ms per query"] == pytest.approx(2.0 * 10 / 16)
     assert large["machines"] == 20  # 1,024 GB of memory in shares of 51.2 GB
     assert scaling.cost(row.replace({400.0: 8000.0}), 10**9)["machines"] == 25  # 40 TB of disk in shares of 1.6 TB
     assert large["graph"] == 5 * 10**9 * (400 + 128)

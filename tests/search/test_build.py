@@ -1,4 +1,4 @@
-"""Building an index: which images it holds, how it replaces another one, and what compression costs."""
+"""Building an index: which images it holds, and how it replaces another one."""
 
 import numpy as np
 import pytest
@@ -55,9 +55,3 @@ def test_embeddings_are_checked_before_they_are_indexed(tmp_path, monkeypatch):
     monkeypatch.setattr(build.inference, "embed_to_file", spoil)
     with pytest.raises(InputError, match=r"embedding \(posterior\) of '033\.jpg' holds NaN"):
         build_index(tmp_path, PREPARED)
-
-
-def test_comparing_the_exact_and_the_compressed_index(tmp_path):
-    result = build.compare_kinds(build_index(tmp_path, PREPARED), "details", np.array([3, 8, 20]), seed=0)
-    assert (result["items"], result["dims"], result["recall@100"]) == (ITEMS, 4 * (1 + 6), 1.0)
-    assert result["exact"] == pytest.approx(4 * result["dims"], abs=3)

@@ -1,16 +1,13 @@
-"""The page of notebooks/explore.ipynb with a stand-in for the index, and how an attention map is overlaid."""
+"""The page of notebooks/explore.ipynb with a stand-in for the index."""
 
 import io
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
-from matplotlib import colormaps
 from PIL import Image
 
 from m3lib.errors import InputError
-from m3lib.figures import charts
 from m3lib.search import explore_page
 from m3lib.search.index import Match
 from tiny import TAXONOMY, make_prepared, random_labels
@@ -185,36 +182,3 @@ def test_a_missing_index_is_one_sentence(tmp_path):
     told = explore_page.open_page(tmp_path, "data/index").value
     assert "dvc repro index" in Reader(told).text
     assert str(tmp_path) in Reader(told).text
-
-
-@pytest.mark.parametrize("peak", [1e-6, 1.0, 40.0])
-def test_overlay_against_a_loop(peak):
-    rng = np.random.default_rng()
-    picture, level = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8), rng.random((5, 7)) * peak
-    found = charts.overlay(picture, level)
-    assert found.shape == (5, 7, 3)
-    assert found.dtype == np.uint8
-    for y, x in np.ndindex(5, 7):
-        red, green, blue = picture[y, x] / 255
-        grey, heat = 0.299 * red + 0.587 * green + 0.114 * blue, level[y, x] / level.max()
-        glow = colormaps["inferno"](float(heat))
-        wanted = [255 * ((1 - charts.GLOW * heat) * grey + charts.GLOW * heat * glow[c]) for c in range(3)]
-        assert found[y, x] == pytest.approx(wanted, abs=0.51)
-
-
-def test_overlay_of_a_uniform_and_of_an_empty_map():
-    picture = np.random.default_rng().integers(0, 256, (6, 4, 3), dtype=np.uint8)
-    grey = np.repeat(np.asarray(Image.fromarray(picture).convert("L"))[..., None], 3, axis=2).astype(float)
-    empty = charts.overlay(picture, np.zeros((6, 4)))
-    np.testing.assert_allclose(empty, grey, atol=1)
-    uniform = charts.overlay(picture, np.full((6, 4), 0.25))
-    np.testing.assert_array_equal(uniform, charts.overlay(picture, np.full((6, 4), 8.0)))
-    yellow = charts.GLOW * 255 * np.array(colormaps["inferno"](1.0)[:3])
-    np.testing.assert_allclose(uniform, yellow + (1 - charts.GLOW) * empty, atol=1)
-
-
-def test_overlay_leaves_the_picture_and_the_map_as_they_were():
-    picture, level = np.full((3, 3, 3), 100, np.uint8), np.eye(3, dtype=np.float32)
-    charts.overlay(picture, level)
-    assert (picture == 100).all()
-    np.testing.assert_array_equal(level, np.eye(3))
