@@ -63,7 +63,7 @@ class ExplorePage:
         self.name = Text(index.images[0], description="or its name", continuous_update=False)
         self.upload = FileUpload(accept="image/*", multiple=False, description=UPLOAD_LABEL, tooltip="")
         self.attribute = Dropdown(options=index.attributes, description="Attribute")
-        self.class_ = Dropdown(description="Class")
+        self.class_ = Dropdown(options=class_options(index, index.attributes[0]), description="Class")
         self.count = bounded_number("Results", 10, max(1, min(MAX_RESULTS, len(index.images) - 1)))
         self.message, self.results = HTML(), HTML()
         self.number.observe(self.on_number, "value")
@@ -73,7 +73,7 @@ class ExplorePage:
             control.observe(self.update, "value")
         photo, question = (self.number, self.name, self.upload), (self.attribute, self.class_, self.count)
         self.box = VBox([control_row(photo), control_row(question), self.message, self.results])
-        self.on_attribute()
+        self.update()
 
     def on_number(self, change: dict) -> None:
         self.name.value = self.index.images[change["new"] - 1]
@@ -84,8 +84,8 @@ class ExplorePage:
         self.number.value = self.numbers.get(change["new"], self.number.value)
         self.update()
 
-    def on_attribute(self, _: dict | None = None) -> None:
-        self.class_.options = [("any", ""), *((name, name) for name in self.index.classes(self.attribute.value))]
+    def on_attribute(self, _: dict) -> None:
+        self.class_.options = class_options(self.index, self.attribute.value)
         self.update()
 
     def update(self, _: dict | None = None) -> None:
@@ -128,6 +128,10 @@ class ExplorePage:
         if self.upload.value:
             return self.index.search(image, attribute, classes, k)
         return [match for match in self.index.search(title, attribute, classes, k + 1) if match.path != title][:k]
+
+
+def class_options(index: Index, attribute: str) -> list[tuple[str, str]]:
+    return [("any", ""), *((name, name) for name in index.classes(attribute))]
 
 
 def bounded_number(label: str, value: int, largest: int) -> BoundedIntText:
