@@ -32,10 +32,9 @@ def fingerprint(settings: Settings) -> dict[str, str | int]:
         return benchmark_fingerprint(settings)
     if settings.source != "csv":
         return {"source": settings.source}
-    table, names = prepare.open_catalogue(settings.csv)
-    catalogue.choose_attributes(table, settings.csv)
-    sizes = [json.dumps([name, file_size(table.path.parent / name)]) for name in names]
-    return {"source": "csv", "table": digest(table.path), "photos": digest(*sizes), "rows": len(names)}
+    path, (_, names, _) = data_path(settings.csv.table), catalogue.open_table(settings.csv)
+    sizes = [json.dumps([name, file_size(path.parent / name)]) for name in names]
+    return {"source": "csv", "table": digest(path), "photos": digest(*sizes), "rows": len(names)}
 
 
 def benchmark_fingerprint(settings: Settings) -> dict[str, str | int]:

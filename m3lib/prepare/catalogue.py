@@ -1,198 +1,255 @@
-"""A person's own CSV table: read with its line numbers kept, its columns turned into attributes and classes."""
+"""Read a person's own catalogue: a CSV table and the photos that it names.
+
+Each column is an attribute, each value a class; `|` separates several classes in one cell. Splits and roles depend on
+a hash of the photo's bytes, or of its group, so neither another name nor another order of rows moves a photo.
+"""
 
 import codecs
 import csv
+import hashlib
 import io
+import posixpath
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from m3lib.config import Csv
+import numpy as np
+import pandas as pd
+
+from m3lib.config import Csv, Split, data_path
+from m3lib.data.manifest import Source, assign_roles, assign_splits
 from m3lib.errors import InputError
+from m3lib.prepare.pack import check_missing
+from m3lib.prepare.photos import PhotoLoader
 from m3lib.taxonomy import Attribute, Taxonomy, nearest, one_line
 
-OTHER = "other"
-SHOWN = 8  # classes that a note names
+OTHER = "other"  # the class that rare classes are folded into
+LISTED = 8  # rare classes named in a note
+SPLITS = {
+    "train": "train",
+    "valid": "valid",
+    "val": "valid",
+    "validation": "valid",
+    "dev": "valid",
+    "test": "test",
+}  # words in csv.split_column
 
-Values = list[list[str]]  # of one attribute, for each row: the classes it carries, none where unknown
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as they stand in the file; lines: where each row starts, as an editor counts."""
-
-    path: Path
-    columns: tuple[str, ...]
-    rows: list[list[str]]
-    lines: list[int]
-
-    def column(self, name: str) -> list[str]:
-        n = self.columns.index(name)
-        return [row[n] for row in self.rows]
-
-    def where(self, row: int) -> str:
-        return f"{self.path}, line {self.lines[row]}"
-
-    def keep(self, rows: Sequence[int]) -> "Table":
-        return replace(self, rows=[self.rows[i] for i in rows], lines=[self.lines[i] for i in rows])
+Values = list[list[str]]  # of one attribute: the classes of each row, none if unknown
 
 
-def clean(text: str) -> str:
-    """On one line, trimmed, and in one Unicode form, so that what looks equal is equal."""
-    return one_line(text)
+def read(settings: Csv, split: Split, max_bad: float) -> Source:
+    """Return the catalogue as a source; raises InputError that names the wrong line, column or setting."""
+    path = data_path(settings.table)
+    table, names, attributes = open_table(settings)
+    contents = [content_key(path.parent / name) for name in names]
+    rows = zip(table.index, names, contents, strict=True)
+    missing = [f"{name!r} ({path}, line {line})" for line, name, content in rows if not content]
+    notes = check_missing(missing, len(table), max_bad)
+    table = table[[content != "" for content in contents]]
+    names, contents = zip(*((n, c) for n, c in zip(names, contents, strict=True) if c), strict=True)
+
+    taxonomy, labels, label_notes = label(table, attributes, settings)
+    keys = split_keys(table, contents, settings)
+    splits = given_splits(table, settings) if settings.split_column else assign_splits(keys, split)
+    roles = assign_roles(keys, splits, split.query)
+    frame = pd.DataFrame({"image": names, "split": splits, "role": roles, "labels": labels})
+    known = frame["labels"].map(len) > 0
+    unknown = (f"{(~known).sum()} of {len(frame)} photos have no known label and are left out",)
+    frame = frame[known].reset_index(drop=True)
+    load = PhotoLoader(path.parent, tuple(frame["image"]))
+    return Source(taxonomy, frame, load, notes + label_notes + (() if known.all() else unknown))
 
 
-def split_values(cell: str) -> list[str]:
-    """The values between `|` in a cell, sorted, each once."""
-    return sorted({clean(value) for value in cell.split("|")} - {""})
+def open_table(settings: Csv) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """Return the table, each row's photo (a path relative to the table's folder), and the attribute columns.
+
+    Raises InputError for any wrong line, column or setting; does not look at the photos.
+    """
+    path = data_path(settings.table)
+    table, image_column = read_table(path), one_line(settings.image_column)
+    if image_column not in table:
+        columns = ", ".join(map(repr, table))
+        raise InputError(f"{path}: no column {image_column!r} (csv.image_column); separated by commas are: {columns}")
+    for setting in ("group_column", "split_column"):
+        if getattr(settings, setting):
+            find_column(table, getattr(settings, setting), f"csv.{setting}", path)
+    return table, photo_names(table[image_column], path), choose_attributes(table, settings)
 
 
-def read_table(path: Path) -> Table:
-    """Read a CSV file; raises InputError naming the line when it is no UTF-8, ragged, badly quoted, or empty."""
-    lines, rows = [], []
-    for line, row in numbered_rows(path, read_text(path)):
-        lines.append(line)
-        rows.append(row)
-    if len(rows) < 2:
-        raise InputError(f"{path}: the table is empty; it needs a line of column names, then a line per photo")
-    columns = tuple(clean(name) for name in rows[0])
-    check_header(columns, f"{path}, line {lines[0]}")
-    for line, row in zip(lines, rows, strict=True):
-        if len(row) != len(columns):
-            raise InputError(f"{path}, line {line}: {len(row)} values for the {len(columns)} columns of the header")
-    return Table(path, columns, rows[1:], lines[1:])
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a CSV file into text cells, indexed by the line on which each row starts; blank lines are skipped.
 
-
-def read_text(path: Path) -> str:
+    Raises InputError naming the line if the file is not UTF-8, is badly quoted, or has rows of different lengths.
+    """
+    line, rows = 1, {}
     try:
         data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-        text = data.decode()
+        reader = csv.reader(io.StringIO(data.decode(), newline=""), strict=True)
+        for row in reader:
+            if row:
+                rows[line] = row
+            line = reader.line_num + 1  # a quoted cell may span several lines
     except UnicodeDecodeError as error:
         line = len((data[: error.start] + b"-").splitlines())
         raise InputError(f"{path}, line {line}: not UTF-8 text; save the table as CSV in UTF-8") from None
     except OSError as error:
         problem = error.strerror or error
         raise InputError(f"{path}: the table can't be read ({problem}); set csv.table in params.yaml") from None
-    if "\0" in text:
-        raise InputError(f"{path}: not a text table, it holds zero bytes; save it as CSV in UTF-8")
-    return text
-
-
-def numbered_rows(path: Path, text: str) -> list[tuple[int, list[str]]]:
-    """Each row that isn't blank, with the line on which it starts: a quoted cell may span several."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    found, start = [], 1
-    try:
-        for row in reader:
-            if row:
-                found.append((start, row))
-            start = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f"{path}, line {start}: not valid CSV ({error}); check the quotes") from None
-    return found
-
-
-def check_header(columns: tuple[str, ...], where: str) -> None:
+        raise InputError(f"{path}, line {line}: not valid CSV ({error}); check the quotes") from None
+    if b"\0" in data:
+        raise InputError(f"{path}: not a text table, it holds zero bytes; save it as CSV in UTF-8")
+    if len(rows) < 2:
+        raise InputError(f"{path}: the table is empty; it needs a line of column names, then one line per photo")
+    (first, header), *cells = rows.items()
+    columns = [one_line(name) for name in header]
     if "" in columns:
-        raise InputError(f"{where}: column {columns.index('') + 1} has no name")
-    twice = [name for name, count in Counter(columns).items() if count > 1]
-    if twice:
-        raise InputError(f"{where}: two columns have the name {twice[0]!r}")
+        raise InputError(f"{path}, line {first}: column {columns.index('') + 1} has no name")
+    if len(set(columns)) < len(columns):
+        twice = next(name for name in columns if columns.count(name) > 1)
+        raise InputError(f"{path}, line {first}: two columns have the name {twice!r}")
+    for line, row in cells:
+        if len(row) != len(columns):
+            raise InputError(f"{path}, line {line}: {len(row)} values for the {len(columns)} columns of the header")
+    return pd.DataFrame([row for _, row in cells], [line for line, _ in cells], columns, dtype=object)
 
 
-def find_column(table: Table, name: str, setting: str) -> str:
-    """The column that a setting names; raises InputError with the names that exist."""
-    if not isinstance(name, str):
-        raise InputError(f"params.yaml, {setting}: expected names of columns, got {name!r}; put it in quotes")
-    return nearest(clean(name), table.columns, f"column in params.yaml, {setting}: {table.path} has no")
+def find_column(table: pd.DataFrame, name: str, setting: str, path: Path) -> str:
+    """Return the column that a setting names; raises InputError with similar names if there is none."""
+    return nearest(one_line(name), list(table), f"column in params.yaml, {setting}: {path} has no")
 
 
-def choose_attributes(table: Table, settings: Csv) -> list[str]:
-    """The columns to ask about: those listed, or every one that isn't named otherwise."""
-    taken = {clean(name) for name in (settings.image_column, settings.group_column, settings.split_column)}
-    listed = [find_column(table, name, "csv.attributes") for name in settings.attributes]
-    chosen = listed or [name for name in table.columns if name not in taken]
+def choose_attributes(table: pd.DataFrame, settings: Csv) -> list[str]:
+    """Return the columns listed in csv.attributes, or all columns without another meaning."""
+    path = data_path(settings.table)
+    others = {one_line(name) for name in (settings.image_column, settings.group_column, settings.split_column)}
+    listed = [find_column(table, name, "csv.attributes", path) for name in settings.attributes]
+    attributes = listed or [name for name in table if name not in others]
     for setting, names in [("csv.multi", settings.multi), ("csv.single", settings.single)]:
         for name in names:
-            nearest(find_column(table, name, setting), chosen, f"attribute in params.yaml, {setting}:")
-    both = {clean(name) for name in settings.multi} & {clean(name) for name in settings.single}
+            nearest(find_column(table, name, setting, path), attributes, f"attribute in params.yaml, {setting}:")
+    both = {one_line(name) for name in settings.multi} & {one_line(name) for name in settings.single}
     if both:
         raise InputError(f"params.yaml, csv: {min(both)!r} is listed as multi and as single")
-    return chosen
+    return attributes
 
 
-def label(table: Table, settings: Csv) -> tuple[Taxonomy, list[list[int]], tuple[str, ...]]:
-    """The taxonomy of the chosen columns, each row's class ids, rising, and notes on what was dropped or folded.
+def photo_names(column: pd.Series, path: Path) -> list[str]:
+    """Return each row's photo as a normalised path relative to the table's folder; links in it are followed.
 
-    Raises InputError when a listed attribute has fewer than two classes of csv.min_images images, or none has.
+    Raises InputError for an empty cell, a photo outside the folder, or a photo that another row names.
     """
-    attributes, columns, notes = [], [], []
-    for name in choose_attributes(table, settings):
-        values = [split_values(cell) for cell in table.column(name)]
+    lines: dict[str, int] = {}
+    for line, cell in column.items():
+        name = posixpath.normpath(cell.strip())
+        if not cell.strip():
+            raise InputError(f"{path}, line {line}: column {column.name!r} is empty; it must name a photo")
+        if name.startswith("/") or name.split("/")[0] == "..":
+            raise InputError(f"{path}, line {line}: {cell!r} lies outside the table's folder; move the photo into it")
+        if name in lines:
+            raise InputError(f"{path}, line {line}: the photo {name!r} is already on line {lines[name]}")
+        lines[name] = line
+    return list(lines)
+
+
+def content_key(path: Path) -> str:
+    """Return a hash of a photo's bytes; empty if it can't be read or is no regular file."""
+    try:
+        if not path.is_file():
+            return ""
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
+    except (OSError, ValueError):  # ValueError: no file system accepts the name
+        return ""
+
+
+def split_keys(table: pd.DataFrame, contents: list[str], settings: Csv) -> list[str]:
+    """Return what decides each row's split: its group, or the photo's bytes if it has none."""
+    if not settings.group_column:
+        return contents
+    groups = table[one_line(settings.group_column)].map(one_line)
+    return [f"group {group}" if group else content for group, content in zip(groups, contents, strict=True)]
+
+
+def given_splits(table: pd.DataFrame, settings: Csv) -> np.ndarray:
+    """Return the splits that csv.split_column gives; raises InputError for another word."""
+    column = table[one_line(settings.split_column)]
+    for line, cell in column.items():
+        if cell.strip().lower() not in SPLITS:
+            where = f"{data_path(settings.table)}, line {line}"
+            raise InputError(f"{where}: column {column.name!r} must be train, valid or test, got {cell.strip()!r}")
+    return np.array([SPLITS[cell.strip().lower()] for cell in column])
+
+
+def label(
+    table: pd.DataFrame, attributes: list[str], settings: Csv
+) -> tuple[Taxonomy, list[list[int]], tuple[str, ...]]:
+    """Return the taxonomy, each row's class ids in ascending order, and notes on what was dropped or folded.
+
+    Raises InputError if a listed attribute, or every one, has fewer than two classes of csv.min_images images.
+    """
+    found: dict[Attribute, Values] = {}
+    notes = []
+    for name in attributes:
+        values = [sorted({one_line(value) for value in cell.split("|")} - {""}) for cell in table[name]]
         multi = is_multi(name, values, table, settings)
         values, rare = without_rare(values, settings)
         classes = tuple(sorted(set().union(*values)))
         if len(classes) < 2:
-            notes.append(left_out(name, table, settings))
+            problem = f"fewer than two classes with {settings.min_images} or more images"
+            if settings.attributes:
+                where = f"{data_path(settings.table)}, column {name!r}"
+                raise InputError(f"{where}: {problem}; lower csv.min_images or leave the column out")
+            notes.append(f"column {name!r} is left out: {problem}")
             continue
         if rare:
             notes.append(describe_rare(name, rare, settings))
-        attributes.append(Attribute(name, classes, multi))
-        columns.append(values)
-    if not attributes:
-        raise InputError(f"{table.path}: no column has two classes with {settings.min_images} or more images each")
-    taxonomy = Taxonomy(tuple(attributes))
-    return taxonomy, class_ids(taxonomy, columns), tuple(notes)
+        found[Attribute(name, classes, multi)] = values
+    if not found:
+        path = data_path(settings.table)
+        raise InputError(f"{path}: no column has two classes with {settings.min_images} or more images each")
+    taxonomy = Taxonomy(tuple(found))
+    labels: list[list[int]] = [[] for _ in range(len(table))]
+    for attribute, offset in zip(taxonomy.attributes, taxonomy.offsets, strict=False):
+        ids = {class_: int(offset) + i for i, class_ in enumerate(attribute.classes)}
+        for row, values in zip(labels, found[attribute], strict=True):
+            row.extend(ids[class_] for class_ in values)  # classes and values are both sorted by name
+    return taxonomy, labels, tuple(notes)
 
 
-def class_ids(taxonomy: Taxonomy, columns: list[Values]) -> list[list[int]]:
-    ids: list[list[int]] = [[] for _ in columns[0]]
-    for attribute, offset, values in zip(taxonomy.attributes, taxonomy.offsets, columns, strict=False):
-        number = {class_: int(offset) + n for n, class_ in enumerate(attribute.classes)}
-        for row, carried in zip(ids, values, strict=True):
-            row.extend(number[class_] for class_ in carried)  # both are sorted by name
-    return ids
-
-
-def is_multi(name: str, values: Values, table: Table, settings: Csv) -> bool:
-    """Whether an attribute allows several classes per photo: as set, or as seen in the table."""
-    several = next((row for row, carried in enumerate(values) if len(carried) > 1), None)
+def is_multi(name: str, values: Values, table: pd.DataFrame, settings: Csv) -> bool:
+    """Return whether an attribute allows several classes per photo, by the settings or by the cells."""
+    several = next((row for row, classes in enumerate(values) if len(classes) > 1), None)
     if several is None:
-        return name in map(clean, settings.multi)
-    if name in map(clean, settings.single):
-        raise InputError(
-            f"{table.where(several)}: {name!r} has {len(values[several])} values, but csv.single in params.yaml "
-            "lists it"
-        )
+        return name in map(one_line, settings.multi)
+    if name in map(one_line, settings.single):
+        where = f"{data_path(settings.table)}, line {table.index[several]}"
+        raise InputError(f"{where}: {name!r} has {len(values[several])} values, but csv.single in params.yaml lists it")
     return True
 
 
-def count_images(values: Values) -> Counter[str]:
-    return Counter(class_ for carried in values for class_ in carried)
-
-
 def without_rare(values: Values, settings: Csv) -> tuple[Values, dict[str, int]]:
-    """The values without rare classes, dropped or folded, and those classes' images; `other` may be rare itself."""
+    """Drop or fold classes with fewer than csv.min_images images; also return them with their number of images.
+
+    `other`, the class they are folded into, is dropped if it is rare too.
+    """
     rare = {class_: n for class_, n in count_images(values).items() if n < settings.min_images}
     if settings.rare == "fold":
-        values = [sorted({OTHER if class_ in rare else class_ for class_ in carried}) for carried in values]
+        values = [sorted({OTHER if class_ in rare else class_ for class_ in classes}) for classes in values]
     frequent = {class_ for class_, n in count_images(values).items() if n >= settings.min_images}
-    return [[class_ for class_ in carried if class_ in frequent] for carried in values], rare
+    return [[class_ for class_ in classes if class_ in frequent] for classes in values], rare
 
 
-def describe_rare(name: str, rare: Mapping[str, int], settings: Csv) -> str:
-    ordered = sorted(rare.items(), key=lambda item: (-item[1], item[0]))
-    named = [f"{class_!r} ({count})" for class_, count in ordered[:SHOWN]]
-    if len(ordered) > SHOWN:
-        named.append(f"and {len(ordered) - SHOWN} more")
-    done = "dropped" if settings.rare == "drop" else f"folded into {OTHER!r}"
-    return f"{name}: classes with fewer than {settings.min_images} images are {done}: {', '.join(named)}"
+def count_images(values: Values) -> Counter[str]:
+    """Count the images of each class."""
+    return Counter(class_ for classes in values for class_ in classes)
 
 
-def left_out(name: str, table: Table, settings: Csv) -> str:
-    """The note on an attribute without two classes; raises InputError when a person had listed it."""
-    problem = f"fewer than two classes with {settings.min_images} or more images"
-    if settings.attributes:
-        raise InputError(f"{table.path}, column {name!r}: {problem}; lower csv.min_images or leave the column out")
-    return f"column {name!r} is left out: {problem}"
+def describe_rare(name: str, rare: dict[str, int], settings: Csv) -> str:
+    """Describe the rare classes of an attribute in a note."""
+    by_count = sorted(rare.items(), key=lambda item: (-item[1], item[0]))
+    named = [f"{class_!r} ({count})" for class_, count in by_count[:LISTED]]
+    if len(rare) > LISTED:
+        named.append(f"and {len(rare) - LISTED} more")
+    action = "dropped" if settings.rare == "drop" else f"folded into {OTHER!r}"
+    return f"{name}: classes with fewer than {settings.min_images} images are {action}: {', '.join(named)}"

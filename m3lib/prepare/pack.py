@@ -189,6 +189,17 @@ def too_many(bad: int, total: int, max_bad: float) -> bool:
     return bad > 0 and (bad / total > max_bad or bad == total)
 
 
+def check_missing(missing: list[str], total: int, max_bad: float) -> tuple[str, ...]:
+    """Return a note on the missing photos of a source, if any; raises InputError if they are too many."""
+    if not missing:
+        return ()
+    counted = f"{len(missing)} of {total} photos are missing"
+    if too_many(len(missing), total, max_bad):
+        share = f"more than the share images.max_bad = {max_bad:g} in params.yaml allows"
+        raise InputError(f"{counted}, {share}; the first is {missing[0]}")
+    return (f"{counted} and left out, the first is {missing[0]}",)
+
+
 def leave_out(source: Source, bad: dict[int, str]) -> Source:
     """Return the source without its unreadable rows, with notes about them."""
     rows = tuple(i for i in range(len(source.manifest)) if i not in bad)

@@ -53,7 +53,7 @@ def read_labels(photos: int) -> None:
         own = replace(settings, source="deepfashion", benchmark=replace(settings.benchmark, folder=name))
         start = time.perf_counter()
         known = deepfashion.read(folder, own)
-        frame, _ = public.split_up(known, folder, own)
+        frame, _ = public.drawn_split(known, folder, own)
         manifest.save(manifest.Source(known.taxonomy, frame, images.decode), folder)
         seconds = time.perf_counter() - start
         size = (folder / "Anno/list_attr_img.txt").stat().st_size

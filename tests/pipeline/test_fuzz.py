@@ -115,8 +115,10 @@ def test_any_bytes_for_a_table(tiny_catalogue, edits):
     other.write_bytes(spoilt(content, edits))
     found = tried(catalogue.read_table, other)
     if found is not None:
-        assert all(len(row) == len(found.columns) for row in found.rows)
-        tried(catalogue.label, found, tiny_catalogue.set(attributes=[]))
+        settings_ = tiny_catalogue.set(attributes=[])
+        attributes = tried(catalogue.choose_attributes, found, settings_)
+        if attributes:
+            tried(catalogue.label, found, attributes, settings_)
 
 
 # prepared folders

@@ -231,7 +231,7 @@ PHOTOS: dict[str, Case] = {
 
 
 def prepare(catalogue, folder: Path) -> None:
-    source = sources.read_csv(catalogue.settings, catalogue.split, 0.0)
+    source = sources.catalogue.read(catalogue.settings, catalogue.split, 0.0)
     pack.pack(source, folder, config.Images(16, 16, "crop", "raw", 0.0), 1)
 
 

@@ -46,13 +46,14 @@ def put(folder: Path, end: str = "\n", trailing: str = "", last: bool = True, **
 
 def read_train(folder: Path) -> dict[str, list[int]]:
     filenames, labels = asen_split.train_files(folder)
-    names = asen_split.read_names(filenames)
-    return dict(zip(names, asen_split.read_labels(labels, len(names), TAXONOMY), strict=True))
+    names = list(asen_split.read_names(filenames))
+    rows = asen_split.read_rows(labels, len(names), TAXONOMY)
+    return {name: rows[i][1] if i in rows else [] for i, name in enumerate(names)}
 
 
 def read_test(folder: Path) -> dict[str, tuple[str, int]]:
-    part = asen_split.read_part(folder, "test", TAXONOMY)
-    return {name: pair for name, *pair in zip(part.names, part.roles, part.classes, strict=True)}
+    frame, _ = asen_split.read_held_out(folder, "test", TAXONOMY)
+    return {name: (role, row) for name, role, row in zip(frame["image"], frame["role"], frame["row"], strict=True)}
 
 
 @pytest.mark.parametrize("last", [True, False])
@@ -60,22 +61,18 @@ def read_test(folder: Path) -> dict[str, tuple[str, int]]:
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_line_ends_and_trailing_blanks_change_nothing(tmp_path, end, trailing, last):
     put(tmp_path, end, trailing, last)
-    assert asen_split.has_parts(tmp_path)
+    assert asen_split.all_exist(asen_split.held_out_files(tmp_path))
     train = read_train(tmp_path)
     assert list(train) == FILES["filenames_train.txt"]
     assert [by_name(TAXONOMY, ids) for ids in train.values()] == TRAIN
-    part = asen_split.read_part(tmp_path, "test", TAXONOMY)
-    assert part.names == list(TEST)  # in the order of the filenames
-    found = zip(part.roles, ([m] for m in part.classes), strict=True)
-    assert [(role, by_name(TAXONOMY, ids)) for role, ids in found] == list(TEST.values())
-    assert [(path.name, line) for path, line in part.lines] == [
-        ("candidate_test.txt", 1),
-        ("query_test.txt", 2),
-        ("candidate_test.txt", 2),
-        ("query_test.txt", 1),
-    ]
-    assert part.notes == ("1 of 5 photos of filenames_test.txt have no row and are left out",)
-    assert asen_split.read_part(tmp_path, "valid", TAXONOMY).notes == ()
+    frame, notes = asen_split.read_held_out(tmp_path, "test", TAXONOMY)
+    assert frame["image"].tolist() == list(TEST)  # in the order of the filenames
+    found = zip(frame["role"], frame["row"], strict=True)
+    assert [(role, by_name(TAXONOMY, [m])) for role, m in found] == list(TEST.values())
+    rows = [("candidate", 1), ("query", 2), ("candidate", 2), ("query", 1)]
+    assert frame["where"].tolist() == [f"{tmp_path}/{role}_test.txt, line {line}" for role, line in rows]
+    assert notes == ("1 of 5 photos of filenames_test.txt have no row and are left out",)
+    assert asen_split.read_held_out(tmp_path, "valid", TAXONOMY)[1] == ()
 
 
 def test_a_label_that_stands_twice_counts_once(tmp_path):
@@ -100,8 +97,8 @@ BAD = {
     "fractions": ("query_test.txt", b"3 1 3.0\n", ["line 1", "integers"]),
     "other digits": ("query_test.txt", "3 1 ٣\n".encode(), ["line 1", "integers"]),
     "too long": ("query_test.txt", b"3 1 30000000000000000000\n", ["line 1", "integers"]),
-    "two integers": ("query_test.txt", b"3 1\n", ["line 1", "`line attribute value`", "got 2"]),
-    "four integers": ("candidate_test.txt", b"0 2 1\n2 1 0 1\n", ["line 2", "`line attribute value`", "got 4"]),
+    "two integers": ("query_test.txt", b"3 1\n", ["line 1", "`line attribute value [", "got 2"]),
+    "two pairs": ("candidate_test.txt", b"0 2 1\n2 1 0 1 1\n", ["line 2", "`line attribute value`", "got 2 pairs"]),
     "a mark": ("query_test.txt", b"\xef\xbb\xbf3 1 3\n", ["line 1", "integers"]),
     "photo out of range": ("query_test.txt", b"3 1 3\n5 0 2\n", ["line 2", "photo 5", "0 to 4"]),
     "photo below 0": ("query_test.txt", b"-1 1 3\n", ["line 1", "photo -1"]),
@@ -129,7 +126,7 @@ BAD = {
     "even number": ("label_train.txt", b"0 0 2\n1 0 2 1\n", ["line 2", "`line attribute value [", "got 4"]),
     "photo alone": ("label_train.txt", b"0\n", ["line 1", "got 1 integers"]),
     "train photo out of range": ("label_train.txt", b"0 0 2\n4 0 2\n", ["line 2", "photo 4", "0 to 3"]),
-    "train photo twice": ("label_train.txt", b"0 0 2\n0 0 2\n", ["line 2", "photo 0", "line above"]),
+    "train photo twice": ("label_train.txt", b"0 0 2\n0 0 2\n", ["line 2", "photo 0", "label_train.txt, line 1"]),
     "train value": ("label_train.txt", b"0 0 2 2 2\n", ["line 1", "value 2", "'sleeve'"]),
     "train, old line ends": ("label_train.txt", b"0 0 2\r1 0 1\r2 0 0\r", ["line 1", "integers"]),
 }
@@ -154,27 +151,27 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):
     check_words(raised, [str(tmp_path / "query_test.txt"), "can't be read"])
 
 
-PARTS = [name for name in FILES if "train" not in name]
+HELD_OUT = [name for name in FILES if "train" not in name]
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", HELD_OUT)
 def test_some_of_the_six_files_are_not_enough(tmp_path, name):
     put(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(InputError) as raised:
-        asen_split.has_parts(tmp_path)
-    check_words(raised, [str(tmp_path), f"without {name};", *(other for other in PARTS if other != name)])
+        asen_split.all_exist(asen_split.held_out_files(tmp_path))
+    check_words(raised, [str(tmp_path), f"without {name};", *(other for other in HELD_OUT if other != name)])
 
 
 def test_none_of_the_six_files_means_no_split(tmp_path):
     put(tmp_path)
-    for name in PARTS:
+    for name in HELD_OUT:
         (tmp_path / name).unlink()
-    assert not asen_split.has_parts(tmp_path)
-    assert asen_split.there(asen_split.train_files(tmp_path))
+    assert not asen_split.all_exist(asen_split.held_out_files(tmp_path))
+    assert asen_split.all_exist(asen_split.train_files(tmp_path))
     (tmp_path / "label_train.txt").unlink()
     with pytest.raises(InputError, match=r"filenames_train.txt without label_train.txt"):
-        asen_split.there(asen_split.train_files(tmp_path))
+        asen_split.all_exist(asen_split.train_files(tmp_path))
 
 
 # rows and roles are drawn
@@ -246,9 +243,10 @@ def test_what_is_written_is_read_back(tmp_path, seed):
     assert read_train(tmp_path / "split") == dict(zip(train["image"], train["labels"], strict=True))
     for split in ("valid", "test"):
         own = frame[frame["split"] == split]
-        part = asen_split.read_part(tmp_path / "split", split, TAXONOMY)
-        assert (part.names, part.roles, part.classes) == tuple(own[c].tolist() for c in ("image", "role", "row"))
-        assert part.notes == ()
+        read, notes = asen_split.read_held_out(tmp_path / "split", split, TAXONOMY)
+        columns = ["image", "role", "row"]
+        assert read[columns].to_dict("list") == own[columns].to_dict("list")
+        assert notes == ()
 
 
 # any bytes

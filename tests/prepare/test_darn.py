@@ -104,7 +104,7 @@ def test_a_share_of_the_photos(download):
     gone = [row.role for name, row in rows_of(whole).items() if name not in names]
     assert set(gone) == {"", "query", "candidate"}
     assert rows_of(source) == {name: row for name, row in rows_of(whole).items() if name in names}
-    assert f"{len(names)} of 179 photos are used (benchmark.share): no figure to compare" in source.notes
+    assert f"{len(names)} of 179 photos are used (benchmark.share): results can't be compared" in source.notes
 
 
 def test_equal_rows_are_noted(download):
@@ -137,10 +137,10 @@ def test_missing_photos_are_counted_up_to_the_limit(download):
         (download.folder / name).unlink()
     source = download.read(max_bad=0.06, protocol="pair")
     assert set(source.manifest["image"]) == set(download.labelled) - set(gone)
-    assert f"10 of 179 photos are missing in {download.folder} and left out, the first is 'pic/" in source.notes[-2]
+    assert f"10 of 179 photos are missing and left out, the first is '{download.folder}/pic/" in source.notes[-2]
     with pytest.raises(InputError) as raised:
         download.read(max_bad=0.05, protocol="pair")
-    check_words(raised, ["10 of 179", str(download.folder), "images.max_bad = 0.05", "'pic/"])
+    check_words(raised, ["10 of 179", str(download.folder), "images.max_bad = 0.05", "/pic/"])
 
 
 # bad tables: the change, words of the sentence beside the file's name
@@ -235,7 +235,7 @@ def test_a_survey_names_every_file_and_where_it_is_had(download, tmp_path):
     assert not complete
     for word in ("labels.csv or label_train.txt", " pic:", "filenames_test.txt"):
         assert any(line.startswith("  missing") and word in line for line in text.splitlines()), word
-    for word in (str(tmp_path / "nothing"), "request to the authors", "github.com/Maryeon/asen", "(2 missing)"):
+    for word in (str(tmp_path / "nothing"), "request to the authors", "github.com/Maryeon/asen", "the 2 missing"):
         assert word in text
     text, complete = public.survey(reader.DATASET, download.folder)
     assert complete
@@ -273,7 +273,7 @@ def test_any_table_is_read_rightly_or_refused(small, edits):
     path, data = small
     path.write_bytes(edits if isinstance(edits, bytes) else apply(data, edits))
     try:
-        labels, _ = reader.read_table(path)
+        labels, _ = reader.read_labels(path)
     except InputError as error:
         check_text(str(error), path)
         return

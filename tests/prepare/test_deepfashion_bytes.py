@@ -23,7 +23,7 @@ from m3lib.prepare import deepfashion as reader
 
 def naive_rows(data):
     lines = data.split(b"\n")[2:]
-    return [line.decode() for line in lines if line.strip()]
+    return [text for line in lines if (text := line.decode()).strip()]
 
 
 def naive_labels(download):

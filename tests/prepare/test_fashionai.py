@@ -135,7 +135,7 @@ def test_a_share_of_the_photos(download):
     names = set(source.manifest["image"])
     assert 0.65 < len(names) / 200 < 0.95
     assert rows_of(source) == {name: row for name, row in rows_of(whole).items() if name in names}
-    assert f"{len(names)} of 200 photos are used (benchmark.share): no figure to compare" in source.notes
+    assert f"{len(names)} of 200 photos are used (benchmark.share): results can't be compared" in source.notes
 
 
 def test_equal_rows_are_noted_and_line_ends_change_nothing(download):
@@ -158,10 +158,10 @@ def test_missing_photos_are_counted_up_to_the_limit(download):
         download.photo(i).unlink()
     source = download.read(max_bad=0.02)
     assert len(source.manifest) == 197
-    assert f"3 of 200 photos are missing in {download.folder} and left out" in source.notes[1]
+    assert "3 of 200 photos are missing and left out" in source.notes[1]
     with pytest.raises(InputError) as raised:
         download.read(max_bad=0.01)
-    check_words(raised, ["3 of 200", str(download.folder), "images.max_bad = 0.01", "'fashionAI_attributes_train"])
+    check_words(raised, ["3 of 200", str(download.folder), "images.max_bad = 0.01", "fashionAI_attributes_train"])
 
 
 # bad files: the change of the first label.csv, words of the sentence beside the file's name
@@ -188,7 +188,7 @@ BAD = {
     "other folder": (set_line(4, f"Images/../../{SKIRT},nnynnn"), ["line 4", "inside"]),
     "other class": (
         lambda lines: lines.extend(f"{FIRST},{'n' * i}y{'n' * (5 - i)}" for i in range(2)),
-        ["line 10", "'Images/skirt_length_labels/000.jpg'", "'skirt length: ", " above"],
+        ["line 10", "/Images/skirt_length_labels/000.jpg'", " above"],
     ),
 }
 
@@ -253,7 +253,7 @@ def test_a_survey_names_every_file_and_where_it_is_had(download, tmp_path):
     assert not complete
     for word in (f"{ONE} or {TWO}", "fashionAI_attributes_train1 or fashionAI_attributes_train2", "filenames_test.txt"):
         assert any(line.startswith("  missing") and word in line for line in text.splitlines()), word
-    for word in (str(tmp_path / "nothing"), "tianchi.aliyun.com", "github.com/Maryeon/asen", "(1 missing)"):
+    for word in (str(tmp_path / "nothing"), "tianchi.aliyun.com", "github.com/Maryeon/asen", "the 1 missing"):
         assert word in text
     text, complete = public.survey(reader.DATASET, download.folder)
     assert complete

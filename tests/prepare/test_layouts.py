@@ -14,7 +14,7 @@ from m3lib import config
 from m3lib import prepare as sources
 from m3lib.data import manifest
 from m3lib.data.manifest import Prepared, Source
-from m3lib.prepare import asen_split, darn, fashionai, photos
+from m3lib.prepare import asen_split, darn, fashionai, pack
 from m3lib.retrieval import metrics, ranking
 from m3lib.taxonomy import Taxonomy
 from m3lib.training import inference, trainer
@@ -71,7 +71,7 @@ def by_csv(folder: Path, names: list[str], values: list[dict[str, str]], columns
         split_column="part",
         min_images=1,
     )
-    source = sources.read_csv(own, SETTINGS.split, 0.0)
+    source = sources.catalogue.read(own, SETTINGS.split, 0.0)
     return replace(source, manifest=source.manifest.assign(role=[split_of(i)[1] for i in range(len(names))]))
 
 
@@ -89,7 +89,7 @@ def read_benchmark(name: str, folder: Path, protocol: str) -> Source:
 
 def prepare(source: Source, folder: Path) -> Prepared:
     folder.mkdir()
-    manifest.save(photos.pack(source, folder, STORE), folder)
+    manifest.save(pack.pack(source, folder, STORE), folder)
     return manifest.open_prepared(folder)
 
 

@@ -7,7 +7,7 @@ import pytest
 from downloads import check_odd_photos, check_words, cut_off, darn_set, deepfashion, fashionai, save_odd_photos
 from m3lib import prepare
 from m3lib.errors import InputError
-from m3lib.prepare import photos
+from m3lib.prepare import pack
 
 
 @pytest.fixture(params=[deepfashion, fashionai, darn_set], ids=["deepfashion", "fashionai", "darn"])
@@ -18,15 +18,14 @@ def download(request, tmp_path):
 def test_a_photo_that_is_cut_off_is_left_out_of_the_store(download, tmp_path):
     cut_off(download.photo(11))
     asked = download.settings(max_bad=0.02)
-    (tmp_path / "prepared").mkdir()
-    source = photos.pack(prepare.read(asked), tmp_path / "prepared", asked.images, workers=1)
+    source = pack.pack(prepare.read(asked), tmp_path / "prepared", asked.images, workers=1)
     total = len(download.labelled)
     assert len(source.manifest) == total - 1
     assert f"1 of {total} images can't be read" in source.notes[-2]
     assert str(download.photo(11)) in source.notes[-1]
     with pytest.raises(InputError) as raised:
-        photos.pack(prepare.read(asked), tmp_path / "prepared", replace(asked.images, max_bad=0.001), workers=1)
-    check_words(raised, ["1 of the first", "images.max_bad", str(download.photo(11))])
+        pack.pack(prepare.read(asked), tmp_path / "prepared", replace(asked.images, max_bad=0.001), workers=1)
+    check_words(raised, ["images can't be read", "images.max_bad", str(download.photo(11))])
 
 
 def test_grey_cmyk_and_turned_photos(download):

@@ -10,7 +10,7 @@ import pytest
 from m3lib.data.manifest import Prepared, multi_hot
 from m3lib.errors import InputError
 from m3lib.prepare import asen_split, darn, deepfashion, fashionai
-from m3lib.prepare.public import Known, asked, check_row
+from m3lib.prepare.public import Annotations, check_row, with_protocol
 from m3lib.retrieval import metrics, ranking
 from m3lib.taxonomy import Taxonomy
 from tiny import ROOT
@@ -49,26 +49,24 @@ class Test:
 
     __test__ = False
     taxonomy: Taxonomy
-    part: asen_split.Part
-    known: Known
+    rows: pd.DataFrame
+    known: Annotations
 
     @property
     def frame(self) -> pd.DataFrame:
-        part = self.part
-        labels = [self.known.labels[n] for n in part.names] if self.known.labels else [[m] for m in part.classes]
-        columns = {"image": part.names, "split": "test", "role": part.roles, "labels": labels, "row": part.classes}
-        return pd.DataFrame(columns)
+        labels = self.known.labels or {name: [m] for name, m in zip(self.rows["image"], self.rows["row"], strict=True)}
+        return self.rows.assign(split="test", labels=[labels[name] for name in self.rows["image"]])
 
     def prepared(self, protocol: str, every: int = 1) -> Prepared:
         """every: of the queries, one in so many is kept."""
-        frame = asked(self.frame, protocol)
+        frame = with_protocol(self.frame, protocol)
         asks = (frame["role"] == "query").to_numpy()
         frame = frame[~asks | (np.cumsum(asks) % every == 0)].reset_index(drop=True)
         pictures = np.zeros((len(frame), 1, 1, 3), np.uint8)
         return Prepared(self.taxonomy, frame, pictures, "any" if protocol == "any" else "pair")
 
     def count(self, role: str) -> list[int]:
-        rows = [m for m, own in zip(self.part.classes, self.part.roles, strict=True) if own == role]
+        rows = self.rows["row"][self.rows["role"] == role]
         return np.bincount(self.taxonomy.attribute_of_class[rows], minlength=self.taxonomy.num_attributes).tolist()
 
 
@@ -108,12 +106,12 @@ def tests(official):
     labels, repeated = deepfashion.read_labels(official / "list_attr_img.txt", class_ids)
     assert repeated == 0
     known = {
-        "fashionai": Known(fashionai.TAXONOMY, None),
-        "darn": Known(darn.TAXONOMY, None),
-        "deepfashion": Known(taxonomy, labels, told_by="list_attr_img.txt"),
+        "fashionai": Annotations(fashionai.TAXONOMY, None),
+        "darn": Annotations(darn.TAXONOMY, None),
+        "deepfashion": Annotations(taxonomy, labels, file="list_attr_img.txt"),
     }
     return {
-        name: Test(own.taxonomy, asen_split.read_part(SPLITS / name, "test", own.taxonomy), own)
+        name: Test(own.taxonomy, asen_split.read_held_out(SPLITS / name, "test", own.taxonomy)[0], own)
         for name, own in known.items()
     }
 
@@ -126,8 +124,7 @@ def test_queries_and_candidates(tests, name):
     test = tests[name]
     assert test.count("query") == QUERIES[name]
     assert test.count("candidate") == CANDIDATES[name]
-    assert len(test.part.names) == len(set(test.part.names)) == IMAGES[name]
-    assert test.part.notes == ()
+    assert len(test.rows) == test.rows["image"].nunique() == IMAGES[name]
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -164,10 +161,10 @@ def open_lines(name: str, file: str) -> list[str]:
 def test_fashionai_rows_agree_with_the_table(tests):
     path = SPLITS / "fashionai/label_test.csv"
     labels, doubtful, repeated = fashionai.read_annotations(path, "top")
-    part = tests["fashionai"].part
+    part = tests["fashionai"].rows
     assert repeated == 0
     assert len(doubtful) == 951
-    rows = {f"top/{name.split('/', 1)[1]}": [m] for name, m in zip(part.names, part.classes, strict=True)}
+    rows = {f"top/{name.split('/', 1)[1]}": [m] for name, m in zip(part["image"], part["row"], strict=True)}
     assert rows == labels
     with path.open(newline="") as file:  # and by hand
         table = {path: (attribute, letters.index("y")) for path, attribute, letters in csv.reader(file)}
@@ -180,7 +177,9 @@ def test_fashionai_rows_agree_with_the_table(tests):
 
 
 def test_fashionai_train_labels_are_read_whole():
-    labels = asen_split.read_labels(SPLITS / "fashionai/label_train.txt", 144_335, fashionai.TAXONOMY)
+    rows = asen_split.read_rows(SPLITS / "fashionai/label_train.txt", 144_335, fashionai.TAXONOMY)
+    labels = [ids for _, ids in rows.values()]
+    assert len(labels) == 144_335
     assert all(len(ids) == 1 for ids in labels)
     counts = np.bincount([ids[0] for ids in labels], minlength=fashionai.TAXONOMY.num_classes)
     by_attribute = np.add.reduceat(counts, fashionai.TAXONOMY.offsets[:-1])
@@ -211,7 +210,7 @@ def test_deepfashion_rows_agree_with_the_labels(tests):
         for line in open_lines("deepfashion", f"{role}_test.txt"):
             index, attribute, value = map(int, line.split())
             assert (attribute + 1, ids[attribute][value]) in pairs[index]
-    for name, m in zip(test.part.names, test.part.classes, strict=True):
+    for name, m in zip(test.rows["image"], test.rows["row"], strict=True):
         check_row(test.known, name, m, "here")
     wrong = next(m for m in range(1000) if m not in test.known.labels[name])
     with pytest.raises(InputError, match=r"here: .* in list_attr_img\.txt"):
