@@ -28,18 +28,18 @@ BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None
 PATIENCE = 120  # seconds for one step on a busy machine
 NAME = 'photos/<b>"1"</b> & $x$.jpg'
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"no browser on this machine: none of {', '.join(BROWSERS)}")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"no browser on this machine: {', '.join(BROWSERS)}")
 expect.set_options(timeout=1000 * PATIENCE)
 
 
 class Lab:
-    """JupyterLab on loopback, behind a token, in a folder that has what the notebook needs, and a browser's page."""
+    """JupyterLab on loopback with a token, in a folder that has what the notebook needs, and a page of a browser."""
 
     def __init__(self, folder: Path, page: Page):
-        self.folder, self.page, self.chosen = folder, page, None
-        page.on("filechooser", lambda chooser: chooser.set_files(self.chosen))  # listened to from the start: no race
-        own = "JUPYTER_CONFIG", "JUPYTER_DATA", "JUPYTER_RUNTIME", "JUPYTERLAB_SETTINGS", "JUPYTERLAB_WORKSPACES"
-        homes = {f"{name}_DIR": str(folder / "jupyter" / name.lower()) for name in own}
+        self.folder, self.page, self.upload_path = folder, page, None
+        page.on("filechooser", lambda chooser: chooser.set_files(self.upload_path))
+        names = "JUPYTER_CONFIG", "JUPYTER_DATA", "JUPYTER_RUNTIME", "JUPYTERLAB_SETTINGS", "JUPYTERLAB_WORKSPACES"
+        homes = {f"{name}_DIR": str(folder / "jupyter" / name.lower()) for name in names}
         self.runtime = Path(homes["JUPYTER_RUNTIME_DIR"])
         options = ["--ip=127.0.0.1", "--no-browser", "--allow-root"]
         options += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]  # asks no registry
@@ -54,14 +54,14 @@ class Lab:
             )
 
     def open(self) -> None:
-        """The notebook as a reader finds it."""
+        """Open the notebook as a reader finds it."""
         running = self.address()
         self.page.goto(f"{running['url']}lab/tree/explore.ipynb?reset&token={running['token']}")
         self.page.get_by_role("heading", name="Explore: which photos").wait_for()
         expect(self.page.locator(".jp-Notebook-ExecutionIndicator")).to_have_attribute("data-status", "idle")
 
     def address(self) -> dict:
-        """What the server writes down about itself once it listens."""
+        """Wait for the file with the address that the server writes once it listens."""
         for _ in range(10 * PATIENCE):
             for path in self.runtime.glob("jpserver-*.json"):
                 if text := path.read_text():
@@ -74,29 +74,29 @@ class Lab:
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
-    def put_index(self, there: bool) -> None:
+    def put_index(self, present: bool) -> None:
         shutil.rmtree(self.folder / "data" / "index", ignore_errors=True)
-        if there:
-            shutil.copytree(self.folder / "made", self.folder / "data" / "index")
+        if present:
+            shutil.copytree(self.folder / "built", self.folder / "data" / "index")
 
-    def told(self, role: str) -> Locator:
+    def message(self, role: str) -> Locator:
         return self.page.locator(f".jp-OutputArea [role={role}]")
 
     def alts(self) -> list[str]:
         return [image.get_attribute("alt") for image in self.page.locator(".jp-OutputArea figure img").all()]
 
     def focus(self) -> tuple[str, str]:
-        """The label of what has the focus, and its value."""
+        """Return the label and the value of the focused control."""
         script = "(({labels, innerText, value}) => [labels?.[0]?.innerText ?? innerText, value])"
         return tuple(self.page.evaluate(f"{script}(document.activeElement)"))
 
     def upload(self, path: Path) -> None:
-        self.chosen = path
+        self.upload_path = path
         self.page.get_by_role("button", name="or upload one").focus()
         self.page.keyboard.press("Enter")
 
     def stop(self) -> None:
-        """SIGTERM lets the server end its kernels; a kernel ends by itself too, once the server is gone."""
+        """Stop the server with SIGTERM, so that it stops its kernels; kill it if it does not."""
         self.server.terminate()
         try:
             self.server.wait(20)
@@ -105,11 +105,11 @@ class Lab:
             self.server.wait()
 
 
-def make_run(folder: Path) -> None:
-    """Prepared pictures, and an index of them in `made`, by an M3-Net that was not trained."""
+def build_folder(folder: Path) -> None:
+    """Write prepared images, and an index of them in `built` by an untrained M3-Net."""
     prepared, home, weights = make_stripes(), folder / "data" / "prepared", folder / "m3.safetensors"
-    parts = list(islice(cycle(manifest.SUBSETS), len(prepared.manifest)))
-    table = prepared.manifest.assign(split=[split for split, _ in parts], role=[role for _, role in parts])
+    subsets = list(islice(cycle(manifest.SUBSETS), len(prepared.manifest)))
+    table = prepared.manifest.assign(split=[split for split, _ in subsets], role=[role for _, role in subsets])
     table.loc[1, "image"] = NAME
     home.mkdir(parents=True)
     manifest.save(manifest.Source(STRIPES, table, load=None), home)
@@ -117,9 +117,9 @@ def make_run(folder: Path) -> None:
     trainer.make_deterministic(0, 1)
     variant = make_variant("m3")
     trainer.write_whole(weights, systems.build(variant, STRIPES).state_dict())
-    pictures = replace(SETTINGS.images, height=SIDE, width=SIDE, store="raw")
-    wanted = config.Index(variant="m3", gallery="all", kind="auto")
-    build.build(folder / "made", manifest.open_prepared(home), weights, variant, pictures, wanted, 0, 1)
+    images = replace(SETTINGS.images, height=SIDE, width=SIDE, store="raw")
+    settings = config.Index(variant="m3", gallery="all", kind="auto")
+    build.build(folder / "built", manifest.open_prepared(home), weights, variant, images, settings, 0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def lab(tmp_path_factory):
     for name in ("notebooks/explore.ipynb", "dvc.yaml"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
-    make_run(folder)
+    build_folder(folder)
     with sync_playwright() as driver:
         page = driver.chromium.launch(executable_path=BROWSER).new_page(viewport={"width": 1200, "height": 1300})
         page.set_default_timeout(1000 * PATIENCE)
@@ -140,25 +140,25 @@ def lab(tmp_path_factory):
             lab.stop()
 
 
-def expected(lab, name, attribute, **wanted):
-    """The alt texts that the page has to show, by a search of our own."""
-    matches = Index.open(lab.folder / "made").search(name, attribute=attribute, k=11, **wanted)
+def expected(lab, name, attribute, classes=()):
+    """The alternative texts that the page should show, computed by a search in this process."""
+    matches = Index.open(lab.folder / "built").search(name, attribute=attribute, classes=classes, k=11)
     others = [match for match in matches if match.path != name][:10]
-    looks = f"attention to {attribute}"
-    results = [f"result {place}, {match.path}" for place, match in enumerate(others, 1)]
-    return [f"the query, {name}", looks, f"{looks}: {others[0].class_}", *results]
+    attention = f"attention to {attribute}"
+    results = [f"result {i}, {match.path}" for i, match in enumerate(others, 1)]
+    return [f"the query, {name}", attention, f"{attention}: {others[0].class_}", *results]
 
 
 def test_by_keyboard_from_no_index_to_results(lab):
     lab.put_index(False)
     lab.open()
     lab.run_all()
-    expect(lab.told("alert")).to_contain_text("run `dvc repro index`")
+    expect(lab.message("alert")).to_contain_text("run `dvc repro index`")
     expect(lab.page.locator(".jp-OutputArea [data-mime-type*=error]")).to_have_count(0)
 
     lab.put_index(True)
     lab.run_all()
-    expect(lab.told("status")).to_have_text("10 photos like 000.jpg by colour, the most similar first.")
+    expect(lab.message("status")).to_have_text("10 photos like 000.jpg by colour, the most similar first.")
     assert lab.alts() == expected(lab, "000.jpg", "colour")
 
     press = lab.page.keyboard.press
@@ -166,10 +166,10 @@ def test_by_keyboard_from_no_index_to_results(lab):
     lab.page.get_by_label("Photo (1 to 72)").focus()
     press("ArrowUp")
     expect(lab.page.get_by_label("or its name")).to_have_value(NAME)
-    expect(lab.told("status")).to_have_text(f"10 photos like {NAME} by colour, the most similar first.")
+    expect(lab.message("status")).to_have_text(f"10 photos like {NAME} by colour, the most similar first.")
     assert lab.alts() == expected(lab, NAME, "colour")
     press("Tab")
-    lab.page.keyboard.type("005.jpg")  # over what the Tab has marked
+    lab.page.keyboard.type("005.jpg")  # replaces the text that Tab selected
     press("Enter")
     expect(lab.page.get_by_label("Photo (1 to 72)")).to_have_value("6")
     press("Tab")
@@ -179,17 +179,17 @@ def test_by_keyboard_from_no_index_to_results(lab):
     press("Tab")
     press("ArrowDown")
     assert lab.focus() == ("Attribute", "stripes")
-    expect(lab.told("status")).to_have_text("10 photos like 005.jpg by stripes, the most similar first.")
+    expect(lab.message("status")).to_have_text("10 photos like 005.jpg by stripes, the most similar first.")
     assert lab.alts() == expected(lab, "005.jpg", "stripes")
     press("Tab")
     press("ArrowDown")
     assert lab.focus() == ("Class", "across")
-    expect(lab.told("status")).to_have_text("10 photos like 005.jpg by stripes: across, the most similar first.")
+    expect(lab.message("status")).to_have_text("10 photos like 005.jpg by stripes: across, the most similar first.")
     assert lab.alts() == expected(lab, "005.jpg", "stripes", classes=["across"])
     press("Tab")
     assert lab.focus() == ("Results (1 to 60)", "10")
     press("ArrowDown")
-    expect(lab.told("status")).to_have_text("9 photos like 005.jpg by stripes: across, the most similar first.")
+    expect(lab.message("status")).to_have_text("9 photos like 005.jpg by stripes: across, the most similar first.")
     assert lab.page.locator(".jp-Notebook-cell").count() == cells
 
 
@@ -197,19 +197,19 @@ def test_uploads_and_mistakes(lab, tmp_path):
     lab.put_index(True)
     lab.open()
     lab.run_all()
-    expect(lab.told("status")).to_contain_text("10 photos")
+    expect(lab.message("status")).to_contain_text("10 photos")
     name = lab.page.get_by_label("or its name")
     name.fill("5.jpg")
     name.press("Enter")
-    expect(lab.told("alert")).to_contain_text(
+    expect(lab.message("alert")).to_contain_text(
         "no photo of the index is named '5.jpg'; write the full name, such as '005"
     )
     expect(lab.page.locator(".jp-OutputArea figure")).to_have_count(0)
     (tmp_path / "<i>.jpg").write_bytes(b"no photo")
     lab.upload(tmp_path / "<i>.jpg")
-    expect(lab.told("alert")).to_contain_text("'<i>.jpg': not a photo in a known format; upload another photo")
+    expect(lab.message("alert")).to_contain_text("'<i>.jpg': not a photo in a known format; upload another photo")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)).save(tmp_path / "mine.png")
     lab.upload(tmp_path / "mine.png")
-    expect(lab.told("status")).to_contain_text("10 photos like mine.png")
+    expect(lab.message("status")).to_contain_text("10 photos like mine.png")
     assert lab.alts()[0] == "the query, mine.png"
     assert len(lab.alts()) == 1 + 2 + 10

@@ -17,12 +17,12 @@ SIDE = 8
 
 
 class FakeIndex:
-    """Every second picture of the prepared set, the query first, then by row; remembers what it was asked."""
+    """An index of every second image of a prepared set: ranks the query first, then by row, and records its calls."""
 
     def __init__(self, prepared, maps=True):
         self.rows = list(range(0, len(prepared.manifest), 2))
         self.images = prepared.manifest["image"].iloc[self.rows].tolist()
-        self.attributes, self.maps, self.asked = TAXONOMY.names, maps, []
+        self.attributes, self.maps, self.calls = TAXONOMY.names, maps, []
         self.catalogue = SimpleNamespace(rows=self.rows)
 
     def classes(self, attribute):
@@ -32,15 +32,15 @@ class FakeIndex:
         return image[:SIDE, :SIDE]
 
     def search(self, image, attribute, classes=(), k=10):
-        self.asked.append((image, attribute, list(classes), k))
+        self.calls.append((image, attribute, list(classes), k))
         if k > len(self.images):
             raise InputError("k is too large")
-        known = isinstance(image, str)
-        order = sorted(range(len(self.images)), key=lambda i: (known and self.images[i] != image, i))
+        by_name = isinstance(image, str)
+        order = sorted(range(len(self.images)), key=lambda i: (by_name and self.images[i] != image, i))
         names = (list(classes) or self.classes(attribute)) if self.maps else [None]
         return [
-            Match(self.images[i], 1 / (place + 2), names[min(place, len(names) - 1)], self.rows[i])
-            for place, i in enumerate(order[:k])
+            Match(self.images[i], 1 / (rank + 2), names[min(rank, len(names) - 1)], self.rows[i])
+            for rank, i in enumerate(order[:k])
         ]
 
     def attention_maps(self, image, attribute, class_):
@@ -49,15 +49,15 @@ class FakeIndex:
 
 def make_page(maps=True, name="000.jpg"):
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (24, SIDE, SIDE, 3), dtype=np.uint8)
-    prepared = make_prepared(random_labels("single", 24, rng), [("test", "query")] * 24, pictures)
+    images = rng.integers(0, 256, (24, SIDE, SIDE, 3), dtype=np.uint8)
+    prepared = make_prepared(random_labels("single", 24, rng), [("test", "query")] * 24, images)
     prepared.manifest.loc[0, "image"] = name
     index = FakeIndex(prepared, maps)
     return explore_page.ExplorePage(index, prepared), index
 
 
 class Reader(HTMLParser):
-    """The images of some HTML, with their alt texts, all tags, and the text."""
+    """Parse HTML: the alternative texts of its images, all tags, and the text."""
 
     def __init__(self, text):
         super().__init__()
@@ -78,12 +78,12 @@ def shown(page):
     return Reader(page.results.value)
 
 
-def said(page):
+def message(page):
     return Reader(page.message.value).text
 
 
 def upload(page, name, content):
-    """What the browser sends."""
+    """Send what the browser sends for an upload."""
     file = {"name": name, "type": "", "size": len(content), "last_modified": 0, "content": memoryview(content)}
     page.upload.set_state({"value": [file]})
 
@@ -96,63 +96,63 @@ def png(side=20):
 
 def test_the_query_its_two_maps_and_the_results_without_the_query():
     page, index = make_page()
-    assert index.asked == [("000.jpg", "colour", [], 11)]
-    looks = ["attention to colour", "attention to colour: green"]  # the class of the best match
-    found = [f"result {place}, {2 * place:03}.jpg" for place in range(1, 11)]
-    assert shown(page).alt == ["the query, 000.jpg", *looks, *found]
+    assert index.calls == [("000.jpg", "colour", [], 11)]
+    attention = ["attention to colour", "attention to colour: green"]  # the class of the best match
+    results = [f"result {i}, {2 * i:03}.jpg" for i in range(1, 11)]
+    assert shown(page).alt == ["the query, 000.jpg", *attention, *results]
     assert "1. green, 0.333" in shown(page).text
-    assert said(page) == "10 photos like 000.jpg by colour, the most similar first."
+    assert message(page) == "10 photos like 000.jpg by colour, the most similar first."
 
 
-def test_every_control_asks_anew():
+def test_every_control_starts_a_new_search():
     page, index = make_page()
     page.number.value = 3
-    assert (page.name.value, index.asked[-1][0]) == ("004.jpg", "004.jpg")
+    assert (page.name.value, index.calls[-1][0]) == ("004.jpg", "004.jpg")
     page.name.value = "010.jpg"
-    assert (page.number.value, index.asked[-1][0]) == (6, "010.jpg")
+    assert (page.number.value, index.calls[-1][0]) == (6, "010.jpg")
     page.attribute.value = "details"
-    assert index.asked[-1] == ("010.jpg", "details", [], 11)
+    assert index.calls[-1] == ("010.jpg", "details", [], 11)
     assert page.class_.options == (("any", ""), *((name, name) for name in ("pocket", "collar", "belt", "hood")))
     page.class_.value = "belt"
-    assert index.asked[-1] == ("010.jpg", "details", ["belt"], 11)
+    assert index.calls[-1] == ("010.jpg", "details", ["belt"], 11)
     assert shown(page).alt[2] == "attention to details: belt"
     page.count.value = 4
-    assert index.asked[-1][3] == 5
+    assert index.calls[-1][3] == 5
     assert len(shown(page).alt) == 3 + 4
     page.attribute.value = "sleeve"  # which has no belt
-    assert index.asked[-1] == ("010.jpg", "sleeve", [], 5)
+    assert index.calls[-1] == ("010.jpg", "sleeve", [], 5)
 
 
 def test_an_upload_is_searched_until_a_name_is_given():
     page, index = make_page()
     upload(page, "mine.png", png())
-    picture, *rest = index.asked[-1]
-    assert picture.shape == (SIDE, SIDE, 3)  # as the index reads it
+    image, *rest = index.calls[-1]
+    assert image.shape == (SIDE, SIDE, 3)  # as the index reads it
     assert rest == ["colour", [], 10]
     assert shown(page).alt[0] == "the query, mine.png"
-    assert shown(page).alt[3] == "result 1, 000.jpg"  # whatever the text box still says, nothing is left out
+    assert shown(page).alt[3] == "result 1, 000.jpg"  # the name in the text box is not the query, so it is not left out
     page.attribute.value = "sleeve"
-    assert index.asked[-1][0].shape == (SIDE, SIDE, 3)
+    assert index.calls[-1][0].shape == (SIDE, SIDE, 3)
     page.number.value = 2
-    assert index.asked[-1][0] == "002.jpg"
+    assert index.calls[-1][0] == "002.jpg"
     assert page.upload.value == ()
 
 
-def test_mistakes_are_one_sentence_and_the_page_goes_on():
+def test_after_a_mistake_the_page_shows_one_sentence_and_works_on():
     page, _ = make_page(name=NASTY)
     page.name.value = "0<b>"
-    assert "'0<b>'" in said(page)
+    assert "'0<b>'" in message(page)
     assert page.results.value == ""
     page.name.value = "04"
-    assert said(page).endswith("no photo of the index is named '04'; write the full name, such as '004.jpg'")
+    assert message(page).endswith("no photo of the index is named '04'; write the full name, such as '004.jpg'")
     upload(page, f"{NASTY}.png", png()[:200])
     assert Reader(page.message.value).tags == ["p", "b"]
-    assert repr(f"{NASTY}.png") in said(page)
-    assert "/tmp" not in said(page)
+    assert repr(f"{NASTY}.png") in message(page)
+    assert "/tmp" not in message(page)
     upload(page, "text.txt", b"no photo")
-    assert "'text.txt': not a photo in a known format" in said(page)
+    assert "'text.txt': not a photo in a known format" in message(page)
     page.name.value = "004.jpg"
-    assert said(page).startswith("10 photos")
+    assert message(page).startswith("10 photos")
 
 
 def test_a_name_may_hold_anything():
@@ -179,6 +179,6 @@ def test_every_control_has_a_label():
 
 
 def test_a_missing_index_is_one_sentence(tmp_path):
-    told = explore_page.open_page(tmp_path, "data/index").value
-    assert "dvc repro index" in Reader(told).text
-    assert str(tmp_path) in Reader(told).text
+    page = explore_page.open_page(tmp_path, "data/index").value
+    assert "dvc repro index" in Reader(page).text
+    assert str(tmp_path) in Reader(page).text
