@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from m3lib.analysis import significance
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
-from m3lib.retrieval import metrics
 from m3lib.retrieval.ranking import Ranking
 
 COLUMNS = {  # a column of the main table: the metric and which mean of it
@@ -164,7 +164,7 @@ def panel_content(
     the queries.
     """
     taxonomy, own = prepared.taxonomy, prepared.taxonomy.classes_of(attribute)
-    query_labels, candidate_labels = (part.numpy() for part in ranking.hits(prepared, own))
+    query_labels, candidate_labels = ranking.labels(prepared, own)
     if class_ is not None:
         wanted = taxonomy.class_id(taxonomy.names[attribute], class_) - own.start
         only = np.arange(query_labels.shape[1]) == wanted
@@ -212,7 +212,7 @@ def compare(precisions: Mapping[str, np.ndarray], images: np.ndarray, seed: int)
     """
     rows = []
     for lower, higher in neighbours(precisions):
-        found = metrics.paired_bootstrap(precisions[higher], precisions[lower], images, seed=seed)
+        found = significance.paired_bootstrap(precisions[higher], precisions[lower], images, seed=seed)
         rows.append((lower, higher, *(100 * value for value in found[:3]), found[3]))
     return pd.DataFrame(rows, columns=["lower", "higher", "difference", "low", "high", "p"])
 

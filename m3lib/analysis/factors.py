@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from m3lib.data.manifest import Prepared
-from m3lib.retrieval import ranking
-from m3lib.retrieval.ranking import Embeddings
+from m3lib.retrieval.embeddings import Embeddings
+from m3lib.retrieval.scores import similarity
 
 FINER = {  # attribute of the drawn benchmark to the hidden factors that are finer than its classes
     "texture": ("hue", "ink", "pitch", "angle"),
@@ -52,10 +52,12 @@ def inside_classes(prepared: Prepared, split: str, score: str, embeddings: Embed
     """
     taxonomy, found = prepared.taxonomy, {}
     for n, name in enumerate(taxonomy.names):
+        of_attribute = embeddings.of_attribute(n, taxonomy)
         values = {f: prepared.manifest[f"factor_{f}"].to_numpy() for f in FINER.get(name, ()) if known(prepared, f)}
         parts: dict[str, list[np.ndarray]] = {factor: [] for factor in values}
         for asking, answering in class_pairs(prepared, split, taxonomy.classes_of(n)) if values else ():
-            alike = ranking.similarity(score, embeddings.take(asking), embeddings.take(answering), n, taxonomy)
+            query, candidate = of_attribute.take(asking), of_attribute.take(answering)
+            alike = similarity(score, query, candidate)
             for factor, x in values.items():
                 close = closeness(x[asking], x[answering], factor)
                 parts[factor].append(rank_correlation(alike.numpy(), close))

@@ -22,7 +22,7 @@ from m3lib.data import batches, store
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
 from m3lib.prepare import photos
-from m3lib.retrieval.ranking import Embeddings
+from m3lib.retrieval.embeddings import Embeddings
 from m3lib.search import index_files, vector_index
 from m3lib.search.index_files import REBUILD_HINT
 from m3lib.systems.base import System
@@ -95,7 +95,7 @@ class Index:
         if numbers:
             items, scores = self.catalogue.rank_by_classes(query, n, numbers, k)
         else:
-            vector = self.catalogue.to_vectors(self.variant.score, "query", query, n)[0]
+            vector = index_files.to_vectors(self.variant.score, "query", query)[0]
             candidates = self.catalogue.vectors(self.variant.score, "candidate", n)
             items, scores = vector_index.rank(self.faiss_index(n), candidates, vector, self.catalogue.ties, k)
         best = self.matched_classes(query, self.catalogue.for_attribute(items, n), numbers)
@@ -107,7 +107,7 @@ class Index:
     def query_vector(self, image: Query, attribute: str) -> np.ndarray:
         """(V,) float32: its inner product with an exported vector of the attribute is the score of a search."""
         n = self.number(attribute)
-        return self.catalogue.to_vectors(self.variant.score, "query", self.embed(image, n), n)[0]
+        return index_files.to_vectors(self.variant.score, "query", self.embed(image, n))[0]
 
     def attention_maps(self, image: Query, attribute: str, class_: str | None = None) -> dict[str, np.ndarray]:
         """Return the attention (H, W) to an attribute and to one of its classes, by name ("sleeve", "sleeve: long").
@@ -160,7 +160,7 @@ class Index:
             return self.catalogue.for_attribute(np.array([position]), n)
         embeddings = embed_image(self.system, self.read(image), self.variant.train.precision)
         index_files.check_finite(embeddings, ["the image"])
-        return embeddings.of(n, self.catalogue.taxonomy)
+        return embeddings.of_attribute(n, self.catalogue.taxonomy)
 
     def matched_classes(self, query: Embeddings, matches: Embeddings, classes: list[int]) -> list[int | None]:
         """(B,) the class number within its attribute that adds most to the score of each match, see `Match`."""

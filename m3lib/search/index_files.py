@@ -25,8 +25,8 @@ from safetensors.torch import load_file
 from m3lib import config, systems
 from m3lib.compatibility import SCORES
 from m3lib.errors import InputError
-from m3lib.retrieval import metrics, ranking
-from m3lib.retrieval.ranking import KINDS, Embeddings
+from m3lib.retrieval import metrics, scores
+from m3lib.retrieval.embeddings import KINDS, Embeddings
 from m3lib.search import vector_index
 from m3lib.search.vector_index import Vectors
 from m3lib.systems.base import System
@@ -63,18 +63,13 @@ class Catalogue:
 
     def for_attribute(self, items: np.ndarray, attribute: int) -> Embeddings:
         """Return the embeddings of images (B,) for one attribute and its classes, so N is 1."""
-        return self.embeddings.of(attribute, self.taxonomy).at(items)
+        return self.embeddings.of_attribute(attribute, self.taxonomy).at(items)
 
     def vectors(self, score: str, side: Side, attribute: int) -> Vectors:
         """Return a function from image numbers to their vectors as queries or candidates of a score."""
-        stored = self.embeddings.of(attribute, self.taxonomy)
+        stored = self.embeddings.of_attribute(attribute, self.taxonomy)
         stored = replace(stored, **{kind: None for kind in KINDS if kind not in SCORES[score]})
-        return lambda items: self.to_vectors(score, side, stored.at(items), attribute)
-
-    def to_vectors(self, score: str, side: Side, embeddings: Embeddings, attribute: int) -> np.ndarray:
-        """(B, V) float32: the embeddings of images for one attribute as queries or candidates of a score."""
-        make = {"query": ranking.query_vectors, "candidate": ranking.candidate_vectors}[side]
-        return make(score, embeddings, 0, Taxonomy((self.taxonomy.attributes[attribute],))).numpy()
+        return lambda items: to_vectors(score, side, stored.at(items))
 
     def rank_by_classes(
         self, query: Embeddings, attribute: int, classes: list[int], k: int
@@ -88,6 +83,12 @@ class Catalogue:
         return vector_index.rank_by_classes(
             posterior, lambda items: phi[items[:, None], ids].numpy(), query_phi, self.ties, k
         )
+
+
+def to_vectors(score: str, side: Side, embeddings: Embeddings) -> np.ndarray:
+    """(B, V) float32: the embeddings of images for one attribute as queries or candidates of a score."""
+    make = {"query": scores.query_vectors, "candidate": scores.candidate_vectors}[side]
+    return make(score, embeddings).numpy()
 
 
 def save_images(folder: Path, names: list[str], taxonomy: Taxonomy) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from m3lib.data import batches, files
 from m3lib.data.manifest import Prepared
-from m3lib.retrieval import ranking
+from m3lib.retrieval.embeddings import KINDS, Embeddings
 from m3lib.systems.base import Outputs, System
 from m3lib.training import devices
 
@@ -68,7 +68,7 @@ def at_pixels(system: System, pictures: Tensor, maps: Tensor) -> Tensor:
     return share * F.interpolate(maps.unflatten(2, grid), sides, mode="bilinear")
 
 
-def embed(system: System, prepared: Prepared, rows: np.ndarray, precision: str) -> ranking.Embeddings:
+def embed(system: System, prepared: Prepared, rows: np.ndarray, precision: str) -> Embeddings:
     """The embeddings of some manifest rows (rising), in evaluation mode and half precision, on the CPU."""
     whole: dict[str, Tensor] = {}
     for part, found in embedded(system, prepared, rows, precision):
@@ -76,7 +76,7 @@ def embed(system: System, prepared: Prepared, rows: np.ndarray, precision: str) 
             if name not in whole:  # made once: gathered parts would be held twice
                 whole[name] = value.new_empty(len(rows), *value.shape[1:])
             whole[name][part] = value
-    return ranking.Embeddings(torch.from_numpy(rows), *(whole.get(name) for name in ranking.KINDS))
+    return Embeddings(torch.from_numpy(rows), *(whole.get(name) for name in KINDS))
 
 
 def embed_to_file(path: Path, system: System, prepared: Prepared, rows: np.ndarray, precision: str) -> None:
@@ -98,5 +98,5 @@ def embedded(
         outputs = see(system, pixels, precision)
         with torch.no_grad():
             found = (system.stored_attribute(outputs), system.posterior(outputs), outputs.classes)
-        named = zip(ranking.KINDS, found, strict=True)
+        named = zip(KINDS, found, strict=True)
         yield part, {name: value.half().cpu() for name, value in named if value is not None}

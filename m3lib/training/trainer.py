@@ -319,9 +319,8 @@ def check_disk(trainer: Trainer, checkpoint: Path) -> None:
     prepared, sample = trainer.prepared, trainer.prepared.rows("valid")[:1]
     weights = sum(value.nbytes for value in trainer.system.state_dict().values())
     checkpoints = 2 * 4 * weights  # the old one and the new: weights, the best ones, and two moments of each
-    image = sum(
-        part.nbytes for part in inference.embed(trainer.system, prepared, sample, "fp32").tensors() if part is not None
-    )
+    embedded = vars(inference.embed(trainer.system, prepared, sample, "fp32")).values()
+    image = sum(tensor.nbytes for tensor in embedded if tensor is not None)
     needed = checkpoints + image * (len(prepared.rows("valid")) + len(prepared.rows("test")))
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     what = f"the checkpoints and embeddings of {trainer.variant.name} take"

@@ -143,7 +143,7 @@ def make_panel_case():
     prepared = make_prepared(labels, [("test", "query")] * 4 + [("test", "candidate")] * 5, images)
     order = torch.tensor([[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 0, 3, 2, 4], [2, 0, 1, 4, 3]])
     values = -order.argsort(dim=1).float()
-    return prepared, Ranking(np.arange(4), np.arange(4, 9), torch.arange(5), lambda queries: values[queries])
+    return prepared, Ranking(np.arange(4), np.arange(4, 9), lambda queries: values[queries])
 
 
 def numbers(images: list) -> list:

@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 
 from m3lib.analysis import factors
 from m3lib.data.manifest import Prepared
-from m3lib.retrieval.ranking import Embeddings
+from m3lib.retrieval.embeddings import Embeddings
 from m3lib.taxonomy import Attribute, Taxonomy
 from tiny import make_prepared
 

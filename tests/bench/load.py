@@ -27,6 +27,7 @@ from m3lib import prepare as sources
 from m3lib.data import manifest
 from m3lib.prepare import pack
 from m3lib.retrieval import metrics, ranking
+from m3lib.retrieval.embeddings import Embeddings
 from m3lib.training import inference, trainer
 
 PHOTOS, DISTINCT, SIDE, STEPS = 200_000, 500, 48, 100
@@ -91,7 +92,7 @@ def embed(folder: Path, settings: config.Settings) -> str:
 
 def evaluate(folder: Path, settings: config.Settings) -> str:
     prepared = manifest.open_prepared(folder / "prepared")
-    embeddings = ranking.Embeddings.load(folder / "embeddings.safetensors")
+    embeddings = Embeddings.load(folder / "embeddings.safetensors")
     found = metrics.summarise(ranking.evaluate(prepared, "test", variant_of(settings).score, embeddings))
     pairs = sum(found["queries"].values())
     return f"{pairs:,} queries, MAP@all {100 * found['map_all']['overall_by_query']:.2f}"

@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
 
 from m3lib.data.manifest import Prepared
-from m3lib.retrieval import metrics, ranking
-from m3lib.retrieval.ranking import Embeddings
+from m3lib.retrieval import metrics, ranking, scores
+from m3lib.retrieval.embeddings import Embeddings
 from m3lib.taxonomy import Attribute, Taxonomy
 
 QUERIES = 512  # of 5,600: a query costs the same with the others
@@ -59,20 +59,20 @@ class Case:
     """One attribute's arrays, and every way from similarities (b, C) to MAP@all of their queries, the first b."""
 
     def __init__(self, queries: int, candidates: int, classes: int, score: str, dim: int):
-        self.score, self.taxonomy = score, Taxonomy((Attribute("any", tuple(map(str, range(classes)))),))
+        self.score = score
         self.query, self.query_class = draw(queries, classes, score, dim, 0)
         self.candidate, self.candidate_class = draw(candidates, classes, score, dim, 1)
         self.labels, self.tie = np.eye(classes, dtype=bool), torch.arange(candidates)
 
     def product(self) -> torch.Tensor:
-        return ranking.similarity(self.score, self.query, self.candidate, 0, self.taxonomy)
+        return scores.similarity(self.score, self.query, self.candidate)
 
     def relevant(self, alike: torch.Tensor) -> np.ndarray:
         return self.query_class[: len(alike), None] == self.candidate_class
 
     def ours(self, alike: torch.Tensor) -> float:
         labels = self.labels[self.query_class[: len(alike)]], self.labels[self.candidate_class]
-        return metrics.evaluate_attribute(alike, self.tie, *labels).ap_all.mean()
+        return metrics.evaluate_attribute(alike, *labels).ap_all.mean()
 
     def floor(self, alike: torch.Tensor) -> None:
         np.sort(alike.numpy(), axis=1)
@@ -185,8 +185,7 @@ def evaluate_whole(folder: str, queries: str, candidates: str, sizes: str) -> No
     prepared = Prepared(taxonomy, pd.DataFrame(frame), np.zeros((count, 1, 1, 3), np.uint8))
     start = time.perf_counter()
     embeddings = Embeddings.load(Path(folder) / "embeddings.safetensors")
-    scores = ranking.evaluate(prepared, "test", "weighted", embeddings)
-    found = metrics.summarise(scores)["map_all"]["overall_by_query"]
+    found = metrics.summarise(ranking.evaluate(prepared, "test", "weighted", embeddings))["map_all"]["overall_by_query"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     mapped = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile"))
     own = peak - int(mapped.split()[1]) / 1e6

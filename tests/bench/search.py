@@ -32,9 +32,9 @@ from m3lib.compatibility import SCORES
 from m3lib.config import find_root
 from m3lib.data import files
 from m3lib.retrieval import metrics
-from m3lib.retrieval.ranking import KINDS, Embeddings
+from m3lib.retrieval.embeddings import KINDS, Embeddings
 from m3lib.search import vector_index
-from m3lib.search.index_files import Catalogue
+from m3lib.search.index_files import Catalogue, to_vectors
 from m3lib.taxonomy import Taxonomy
 from tests.bench import scaling
 
@@ -65,7 +65,7 @@ CASES = (
 def read(root: Path, case: Case) -> tuple[Embeddings, Taxonomy]:
     """Return the real embeddings of a case's attribute, and the taxonomy of this attribute."""
     taxonomy = Taxonomy.load(root / "data" / "prepared" / "taxonomy.json")
-    real = Embeddings.load(root / "data" / "embeddings" / f"{case.variant}.safetensors").of(0, taxonomy)
+    real = Embeddings.load(root / "data" / "embeddings" / f"{case.variant}.safetensors").of_attribute(0, taxonomy)
     real = replace(real, **{kind: None for kind in KINDS if kind not in SCORES[case.score]})
     if case.lifted:  # by random features: no linear projection can undo them
         generator = torch.Generator().manual_seed(0)
@@ -132,7 +132,7 @@ def measure(case: Case, catalogue: Catalogue, query: Embeddings) -> Iterator[dic
     """Yield one row of the table per kind of index that fits the size, and one for the search by two classes."""
     items, ties = len(catalogue), catalogue.ties
     vectors, query_vectors = (catalogue.vectors(case.score, side, 0) for side in ("candidate", "query"))
-    queries = catalogue.to_vectors(case.score, "query", query, 0)
+    queries = to_vectors(case.score, "query", query)
     truth = true_best(vectors, queries, items, 100)
     name = f"{case.variant} {case.score}" + " lifted" * case.lifted
     row = {"case": name, "dims": queries.shape[1], "items": items}

@@ -15,7 +15,7 @@ from tiny import ROOT, TAXONOMY, generator
 
 
 def test_jittered_images_have_the_covariance_of_the_real_ones():
-    real = random_embeddings(300, d=12).of(1, TAXONOMY)
+    real = random_embeddings(300, d=12).of_attribute(1, TAXONOMY)
     jittered = bench_search.jittered(real, 4000, seed=3)
     for kind in ("attribute", "classes"):
         got, expected = (getattr(e, kind).float().flatten(0, 1) for e in (jittered, real))
@@ -26,7 +26,7 @@ def test_jittered_images_have_the_covariance_of_the_real_ones():
 
 
 def test_the_bench_at_a_small_size(tmp_path, monkeypatch, capsys):
-    real = replace(random_embeddings(200, d=12).of(1, TAXONOMY), attribute=None)
+    real = replace(random_embeddings(200, d=12).of_attribute(1, TAXONOMY), attribute=None)
     taxonomy = type(TAXONOMY)((TAXONOMY.attributes[1],))
     monkeypatch.setattr(bench_search, "CASES", (bench_search.Case("m3", "weighted"),))
     monkeypatch.setattr(bench_search, "read", lambda root, case: (real, taxonomy))

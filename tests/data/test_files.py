@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from m3lib.data import files
 from m3lib.errors import InputError
-from m3lib.retrieval.ranking import Embeddings
+from m3lib.retrieval.embeddings import Embeddings
 from m3lib.training import inference
 from m3lib.training.trainer import Trainer
 from stripes import PREPARED, short

@@ -28,7 +28,7 @@ from m3lib import checked, config
 from m3lib.data import manifest, store
 from m3lib.errors import InputError
 from m3lib.figures import charts
-from m3lib.retrieval import ranking
+from m3lib.retrieval.embeddings import Embeddings
 from m3lib.systems import backbone
 from m3lib.taxonomy import Attribute, caption, one_line
 from m3lib.training.trainer import Trainer
@@ -75,7 +75,7 @@ def test_a_pickle_for_embeddings_or_a_checkpoint_is_refused_unread(tmp_path, tra
     path = tmp_path / "m3.safetensors"
     torch.save({"rows": Evil(trap)}, path)
     with pytest.raises(InputError, match="can't be read as embeddings"):
-        ranking.Embeddings.load(path)
+        Embeddings.load(path)
     assert not Trainer(PREPARED, short("m3"), 0, 1).resume(path, "print")
 
 

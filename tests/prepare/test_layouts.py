@@ -16,6 +16,7 @@ from m3lib.data import manifest
 from m3lib.data.manifest import Prepared, Source
 from m3lib.prepare import asen_split, darn, fashionai, pack
 from m3lib.retrieval import metrics, ranking
+from m3lib.retrieval.embeddings import broadcast_over_attributes
 from m3lib.taxonomy import Taxonomy
 from m3lib.training import inference, trainer
 from tiny import ROOT, SETTINGS, make_variant
@@ -98,7 +99,7 @@ def by_histogram(prepared: Prepared) -> dict[str, dict]:
     rows = np.sort(np.concatenate([prepared.rows("valid"), prepared.rows("test")]))
     bins = (prepared.images[rows] // 64).astype(np.int64) @ np.array([16, 4, 1])  # (I, H, W)
     vectors = torch.from_numpy(np.stack([np.bincount(picture.ravel(), minlength=64) for picture in bins]) ** 0.5)
-    embedded = ranking.same_for_every_attribute(rows, vectors, prepared.taxonomy)
+    embedded = broadcast_over_attributes(rows, vectors, prepared.taxonomy)
     return {
         split: metrics.summarise(ranking.evaluate(prepared, split, "attribute", embedded))
         for split in ("valid", "test")

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from m3lib.analysis.significance import query_images
 from m3lib.data.manifest import Prepared, multi_hot
 from m3lib.errors import InputError
 from m3lib.prepare import asen_split, darn, deepfashion, fashionai
@@ -269,7 +270,7 @@ def test_a_random_ranking_scores_like_chance(tests, name, protocol):
         assert own.relevant.tolist() == R.tolist()
     chance = np.concatenate([metrics.expected_random_ap(R, C) for R, C in zip(relevant, sizes, strict=True)])
     hits = np.concatenate([100 / C * (R > 0) for R, C in zip(relevant, sizes, strict=True)])
-    groups = ranking.query_images(prepared, "test", scores)
+    groups = query_images(prepared, "test", scores)
     for values, expected in (("ap_all", chance), ("recall_100", hits)):
         excess = np.concatenate([getattr(own, values) for own in scores.values()]) - expected
         assert abs(excess.mean()) < 4 * standard_error(excess, groups)

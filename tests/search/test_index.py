@@ -109,7 +109,7 @@ def test_a_match_by_classes_names_the_class_that_adds_most(indexed):
 @pytest.mark.parametrize("score", ["weighted", "posterior", "attribute"])
 def test_the_class_of_a_match_where_classes_differ(indexed, score):
     """On random embeddings: those of a tiny network are so similar that any class would do."""
-    embeddings = random_embeddings(200).of(1, TAXONOMY)
+    embeddings = random_embeddings(200).of_attribute(1, TAXONOMY)
     p, phi = embeddings.posterior.double().numpy(), embeddings.classes.double().numpy()
     agreement = p * (1 + (phi * phi[4]).sum(axis=2)) / 2
     added = {"weighted": p[4] * agreement, "posterior": p[4] * p, "attribute": p}[score]

@@ -10,7 +10,7 @@ import torch
 
 from catalogues import build_index, noise_images, random_embeddings
 from m3lib.errors import InputError
-from m3lib.retrieval.ranking import KINDS
+from m3lib.retrieval.embeddings import KINDS
 from m3lib.search import index_files, vector_index
 from m3lib.search.index import Index
 from m3lib.training import inference
@@ -42,7 +42,7 @@ def test_the_catalogue_holds_the_embeddings_of_the_network(index):
     items = np.array([9, 2, 33])
     expected = inference.embed(index.system, PREPARED, np.arange(len(PREPARED.images)), "fp32").take(items)
     for n in range(3):
-        stored, computed = index.catalogue.for_attribute(items, n), expected.of(n, TAXONOMY)
+        stored, computed = index.catalogue.for_attribute(items, n), expected.of_attribute(n, TAXONOMY)
         for kind in KINDS:
             torch.testing.assert_close(getattr(stored, kind), getattr(computed, kind), atol=2e-3, rtol=0)
 

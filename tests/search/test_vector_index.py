@@ -85,7 +85,7 @@ def test_ranking_by_classes_against_a_loop_with_ties(with_phi, classes):
     catalogue, start = catalogue_of(embeddings), TAXONOMY.classes_of(1).start
     query = embeddings.take(np.array([5]))
     for k in (1, 10, 50, 2100):
-        items, scores = catalogue.rank_by_classes(query.of(1, TAXONOMY), 1, classes, k)
+        items, scores = catalogue.rank_by_classes(query.of_attribute(1, TAXONOMY), 1, classes, k)
         expected = naive_by_classes(embeddings, query, [start + m for m in classes], catalogue.names.to_pylist(), k)
         assert items.tolist() == [j for j, _ in expected]
         np.testing.assert_allclose(scores, [score for _, score in expected], rtol=1e-12)
@@ -94,6 +94,6 @@ def test_ranking_by_classes_against_a_loop_with_ties(with_phi, classes):
 def test_ranking_by_classes_scores_few_images(monkeypatch):
     embeddings, agreement, scored = random_embeddings(6000), vector_index.class_agreement, []
     monkeypatch.setattr(vector_index, "class_agreement", lambda p, *phi: scored.append(len(p)) or agreement(p, *phi))
-    query = embeddings.take(np.array([5])).of(1, TAXONOMY)
+    query = embeddings.take(np.array([5])).of_attribute(1, TAXONOMY)
     catalogue_of(embeddings).rank_by_classes(query, 1, [0], 5)
     assert sum(scored) < 3000

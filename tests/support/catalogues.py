@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from m3lib import config
 from m3lib.data.manifest import Prepared
 from m3lib.retrieval import metrics
-from m3lib.retrieval.ranking import Embeddings
+from m3lib.retrieval.embeddings import Embeddings
 from m3lib.search import build
 from m3lib.search.index import Index
 from m3lib.search.index_files import Catalogue

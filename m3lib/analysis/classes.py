@@ -1,0 +1,58 @@
+"""Metrics and embeddings class by class: which classes are hard, and where they lie in embedding space."""
+
+import numpy as np
+import pandas as pd
+import torch
+
+from m3lib.data.manifest import Prepared
+from m3lib.retrieval.embeddings import Embeddings
+from m3lib.retrieval.metrics import QueryMetrics, expected_random_ap
+
+
+def class_means(prepared: Prepared, results: dict[str, QueryMetrics]) -> dict[str, float]:
+    """Return the mean AP@all of each class with queries, as a fraction, by its name "attribute: class"."""
+    means = {}
+    for n, of_attribute in enumerate(results.values()):
+        start = int(prepared.taxonomy.offsets[n])
+        for m, ap in pd.Series(of_attribute.ap_all).groupby(of_attribute.class_id).mean().items():
+            means[prepared.taxonomy.full_name(start + m)] = float(ap)
+    return means
+
+
+def class_table(prepared: Prepared, split: str, results: dict[str, QueryMetrics]) -> pd.DataFrame:
+    """Return one row per class with queries: attribute, class_, training images, AP@all and its random floor in %."""
+    images = prepared.labels[prepared.rows("train")].sum(axis=0)  # (M,)
+    candidates = prepared.labels[prepared.rows(split, "candidate")]
+    tables = []
+    for n, (name, of_attribute) in enumerate(results.items()):
+        classes = prepared.taxonomy.classes_of(n)
+        floor = 100 * expected_random_ap(of_attribute.relevant, int(candidates[:, classes].any(axis=1).sum()))
+        class_id, ap = of_attribute.class_id + classes.start, 100 * of_attribute.ap_all
+        queries = pd.DataFrame({"class_id": class_id, "ap": ap, "floor": floor})
+        table = queries.groupby("class_id", as_index=False).mean()
+        tables.append(table.assign(attribute=name, images=images[table["class_id"]]))
+    table = pd.concat(tables, ignore_index=True)
+    table["class_"] = [prepared.taxonomy.class_name(m) for m in table["class_id"]]
+    return table[["attribute", "class_", "images", "ap", "floor"]]
+
+
+def class_points(
+    prepared: Prepared, embeddings: Embeddings, attribute: int, limit: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return up to `limit` test (image, class) pairs of an attribute: vectors (A, d) float32 and class names (A,).
+
+    The vector is the class-specific embedding of that class if the network outputs one, else the attribute embedding,
+    else the class probabilities of the attribute.
+    """
+    classes, rows = prepared.taxonomy.classes_of(attribute), prepared.rows("test")
+    image, class_id = np.nonzero(prepared.labels[rows, classes])
+    sample = np.sort(generator.permutation(len(image))[:limit])
+    image, class_id = image[sample], class_id[sample]
+    of_images = embeddings.of_attribute(attribute, prepared.taxonomy).take(rows[image])
+    if of_images.classes is not None:
+        vectors = of_images.classes[torch.arange(len(image)), torch.from_numpy(class_id)]
+    elif of_images.attribute is not None:
+        vectors = of_images.attribute[:, 0]
+    else:
+        vectors = of_images.posterior
+    return vectors.float().numpy(), np.array([prepared.taxonomy.class_name(classes.start + m) for m in class_id])

@@ -1,0 +1,59 @@
+"""Metrics and embeddings class by class, against loops."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from embedded import labelled_rows, make_embeddings, make_split
+from m3lib.analysis import classes
+from m3lib.retrieval import metrics, ranking
+from tiny import TAXONOMY
+
+
+def test_class_table_against_a_loop():
+    prepared = make_split(90, seed=3)
+    scores = ranking.evaluate(prepared, "test", "attribute", make_embeddings(90))
+    table = classes.class_table(prepared, "test", scores).set_index(["attribute", "class_"])
+    train, expected = prepared.labels[prepared.rows("train")], {}
+    for n, (name, found) in enumerate(scores.items()):
+        candidates = labelled_rows(prepared, "test", "candidate", n)
+        for m in range(TAXONOMY.num_classes)[TAXONOMY.classes_of(n)]:
+            own = found.class_id == m - TAXONOMY.offsets[n]
+            if own.any():
+                relevant = int(prepared.labels[candidates, m].sum())
+                floor = 100 * float(metrics.expected_random_ap(relevant, len(candidates)))
+                expected[name, TAXONOMY.class_name(m)] = (train[:, m].sum(), 100 * found.ap_all[own].mean(), floor)
+    assert set(table.index) == set(expected)
+    for key, values in expected.items():
+        assert table.loc[key, ["images", "ap", "floor"]].tolist() == pytest.approx(values)
+
+
+@pytest.mark.parametrize("source", ["classes", "attribute", "posterior"])
+def test_class_points_against_a_loop(source):
+    prepared, whole = make_split(80), make_embeddings(80)
+    absent = {"classes": [], "attribute": ["classes"], "posterior": ["classes", "attribute"]}[source]
+    embeddings = replace(whole, **dict.fromkeys(absent))
+    own = TAXONOMY.classes_of(1)
+    vectors, names = classes.class_points(prepared, embeddings, 1, 1000, np.random.default_rng(0))
+    expected = []
+    for row in labelled_rows(prepared, "test", "query", 1) + labelled_rows(prepared, "test", "candidate", 1):
+        for m in prepared.manifest["labels"][row]:
+            if own.start <= m < own.stop:
+                vector = {"classes": whole.classes[row, m], "attribute": whole.attribute[row, 1]}
+                expected.append((TAXONOMY.class_name(m), *vector.get(source, whole.posterior[row, own]).tolist()))
+    assert vectors.dtype == np.float32
+    got = [(str(name), *vector.tolist()) for name, vector in zip(names, vectors, strict=True)]
+    assert sorted(got) == sorted(expected)
+
+
+def test_class_points_draws_no_more_than_the_limit_and_by_the_seed():
+    prepared, embeddings = make_split(80), make_embeddings(80)
+
+    def points(seed: int, limit: int = 7) -> np.ndarray:
+        return classes.class_points(prepared, embeddings, 1, limit, np.random.default_rng(seed))[0]
+
+    assert len(points(0)) == 7
+    assert np.array_equal(points(0), points(0))
+    assert not np.array_equal(points(0), points(1))
+    assert len(np.unique(points(0), axis=0)) == 7
