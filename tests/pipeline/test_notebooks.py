@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from m3lib import config
+from m3lib.validation import PRESET_SECTIONS
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -21,7 +23,6 @@ STAGED = [path for path in NOTEBOOKS if path.stem[0].isdigit()]  # the others ar
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 VARIANT = "${item.variant}"
 SECTIONS = {field.name for field in fields(config.Settings)}
-OWN_SECTIONS = {"model", "loss", "train"}  # those that a row of systems may change
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 each_stage = pytest.mark.parametrize("path", STAGED, ids=lambda path: path.stem)
@@ -148,30 +149,28 @@ def test_prose_between_cells(path):
             assert row <= 2, f"a third code cell in a row: {cell.source[:60]!r}"
 
 
-@each
-def test_imported_names_exist(path):
+def imported_objects(path: Path) -> dict:
+    """What a notebook imports from m3lib, by name; raises ImportError or AttributeError for what does not exist."""
+    found = {}
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "m3lib":
-            for alias in node.names:
-                if node.module == "m3lib":
-                    importlib.import_module(f"m3lib.{alias.name}")
+            package = importlib.import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                submodule = f"{node.module}.{name}"
+                if hasattr(package, "__path__") and importlib.util.find_spec(submodule):
+                    found[name] = importlib.import_module(submodule)
                 else:
-                    assert hasattr(importlib.import_module(node.module), alias.name)
+                    found[name] = getattr(package, name)
+    return found
 
 
 @each
-def test_used_names_of_m3lib_exist(path):
-    """`retrieval.rank` in a cell is something that m3lib/retrieval/ranking.py has."""
-    imported = {
-        alias.name
-        for node in ast.walk(tree(path))
-        if isinstance(node, ast.ImportFrom) and node.module == "m3lib"
-        for alias in node.names
-    }
+def test_imported_and_used_names_of_m3lib_exist(path):
+    """`ranking.rank` in a cell is something that the imported module has."""
+    found = imported_objects(path)
     for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in imported:
-            module = importlib.import_module(f"m3lib.{node.value.id}")
-            assert hasattr(module, node.attr), ast.unparse(node)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in found:
+            assert hasattr(found[node.value.id], node.attr), ast.unparse(node)
 
 
 @each_stage
@@ -192,68 +191,39 @@ def test_default_variant_is_in_the_comparison():
             assert known["variant"]["default"].strip("'\"") in settings.variants
 
 
-def parents(root):
-    return {child: node for node in ast.walk(root) for child in ast.iter_child_nodes(node)}
+def sections_read_in(package: str) -> set[str]:
+    """The sections that the code of an m3lib package reads of a complete Settings object, as it is annotated."""
+    files = [path.read_text() for path in (ROOT / "m3lib" / package).rglob("*.py")]
+    code = "".join(text for text in files if re.search(r"\bSettings\b", text))
+    return set(re.findall(r"\bsettings\.(\w+)", code)) & SECTIONS
 
 
-def sections_in_module(name):
-    """The sections that the functions of an m3lib module, and of the modules it imports, read from a whole Settings."""
-    text = (ROOT / "m3lib" / f"{name}.py").read_text()
-    if "settings: Settings" not in text:  # there `settings` is one section
-        return set()
-    module = ast.parse(text)
-    imports = [node for node in ast.walk(module) if isinstance(node, ast.ImportFrom) and node.module == "m3lib"]
-    further = {alias.name for node in imports for alias in node.names} - {"config"}
-    return set().union(*map(sections_in_module, further)) | {
-        node.attr
-        for node in ast.walk(module)
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "settings" and node.attr in SECTIONS
-    }
+def settings_used(path: Path) -> tuple[set[str], bool]:
+    """The sections of params.yaml that a notebook reads, and whether it resolves a row.
 
-
-def settings_used(path):
-    """The settings that a notebook's result hangs on, dotted as in dvc.yaml.
-
-    `settings.a` and `settings.a.b` stand for themselves, `settings.machines` for its parts. `settings` handed whole to
-    an m3lib module stands for what that module reads of it. `chosen = settings.variant(variant)` stands for
-    systems.<variant>, of another name for all systems, and for model, loss and train where those are read or `chosen`
-    is handed on whole; name, network and score come from systems alone.
+    Settings passed on to a function count as what the function's package reads.
     """
-    root = tree(path)
-    above, used = parents(root), set()
-    chosen = [n.targets[0].id for n in ast.walk(root) if isinstance(n, ast.Assign) and is_variant(n.value)]
+    root, used, resolves_row = tree(path), set(), False
+    packages = {
+        alias.name: [*node.module.split("."), alias.name][1]
+        for node in ast.walk(root)
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("m3lib")
+        for alias in node.names
+    }
     for node in ast.walk(root):
-        if not isinstance(node, ast.Name) or isinstance(node.ctx, ast.Store):
-            continue
-        parent = above[node]
-        if node.id == "settings":
-            if not isinstance(parent, ast.Attribute):
-                used |= sections_in_module(ast.unparse(parent.func).split(".")[0])
-            elif parent.attr == "variant":
-                asked = ast.unparse(above[parent].args[0])
-                used.add(f"systems.{VARIANT}" if asked == "variant" else "systems")
-            elif parent.attr == "machines":
-                used |= {field.name for field in fields(config.Machines)}
-            else:
-                assert parent.attr in SECTIONS, ast.unparse(parent)
-                deeper = above[parent]
-                used.add(f"{parent.attr}.{deeper.attr}" if isinstance(deeper, ast.Attribute) else parent.attr)
-        if node.id in chosen:
-            used |= OWN_SECTIONS & {parent.attr} if isinstance(parent, ast.Attribute) else OWN_SECTIONS
-    return used | {"preset", "presets.${preset}"} if used else used  # config.load lays the preset over all sections
-
-
-def is_variant(node):
-    return isinstance(node, ast.Call) and ast.unparse(node.func) == "settings.variant"
-
-
-def covers(declared, name):
-    return declared == name or name.startswith(f"{declared}.")
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "settings":
+            resolves_row |= node.attr == "variant"
+            used |= {"devices", "nodes", "rendezvous"} if node.attr == "machines" else {node.attr} - {"variant"}
+        elif isinstance(node, ast.Call) and any(ast.unparse(argument) == "settings" for argument in node.args):
+            used |= sections_read_in(packages[ast.unparse(node.func).split(".")[0]])
+    assert used <= SECTIONS
+    presets = {"preset", "presets.${preset}"} if used & set(PRESET_SECTIONS) else set()
+    return used | presets, resolves_row
 
 
 @each_stage
 def test_stage_declares_the_settings_that_the_notebook_reads(path):
-    """A setting read but not declared gives stale results; one declared but not read reruns for nothing."""
-    declared, used = set(stage_of(path)[0].get("params", [])), settings_used(path)
-    assert {name for name in used if not any(covers(d, name) for d in declared)} == set(), "not declared"
-    assert {d for d in declared if not any(covers(d, name) for name in used)} == set(), "declared, not read"
+    """An undeclared setting would leave stale results; a needless one would rerun the stage for nothing."""
+    used, resolves_row = settings_used(path)
+    assert set(stage_of(path)[0].get("params", [])) == used
+    assert any(dep.startswith("data/rows") for dep in stage_of(path)[0]["deps"]) == resolves_row

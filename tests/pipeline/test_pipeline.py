@@ -33,12 +33,12 @@ def spare(tmp_path_factory):
 @pytest.mark.parametrize(
     ("setting", "value", "sentence"),
     [
-        ("variants", "[asen, m33]", r"m33.*m3"),
-        ("train.lr", "1e-3", r"params\.yaml, train\.lr: expected float, got '1e-3' \(.*write 0\.0001\)"),
-        ("train.epochs", "two", r"params\.yaml, train\.epochs: expected int, got 'two'"),
+        ("variants", "[asen, m33]", r"variants: there is no row 'm33'; did you mean 'm3'"),
+        ("train.lr", "1e-3", r"params\.yaml, train\.lr: expected a number, got '1e-3' \(.*write 0\.0001\)"),
+        ("train.epochs", "two", r"params\.yaml, train\.epochs: expected an integer, got 'two'"),
         ("source", "csv", r"data/catalogue/catalogue\.csv"),
-        ("source", "fashionai", r"fashionai is not complete in .*data/fashionai; what is missing stands above"),
-        ("preset", "publishd", r"unknown preset .*'publishd'; did you mean 'published'"),
+        ("source", "fashionai", r"fashionai is not complete in .*data/fashionai; the missing files are listed above"),
+        ("preset", "publishd", r"there is no preset 'publishd'; did you mean 'published'"),
         ("model.backbone", "resnet1O", r"resnet1O.*did you mean .*resnet18"),
     ],
 )
@@ -126,8 +126,9 @@ def test_every_output_has_its_documented_name(whole):
 
 def test_git_sees_only_what_is_kept(whole):
     kept = {name for name in whole.git("ls-files", "data").split() if not name.startswith("data/results/")}
-    expected = {f"data/{name}" for name in ("inputs.json", "weights.json", "metrics.json", "pairs.csv")}
-    expected |= {f"data/{kind}/{v}.{end}" for kind, end in (("metrics", "json"), ("curves", "csv")) for v in VARIANTS}
+    expected = {f"data/{name}" for name in ("inputs.json", "metrics.json", "pairs.csv")}
+    kinds = (("metrics", "json"), ("curves", "csv"), ("rows", "json"))
+    expected |= {f"data/{kind}/{v}.{end}" for kind, end in kinds for v in VARIANTS}
     assert kept - {"data/README.md"} == expected
     assert whole.git("ls-files", "notebooks/executed") == ""
     assert whole.git("status", "--porcelain") == ""
@@ -153,37 +154,116 @@ def test_the_second_run_runs_nothing(whole):
 
 
 def after(copy, change) -> set[str]:
-    """The stages that an edit makes stale; undone after the look."""
+    """The stages that an edit makes stale, once the first stage has seen it; the edit is undone."""
     change()
     try:
+        copy.dvc("repro", "inputs")
         return copy.stale()
     finally:
         copy.reset()
+        copy.git("checkout", "--quiet", "--", "data/rows", "data/inputs.json", "dvc.lock")
 
 
-def test_an_edit_makes_stale_what_it_touches(whole):
+def test_a_setting_makes_stale_what_it_reaches(whole):
     assert whole.stale() == set()
+    m3_row = r"(?ms)^(  m3:\n.*?    train: {)lr: 0.016"
 
-    def row():
-        whole.edit("params.yaml", r"(?m)^(  m3: .*loss: ){<<: \*m3}", r"\g<1>{m3_classification: 4}")
-
-    def append(name):
-        def change():
-            path = whole.folder / "m3lib" / f"{name}.py"
-            path.write_text(path.read_text() + "\n# a comment\n")
-
-        return change
-
-    # Directly; umap@m3 and report hang on the embeddings and metrics that these two write.
-    assert after(whole, row) == {"train@m3", "evaluate@m3", "index"}
-    assert after(whole, lambda: whole.put("loss.margin", "0.3")) == every("train") | {"index"}
+    # Directly; umap and report depend on the embeddings and metrics that these stages write.
+    assert after(whole, lambda: whole.edit("params.yaml", m3_row, r"\g<1>lr: 0.5")) == {
+        "train@m3",
+        "evaluate@m3",
+        "index",
+    }
+    assert after(whole, lambda: whole.put("loss.margin", "0.3")) == every("train", "evaluate") | {"index"}
     assert after(whole, lambda: whole.put("umap.neighbors", "14")) == every("umap")
     assert after(whole, lambda: whole.put("wardrobe.seed", "1")) == {"prepare"}
     assert after(whole, lambda: whole.edit("params.yaml", "^# Every", "# All")) == set()
-    drawing = after(whole, append("figures"))
-    assert drawing == every("evaluate", "umap") | {"report", "ablation", "index"}
-    assert after(whole, append("training")) == every("train") | {"index"}
-    assert after(whole, append("run")) == set()
+
+
+def test_a_parent_row_makes_its_heirs_stale(whole):
+    """asen becomes an heir of m3 in an already trained copy, then m3 changes."""
+    whole.edit("params.yaml", r"(?m)^  asen: {network: asen.*$", "  asen: {like: m3, network: m3_a}")
+    whole.dvc("repro", "inputs")
+    heir = json.loads((whole.folder / "data/rows/asen.json").read_text())["settings"]
+    assert (heir["network"], heir["train"]["lr"]) == ("m3_a", 0.016)
+    changed = after(
+        whole, lambda: whole.edit("params.yaml", r"(?ms)^(  m3:\n.*?    train: {)lr: 0.016", r"\g<1>lr: 0.5")
+    )
+    assert {"train@m3", "train@asen"} <= changed
+
+
+@pytest.mark.parametrize(
+    ("files", "retrained"),
+    [
+        (("m3lib/figures/charts.py", "m3lib/analysis/comparison.py", "m3lib/search/explore_page.py"), set()),
+        (("tests/bench/train.py", "m3lib/pipeline/run_notebook.py", "m3lib/prepare/catalogue.py"), set()),
+        (("m3lib/systems/losses.py",), set(VARIANTS)),
+        (("m3lib/training/trainer.py",), set(VARIANTS)),
+        (("m3lib/training/schedule.py",), set(VARIANTS)),  # how the epochs are split into stages
+        (("m3lib/training/distributed.py",), set(VARIANTS)),  # the processes of one training
+        (("m3lib/systems/m3net.py",), {"m3"}),
+        (("m3lib/systems/asen.py",), {"asen"}),
+        (("m3lib/systems/modc.py",), set()),
+    ],
+)
+def test_an_edit_of_code_retrains_the_rows_that_it_touches(whole, files, retrained):
+    def append():
+        for name in files:
+            path = whole.folder / name
+            path.write_text(path.read_text() + "\n# a comment\n")
+
+    try:
+        stale = after(whole, append)
+    finally:
+        whole.git("checkout", "--quiet", "--", "tests")
+    assert {name for name in stale if name.startswith("train")} == {f"train@{name}" for name in retrained}
+    if files[0] == "m3lib/figures/charts.py":
+        assert {"report", "index", *every("evaluate", "umap")} <= stale
+
+
+TOY = """
+from m3lib.systems.attention import unit
+from m3lib.systems.base import Outputs, System
+from torch import nn
+
+
+class Toy(System):
+    \"\"\"One projection of the mean feature per attribute.\"\"\"
+
+    outputs = {"attribute"}
+    losses = {"asen_triplet"}
+    settings = {"attribute_embedding"}
+
+    def __init__(self, variant, taxonomy):
+        super().__init__(variant, taxonomy)
+        self.width = variant.model.attribute_embedding
+        self.project = nn.Linear(self.backbone.channels, taxonomy.num_attributes * self.width)
+
+    def forward(self, images):
+        pooled = self.backbone(images).mean(dim=1)  # (B, C)
+        return Outputs(attribute=unit(self.project(pooled).unflatten(1, (-1, self.width))))
+"""
+
+
+def test_a_system_is_one_file_one_line_and_one_row(whole):
+    """README's five lines: the new row goes through training, evaluation and the report; no other row is retrained."""
+    (whole.folder / "m3lib/systems/toy.py").write_text(TOY)
+    whole.edit("m3lib/systems/__init__.py", r"(?m)^(SYSTEMS = \{.*\n)", r'\g<1>    "toy": "toy.Toy",\n')
+    row = "  toy: {network: toy, score: attribute, loss: {asen_triplet: 1}, model: {attribute_embedding: 16}}\n"
+    whole.edit("params.yaml", r"(?m)^(systems:.*\n)", rf"\g<1>{row}")
+    whole.put("variants", "[asen, m3, toy]")
+    try:
+        said = whole.dvc("repro", "report", "umap@toy")
+        assert set(stages_run(said)) == {"inputs", "train@toy", "evaluate@toy", "umap@toy", "report"}
+        metrics = json.loads((whole.folder / "data/metrics.json").read_text())
+        assert 0 < metrics["toy"]["map_all"] < 1
+        assert "toy" in (whole.folder / "notebooks/executed/05_report.ipynb").read_text()
+    finally:
+        (whole.folder / "m3lib/systems/toy.py").unlink()
+        whole.git("checkout", "--quiet", "--", ".")
+        whole.git("clean", "--quiet", "--force", "data")
+        whole.dvc("checkout")
+    assert whole.stale() == set()
 
 
 def test_new_embeddings_make_stale_what_reads_them(whole):
@@ -218,7 +298,7 @@ def test_a_notebook_run_by_hand_makes_nothing_stale(whole):
 
 def test_an_experiment_elsewhere_runs_its_own_code(whole):
     """The temporary copy's m3lib puts its own path into the metrics, an edit that is not even committed."""
-    path = whole.folder / "m3lib" / "report.py"
+    path = whole.folder / "m3lib" / "analysis" / "comparison.py"
     marker = "\n\n_flat = flat\n\n\ndef flat(*args):\n    return _flat(*args) | {'code': {'path': __file__}}\n"
     path.write_text(path.read_text() + marker)
     try:
@@ -230,7 +310,7 @@ def test_an_experiment_elsewhere_runs_its_own_code(whole):
     [ref] = [ref for ref in refs if ref.endswith("/elsewhere")]
     ran = json.loads(whole.git("show", f"{ref}:data/metrics.json"))
     code = Path(ran["code"]["path"])
-    assert code.name == "report.py"
+    assert code.name == "comparison.py"
     assert code.is_relative_to(whole.folder / ".dvc" / "tmp" / "exps"), code
     assert whole.git("status", "--porcelain") == ""
 
