@@ -22,8 +22,9 @@ from papermill import execute_notebook
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from m3lib.config import NAME, find_root
+from m3lib.config import find_root
 from m3lib.errors import InputError
+from m3lib.validation import NAME
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # where an object lay in memory
 VOLATILE = [
