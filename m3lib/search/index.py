@@ -23,6 +23,7 @@ from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
 from m3lib.prepare import photos
 from m3lib.retrieval.embeddings import Embeddings
+from m3lib.retrieval.scores import query_vectors
 from m3lib.search import index_files, vector_index
 from m3lib.search.index_files import REBUILD_HINT
 from m3lib.systems.base import System
@@ -82,8 +83,8 @@ class Index:
         Raises InputError for an image that can't be read, an unknown attribute or class, and a k out of range.
         """
         n, names = self.number(attribute), self.classes(attribute)
-        classes = [classes] if isinstance(classes, str) else classes
-        numbers = [names.index(nearest(name, names, f"class of {attribute!r}")) for name in dict.fromkeys(classes)]
+        classes = dict.fromkeys([classes] if isinstance(classes, str) else classes)
+        numbers = [names.index(nearest(name, names, f"class of {attribute!r}")) for name in classes]
         if not 1 <= k <= len(self):
             raise InputError(f"k is {k}, but the index holds {len(self)} images: use a k from 1 to {len(self)}")
         query = self.embed(image, n)
@@ -95,7 +96,7 @@ class Index:
         if numbers:
             items, scores = self.catalogue.rank_by_classes(query, n, numbers, k)
         else:
-            vector = index_files.to_vectors(self.variant.score, "query", query)[0]
+            vector = query_vectors(self.variant.score, query)[0].numpy()
             candidates = self.catalogue.vectors(self.variant.score, "candidate", n)
             items, scores = vector_index.rank(self.faiss_index(n), candidates, vector, self.catalogue.ties, k)
         best = self.matched_classes(query, self.catalogue.for_attribute(items, n), numbers)
@@ -106,8 +107,7 @@ class Index:
 
     def query_vector(self, image: Query, attribute: str) -> np.ndarray:
         """(V,) float32: its inner product with an exported vector of the attribute is the score of a search."""
-        n = self.number(attribute)
-        return index_files.to_vectors(self.variant.score, "query", self.embed(image, n))[0]
+        return query_vectors(self.variant.score, self.embed(image, self.number(attribute)))[0].numpy()
 
     def attention_maps(self, image: Query, attribute: str, class_: str | None = None) -> dict[str, np.ndarray]:
         """Return the attention (H, W) to an attribute and to one of its classes, by name ("sleeve", "sleeve: long").
@@ -115,16 +115,15 @@ class Index:
         The maps lie on the image as `read` returns it; each sums to about 1. A network without attention has no maps.
         The index holds no pixels, so the image can't be a name of the index.
         """
-        pixels, maps = torch.from_numpy(self.read(image))[None], {}
-        outputs = inference.see(self.system, pixels, self.variant.train.precision)
+        pixels = torch.from_numpy(self.read(image))[None]
+        outputs, maps = inference.see(self.system, pixels, self.variant.train.precision), {}
         if outputs.attribute_maps is not None:
             maps[attribute] = outputs.attribute_maps[:, [self.number(attribute)]]  # (1, 1, P)
         if outputs.class_maps is not None and class_ is not None:
-            maps[f"{attribute}: {class_}"] = outputs.class_maps[
-                :, [self.catalogue.taxonomy.class_id(attribute, class_)]
-            ]
-        size = batches.to_tensor(pixels)
-        return {name: inference.at_pixels(self.system, size, level)[0, 0].cpu().numpy() for name, level in maps.items()}
+            class_id = self.catalogue.taxonomy.class_id(attribute, class_)
+            maps[f"{attribute}: {class_}"] = outputs.class_maps[:, [class_id]]
+        maps = {name: inference.at_pixels(self.system, batches.to_tensor(pixels), m) for name, m in maps.items()}
+        return {name: levels[0, 0].cpu().numpy() for name, levels in maps.items()}
 
     def read(self, image: Query) -> np.ndarray:
         """(H, W, 3) uint8: an image decoded, fitted and stored with the settings of the indexed ones."""
@@ -155,8 +154,7 @@ class Index:
 
     def embed(self, image: Query, n: int) -> Embeddings:
         """Return an image's embeddings for attribute n: stored ones for an image of the index, else computed."""
-        position = self.catalogue.position(str(image)) if isinstance(image, str | Path) else None
-        if position is not None:
+        if isinstance(image, str | Path) and (position := self.catalogue.position(str(image))) is not None:
             return self.catalogue.for_attribute(np.array([position]), n)
         embeddings = embed_image(self.system, self.read(image), self.variant.train.precision)
         index_files.check_finite(embeddings, ["the image"])
@@ -196,7 +194,7 @@ def decode(image: Query) -> np.ndarray:
         except Exception as error:  # PIL decodes pixels late, and raises any exception on damaged files
             raise InputError(f"the image can't be read ({error})") from None
     is_array = isinstance(image, np.ndarray)
-    if is_array and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+    if is_array and image.dtype == np.uint8 and image.shape[2:] == (3,) and image.size:
         return image
     got = f"{image.dtype} {image.shape}" if is_array else type(image).__name__
     raise InputError(f"the image has to be a file, a PIL image or an (H, W, 3) uint8 array, not {got}")

@@ -36,8 +36,6 @@ from m3lib.validation import validate
 FORMAT = 2  # of the folder; raised with every change that older code would misread
 REBUILD_HINT = "run `dvc repro index` to rebuild it"
 
-Side = Literal["query", "candidate"]
-
 
 @dataclass(frozen=True)
 class Catalogue:
@@ -65,11 +63,12 @@ class Catalogue:
         """Return the embeddings of images (B,) for one attribute and its classes, so N is 1."""
         return self.embeddings.of_attribute(attribute, self.taxonomy).at(items)
 
-    def vectors(self, score: str, side: Side, attribute: int) -> Vectors:
+    def vectors(self, score: str, side: Literal["query", "candidate"], attribute: int) -> Vectors:
         """Return a function from image numbers to their vectors as queries or candidates of a score."""
         stored = self.embeddings.of_attribute(attribute, self.taxonomy)
         stored = replace(stored, **{kind: None for kind in KINDS if kind not in SCORES[score]})
-        return lambda items: to_vectors(score, side, stored.at(items))
+        to_vectors = {"query": scores.query_vectors, "candidate": scores.candidate_vectors}[side]
+        return lambda items: to_vectors(score, stored.at(items)).numpy()
 
     def rank_by_classes(
         self, query: Embeddings, attribute: int, classes: list[int], k: int
@@ -83,12 +82,6 @@ class Catalogue:
         return vector_index.rank_by_classes(
             posterior, lambda items: phi[items[:, None], ids].numpy(), query_phi, self.ties, k
         )
-
-
-def to_vectors(score: str, side: Side, embeddings: Embeddings) -> np.ndarray:
-    """(B, V) float32: the embeddings of images for one attribute as queries or candidates of a score."""
-    make = {"query": scores.query_vectors, "candidate": scores.candidate_vectors}[side]
-    return make(score, embeddings).numpy()
 
 
 def save_images(folder: Path, names: list[str], taxonomy: Taxonomy) -> None:

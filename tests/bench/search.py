@@ -31,10 +31,10 @@ from torch.nn.functional import normalize
 from m3lib.compatibility import SCORES
 from m3lib.config import find_root
 from m3lib.data import files
-from m3lib.retrieval import metrics
+from m3lib.retrieval import metrics, scores
 from m3lib.retrieval.embeddings import KINDS, Embeddings
 from m3lib.search import vector_index
-from m3lib.search.index_files import Catalogue, to_vectors
+from m3lib.search.index_files import Catalogue
 from m3lib.taxonomy import Taxonomy
 from tests.bench import scaling
 
@@ -109,8 +109,8 @@ def true_best(vectors: vector_index.Vectors, queries: np.ndarray, items: int, k:
     """(Q, k) the items with the largest inner products, best first, computed block by block."""
     heap = faiss.ResultHeap(len(queries), k, keep_max=True)
     for block in vector_index.blocks(items, queries.shape[1]):
-        scores, best = faiss.knn(queries, vectors(block), min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
-        heap.add_result(scores, best + block[0])
+        products, best = faiss.knn(queries, vectors(block), min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+        heap.add_result(products, best + block[0])
     heap.finalize()
     return heap.I
 
@@ -132,7 +132,7 @@ def measure(case: Case, catalogue: Catalogue, query: Embeddings) -> Iterator[dic
     """Yield one row of the table per kind of index that fits the size, and one for the search by two classes."""
     items, ties = len(catalogue), catalogue.ties
     vectors, query_vectors = (catalogue.vectors(case.score, side, 0) for side in ("candidate", "query"))
-    queries = to_vectors(case.score, "query", query)
+    queries = scores.query_vectors(case.score, query).numpy()
     truth = true_best(vectors, queries, items, 100)
     name = f"{case.variant} {case.score}" + " lifted" * case.lifted
     row = {"case": name, "dims": queries.shape[1], "items": items}
