@@ -17,6 +17,16 @@ from m3lib.prepare.wardrobe.rendering import render, to_svg
 
 SPLIT = Split(valid=0.1, test=0.2, query=0.2)
 TRACKS = ("multi", "single", "partial")
+CHANGES = [
+    {"sleeve_length": 0.8}, {"sleeve": "bell", "sleeve_length": 0.7}, {"hem": 90.0}, {"hue": 0.1}, {"lightness": 0.8},
+    {"neckline": "deep v"}, {"collar": "notched lapel"}, {"shape": "fit and flare"}, {"details": ("belt",)},
+    {"buttons": "row"}, {"open_front": True}, {"crop": "upper"}, {"turn": 8.0}, {"arm": 40.0},
+    {"lower": "skirt", "lower_shape": "a-line", "lower_hem": 90.0, "worn": "both"},
+]  # fmt: skip
+FORMS = {
+    "shape": SHAPES, "sleeve": SLEEVES, "collar": trims.COLLARS, "buttons": trims.BUTTONS,
+    "neckline": ["crew", *partial_track.DRAWN_AS["neckline design"].values()],
+}  # fmt: skip
 
 
 def read(track, images=1500, seed=0, size=64):
@@ -182,27 +192,7 @@ def test_labels_agree_with_the_garment():
         assert ("bell sleeve" in labels["part"]) == (garment.sleeve == "bell")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"sleeve_length": 0.8},
-        {"sleeve": "bell", "sleeve_length": 0.7},
-        {"hem": 90.0},
-        {"hue": 0.1},
-        {"lightness": 0.8},
-        {"neckline": "deep v"},
-        {"collar": "notched lapel"},
-        {"shape": "fit and flare"},
-        {"details": ("belt",)},
-        {"buttons": "row"},
-        {"open_front": True},
-        {"lower": "skirt", "lower_shape": "a-line", "lower_hem": 90.0, "worn": "both"},
-        {"crop": "upper"},
-        {"turn": 8.0},
-        {"arm": 40.0},
-    ],
-    ids=lambda change: ", ".join(change),
-)
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: ", ".join(change))
 def test_a_changed_factor_changes_the_image(change):
     plain = Garment(sleeve_length=0.3, hem=70.0)
     assert not changed_pixels(plain, plain).any()
@@ -217,20 +207,10 @@ def test_every_print_and_fabric_looks_different():
         assert np.abs(one - other).mean() > 1
 
 
-@pytest.mark.parametrize(
-    ("factor", "names"),
-    [
-        ("shape", SHAPES),
-        ("sleeve", SLEEVES),
-        ("collar", trims.COLLARS),
-        ("buttons", trims.BUTTONS),
-        ("neckline", ["crew", *partial_track.DRAWN_AS["neckline design"].values()]),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_every_form_looks_different(factor, names):
+@pytest.mark.parametrize("field", FORMS)
+def test_every_form_looks_different(field):
     plain = Garment(hem=90.0, sleeve_length=0.7, lightness=0.6)
-    for one, other in combinations([draw(replace(plain, **{factor: name})) for name in names], 2):
+    for one, other in combinations([draw(replace(plain, **{field: name})) for name in FORMS[field]], 2):
         assert (np.abs(one - other).max(axis=2) > 40).mean() > 0.001
 
 
@@ -244,10 +224,8 @@ def test_a_print_changes_nothing_but_the_garment():
 def test_labelled_buttons_are_drawn():
     for row in range(600):
         garment, labels, _ = wardrobe.sample_image("single", 0, row)
-        with_buttons, without = (
-            to_svg(look, np.random.default_rng(row)) for look in (garment, replace(garment, buttons=""))
-        )
-        buttons = sum(with_buttons.count(tag) - without.count(tag) for tag in ("<circle", "<ellipse"))
+        svg, bare = (to_svg(look, np.random.default_rng(row)) for look in (garment, replace(garment, buttons="")))
+        buttons = sum(svg.count(tag) - bare.count(tag) for tag in ("<circle", "<ellipse"))
         assert (buttons > 0) == (labels["button"] != ["no button"])
 
 

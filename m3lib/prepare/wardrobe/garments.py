@@ -16,40 +16,40 @@ WAIST, HIP, FLOOR = 46.0, 58.0, 104.0
 
 @dataclass(frozen=True)
 class Garment:
-    """All that an outfit is; lengths in figure units, angles in degrees, colours in [0, 1]."""
+    """The parameters of an outfit; lengths in figure units, angles in degrees, colours in [0, 1]."""
 
     texture: str = "solid"
-    second: str = ""  # print of sleeves and of the lower part; '' repeats the first
+    second: str = ""  # texture of the sleeves; '' for that of the body
     fabric: str = "cotton"
     hue: float = 0.6
     saturation: float = 0.5
     lightness: float = 0.5
     ink: float = 0.1  # hue of the print
     ink_saturation: float = 0.5
-    pitch: float = 1.0
-    angle: float = 0.0
+    pitch: float = 1.0  # size of the print
+    angle: float = 0.0  # of the print
     shape: str = "fitted"
     hem: float = 60.0
     lower: str = ""  # '' | skirt | trousers
     lower_shape: str = "straight leg"
     lower_hem: float = 102.0
-    worn: str = "upper"  # what carries the print: upper | lower | both
+    worn: str = "upper"  # the part with texture and fabric, the other is plain: upper | lower | both
     neckline: str = "crew"
-    depth: float = 1.0
+    depth: float = 1.0  # of the neckline
     collar: str = ""
     sleeve: str = "straight"
-    sleeve_length: float = 0.3  # of the arm; 0 is none
+    sleeve_length: float = 0.3  # share of the arm; 0 for no sleeves
     cuff: bool = False
     contrast_sleeves: bool = False
     open_front: bool = False
     details: tuple[str, ...] = ()
     buttons: str = ""
-    arm: float = 22.0
-    bend: float = 10.0
-    lean: float = 0.0
-    turn: float = 0.0
-    scale: float = 1.0
-    crop: str = "full"  # full | upper | lower
+    arm: float = 22.0  # angle between the upper arm and the body
+    bend: float = 10.0  # of the elbow
+    lean: float = 0.0  # shear of the figure
+    turn: float = 0.0  # rotation of the camera
+    scale: float = 1.0  # zoom of the camera
+    crop: str = "full"  # what the frame shows: full | upper | lower
 
 
 # Half-widths at chest, waist and hips, and at the floor if the hem reaches it.
@@ -128,9 +128,8 @@ def bodice(g: Garment) -> str:
 def lower_garment(g: Garment) -> str:
     """Return the outline of the skirt, or of both trouser legs."""
     if g.lower == "skirt":
-        top = WAIST - 1
-        left = -width_at(g.lower_shape, top, g.lower_hem)
-        return f"M{xy([(left, top)])}L{silhouette(g.lower_shape, top, g.lower_hem)}z"
+        top, shape, hem = WAIST - 1, g.lower_shape, g.lower_hem
+        return f"M{xy([(-width_at(shape, top, hem), top)])}L{silhouette(shape, top, hem)}z"
     y = np.linspace(64, g.lower_hem, 6)
     axis = 6.4 + (y - HIP) / 30
     width = np.interp(y, [60, 80, FLOOR], LEGS[g.lower_shape])

@@ -46,12 +46,12 @@ NECK = long_tail(
 )
 SLEEVES = {"puff sleeve": "puff", "bell sleeve": "bell", "balloon sleeve": "bishop", "batwing sleeve": "batwing"}
 SLEEVE = long_tail(SLEEVES)
-DETAIL = long_tail("buttons, pocket, belt, ruffle, zip, slit, fringe, lace-up, cut-out")
-# A garment has at most one detail per position.
+# Detail -> its position, the most frequent detail first; a garment has at most one detail per position.
 POSITION = {
-    "buttons": "front", "zip": "front", "lace-up": "front", "belt": "waist", "cut-out": "waist", "ruffle": "hem",
-    "slit": "hem", "fringe": "hem", "pocket": "pocket",
+    "buttons": "front", "pocket": "pocket", "belt": "waist", "ruffle": "hem", "zip": "front", "slit": "hem",
+    "fringe": "hem", "lace-up": "front", "cut-out": "waist",
 }  # fmt: skip
+DETAIL = long_tail(POSITION)
 IMPOSSIBLE_DETAILS = {
     "top": {"slit"}, "dress": set(), "skirt": {"lace-up", "cut-out"},
     "trousers": {"lace-up", "cut-out", "ruffle", "fringe", "slit"},
@@ -103,15 +103,11 @@ def sample_style(rng: np.random.Generator) -> list[str]:
 
 def prefer(rng: np.random.Generator, style: list[str], weights: Weights, boost: Weights | None = None) -> str:
     """Return the name in the table `weights` that the intended style needs, or a random one if it needs none."""
-    fitting = [name for name in style if name in weights]
-    return fitting[0] if fitting else choose(rng, weights, boost)
+    return next((name for name in style if name in weights), "") or choose(rng, weights, boost)
 
 
 def sample_shape(rng: np.random.Generator, style: list[str]) -> tuple[str, str, str, dict]:
-    """Return the category, the silhouette, the length class ("" for none), and the Garment fields that draw them.
-
-    The category is one in which the style is possible, or any category if there is none.
-    """
+    """Return a category that allows the style (if any does), silhouette, length class ("" for none), Garment fields."""
     needed = set(style) & set(SHAPES)
     possible = {
         category: weight

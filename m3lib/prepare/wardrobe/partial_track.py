@@ -10,29 +10,21 @@ from m3lib.prepare.wardrobe.sampling import Labels, choose, long_tail, sample_nu
 # longest sleeve as a share of the arm, or the name of a collar or neckline.
 DRAWN_AS: dict[str, dict] = {
     "skirt length": {"short": (62, 67), "knee": (74, 79), "midi": (85, 90), "ankle": (95, 98), "floor": (102, 104)},
-    "sleeve length": {
-        "sleeveless": (0, 0), "cup": (0.12, 0.15), "short": (0.25, 0.29), "elbow": (0.4, 0.44),
-        "three quarter": (0.56, 0.6), "wrist": (0.71, 0.75), "long": (0.85, 0.88), "extra long": (0.98, 1.0),
-    },
-    "coat length": {
-        "high waist": (47, 49), "regular": (53, 56), "long": (60, 63), "micro": (67, 70), "knee": (76, 80),
-        "midi": (86, 90), "ankle and floor": (97, 102),
-    },
-    "pant length": {
-        "short": (63, 68), "mid": (73, 77), "three quarter": (82, 86), "cropped": (91, 94), "full": (101, 104),
-    },
+    "sleeve length": {"sleeveless": (0, 0), "cup": (0.12, 0.15), "short": (0.25, 0.29), "elbow": (0.4, 0.44),
+                      "three quarter": (0.56, 0.6), "wrist": (0.71, 0.75), "long": (0.85, 0.88),
+                      "extra long": (0.98, 1.0)},
+    "coat length": {"high waist": (47, 49), "regular": (53, 56), "long": (60, 63), "micro": (67, 70),
+                    "knee": (76, 80), "midi": (86, 90), "ankle and floor": (97, 102)},
+    "pant length": {"short": (63, 68), "mid": (73, 77), "three quarter": (82, 86), "cropped": (91, 94),
+                    "full": (101, 104)},
     "collar design": {"shirt": "shirt", "peter pan": "peter pan", "puritan": "puritan", "rib": "rib"},
-    "lapel design": {
-        "notched": "notched lapel", "collarless": "collarless", "shawl": "shawl", "plus size shawl": "big shawl",
-    },
-    "neckline design": {
-        "round": "scoop", "v": "v", "square": "square", "off shoulder": "off shoulder", "strapless": "strapless",
-        "deep v": "deep v", "straight": "straight", "sweetheart": "sweetheart", "one shoulder": "one shoulder",
-    },
-    "neck design": {
-        "turtleneck": "turtleneck", "low turtleneck": "low turtleneck", "ruffle semi-high": "ruffle neck",
-        "draped": "cowl",
-    },
+    "lapel design": {"notched": "notched lapel", "collarless": "collarless", "shawl": "shawl",
+                     "plus size shawl": "big shawl"},
+    "neckline design": {"round": "scoop", "v": "v", "square": "square", "off shoulder": "off shoulder",
+                        "strapless": "strapless", "deep v": "deep v", "straight": "straight",
+                        "sweetheart": "sweetheart", "one shoulder": "one shoulder"},
+    "neck design": {"turtleneck": "turtleneck", "low turtleneck": "low turtleneck", "ruffle semi-high": "ruffle neck",
+                    "draped": "cowl"},
 }  # fmt: skip
 CLASSES = {attribute: ("invisible", *classes) for attribute, classes in DRAWN_AS.items()}
 INVISIBLE_RATE = 0.14

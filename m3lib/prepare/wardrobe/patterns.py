@@ -1,7 +1,7 @@
 """Textile prints and fabric surfaces as SVG tiles, and the fill of a piece of cloth.
 
-A tile is drawn in its own pixels, about 10 of them per repeat, and continues without a seam. Inks that a tile may use:
-{a} ground colour, {b} and {c} the two colours of the print.
+A tile is drawn in its own pixels, about 10 of them per repeat, and continues without a seam. Its colours are {a}, the
+ground, and {b} and {c}, the print.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from m3lib.prepare.wardrobe.garments import Garment
 from m3lib.prepare.wardrobe.svg import Inks, area, dots, line
 
 Tile = tuple[float, float, str]  # width, height, SVG elements
+A, B, C = "{a}", "{b}", "{c}"
 LIGHT, SHADE = "#fff", "#000"
 DASHED = 'fill="none" stroke-width="3.4" stroke-opacity=".75" stroke-dasharray="9 1.5 5 1"'
 FADE = (
@@ -42,37 +43,36 @@ def copies(d: str, *transforms: tuple[float, float, float, float, str]) -> str:
 TEXTURES: dict[str, Tile] = {
     "solid": (10, 10, ""),
     "ombre": (10, 10, ""),  # the ground colour itself fades, see FADE
-    "horizontal stripe": (10, 10, area("{b}", "M0 0h10v4.6H0z")),
-    "vertical stripe": (10, 10, area("{b}", "M0 0h4.8v10H0z")),
-    "diagonal stripe": (12, 12, line("{b}", 4.2, "M-3 9 9-3M-3 21 21-3M3 15 15 3M9 21 21 9")),
-    "pinstripe": (8, 8, area("{b}", "M0 0h1.5v8H0z")),
-    "polka dot": (12, 12, dots("{b}", (3, 3, 2.7), (9, 9, 2.7))),
-    "plaid": (20, 20, area("{b}", "M0 0h8v20H0zM0 0h20v8H0z", 0.55) + area("{c}", "M13 0h1.8v20H13zM0 13h20v1.8H0z")
-        + area("{b}", "M0 0h8v8H0z", 0.6)),
-    "gingham": (9, 9, area("{b}", "M0 0h4.5v9H0zM0 0h9v4.5H0z", 0.5) + area("{b}", "M0 0h4.5v4.5H0z")),
-    "windowpane": (13, 13, line("{b}", 1.7, "M0 6.5h13M6.5 0v13")),
-    "houndstooth": (12, 12, area("{b}", "M0 0h6l6 6v3L6 3v3H0zM6 6v6H3zM6 9l3 3H6zM0 9l3 3H0z")),
-    "argyle": (16, 22, area("{b}", "M8 0 16 11 8 22 0 11z") + line("{c}", 1.1, "M0 0 16 22M16 0 0 22")),
-    "chevron": (14, 10, line("{b}", 4, "M-1 8 7 1 15 8M-1 18 7 11 15 18M-1-2 7-9 15-2")),
-    "floral": (22, 22, flower(6, 6, 1.15, "{b}", "{c}") + flower(17, 16, 1.25, "{c}", "{b}")
-        + flower(17, 4, 0.6, "{b}", "{a}")),
-    "leaf": (18, 18, copies(LEAF, (5, 8, 35, 0.95, "{b}"), (14, 9, -30, 0.95, "{c}"))),
-    "leopard": (18, 18, copies(
-        SPOT, (4, 4, 0, 1, "{b}"), (13, 5, 100, 1.1, "{b}"), (5, 13, 200, 1.1, "{b}"), (14, 14, 50, 0.9, "{b}"))),
-    "zebra": (26, 18, area("{b}", "M0 1Q7 6 13 1.6 20-1 26 1V3.6Q19 2 14 5.4 7 9 0 4zM2 9Q9 14 15 9.4 21 7 26 10L18 "
+    "horizontal stripe": (10, 10, area(B, "M0 0h10v4.6H0z")),
+    "vertical stripe": (10, 10, area(B, "M0 0h4.8v10H0z")),
+    "diagonal stripe": (12, 12, line(B, 4.2, "M-3 9 9-3M-3 21 21-3M3 15 15 3M9 21 21 9")),
+    "pinstripe": (8, 8, area(B, "M0 0h1.5v8H0z")),
+    "polka dot": (12, 12, dots(B, (3, 3, 2.7), (9, 9, 2.7))),
+    "plaid": (20, 20, area(B, "M0 0h8v20H0zM0 0h20v8H0z", 0.55) + area(C, "M13 0h1.8v20H13zM0 13h20v1.8H0z")
+        + area(B, "M0 0h8v8H0z", 0.6)),
+    "gingham": (9, 9, area(B, "M0 0h4.5v9H0zM0 0h9v4.5H0z", 0.5) + area(B, "M0 0h4.5v4.5H0z")),
+    "windowpane": (13, 13, line(B, 1.7, "M0 6.5h13M6.5 0v13")),
+    "houndstooth": (12, 12, area(B, "M0 0h6l6 6v3L6 3v3H0zM6 6v6H3zM6 9l3 3H6zM0 9l3 3H0z")),
+    "argyle": (16, 22, area(B, "M8 0 16 11 8 22 0 11z") + line(C, 1.1, "M0 0 16 22M16 0 0 22")),
+    "chevron": (14, 10, line(B, 4, "M-1 8 7 1 15 8M-1 18 7 11 15 18M-1-2 7-9 15-2")),
+    "floral": (22, 22, flower(6, 6, 1.15, B, C) + flower(17, 16, 1.25, C, B) + flower(17, 4, 0.6, B, A)),
+    "leaf": (18, 18, copies(LEAF, (5, 8, 35, 0.95, B), (14, 9, -30, 0.95, C))),
+    "leopard": (18, 18, copies(SPOT, (4, 4, 0, 1, B), (13, 5, 100, 1.1, B), (5, 13, 200, 1.1, B),
+        (14, 14, 50, 0.9, B))),
+    "zebra": (26, 18, area(B, "M0 1Q7 6 13 1.6 20-1 26 1V3.6Q19 2 14 5.4 7 9 0 4zM2 9Q9 14 15 9.4 21 7 26 10L18 "
         "11.6Q12 15.6 2 9zM0 14Q6 17 11 14.6L6 18Q3 18 0 16.8z")),
     "camouflage": (30, 30,
-        area("{b}", "M2 3Q9-2 14 3 20 7 14 11 6 9 5 13-2 10 2 3zM18 17Q26 12 29 19 26 27 19 25 12 22 18 17z")
-        + area("{c}", "M18 2Q26-1 28 7 21 14 18 9zM3 18Q10 14 13 20 11 29 4 27-1 23 3 18z")),
-    "paisley": (18, 20, copies(PAISLEY, (5, 6, 0, 0.95, "{b}"), (13, 15, 180, 0.95, "{b}"), (5, 6.6, 0, 0.4, "{c}"))
-        + dots("{c}", (13.4, 14.4, 1.6))),
-    "abstract": (28, 28, line("{b}", 2.2, "M2 10q5-9 9 0t8-3M14 24q4-9 11-2")
-        + area("{c}", "M20 4l7 3-6 6zM3 18h7v6H3z") + dots("{b}", (16, 16, 2.4))),
-    "color block": (60, 36, area("{b}", "M0 0h60v13H0z") + area("{c}", "M30 13h30v23H30z")),
-    "star": (16, 16, copies(STAR, (4, 4, 0, 1.05, "{b}"), (12, 12, 0, 1.05, "{c}"))),
-    "heart": (16, 16, copies(HEART, (4, 4, 0, 0.95, "{b}"), (12, 12, 0, 0.95, "{c}"))),
+        area(B, "M2 3Q9-2 14 3 20 7 14 11 6 9 5 13-2 10 2 3zM18 17Q26 12 29 19 26 27 19 25 12 22 18 17z")
+        + area(C, "M18 2Q26-1 28 7 21 14 18 9zM3 18Q10 14 13 20 11 29 4 27-1 23 3 18z")),
+    "paisley": (18, 20, copies(PAISLEY, (5, 6, 0, 0.95, B), (13, 15, 180, 0.95, B), (5, 6.6, 0, 0.4, C))
+        + dots(C, (13.4, 14.4, 1.6))),
+    "abstract": (28, 28, line(B, 2.2, "M2 10q5-9 9 0t8-3M14 24q4-9 11-2")
+        + area(C, "M20 4l7 3-6 6zM3 18h7v6H3z") + dots(B, (16, 16, 2.4))),
+    "color block": (60, 36, area(B, "M0 0h60v13H0z") + area(C, "M30 13h30v23H30z")),
+    "star": (16, 16, copies(STAR, (4, 4, 0, 1.05, B), (12, 12, 0, 1.05, C))),
+    "heart": (16, 16, copies(HEART, (4, 4, 0, 0.95, B), (12, 12, 0, 0.95, C))),
     "tie dye": (44, 44, "".join(f'<circle cx="22" cy="22" r="{radius}" stroke="{ink}" {DASHED}/>'
-        for radius, ink in ((3, "{b}"), (9, "{c}"), (15, "{b}"), (21, "{c}")))),
+        for radius, ink in ((3, B), (9, C), (15, B), (21, C)))),
 }
 # Light and shade of a surface, drawn over the print.
 FABRICS: dict[str, Tile] = {
@@ -140,8 +140,7 @@ class Cloth:
 def make_cloths(g: Garment, inks: Inks, across: float, down: float) -> tuple[str, dict[str, Cloth]]:
     """Return SVG definitions, and the cloth of each piece: main, other (not printed), left and right sleeve.
 
-    across, down: pixels per figure unit, which the tiles undo, so that a print has the same size in every image. The
-    grain of a sleeve turns with the arm.
+    across, down: pixels per figure unit; tiles undo this scale. The print of a sleeve turns with the arm.
     """
     plain = ("solid", "cotton", {**inks, "a": inks["w"] if g.lightness < 0.5 else "#39414f"})
     sleeves = plain if g.contrast_sleeves else (g.second or g.texture, g.fabric, inks)
@@ -151,10 +150,9 @@ def make_cloths(g: Garment, inks: Inks, across: float, down: float) -> tuple[str
     }  # fmt: skip
     defs, cloths = "", {}
     for piece, (texture, fabric, ink, angle) in pieces.items():
-        fills = [ink["a"]]
+        fills = [f"url(#fade-{piece})" if texture == "ombre" else ink["a"]]
         if texture == "ombre":
             defs += FADE.format(name=f"fade-{piece}", **ink)
-            fills = [f"url(#fade-{piece})"]
         grain = f"scale({1 / across:.3f} {1 / down:.3f}) rotate({angle:.0f})"
         tiles = {"print": (TEXTURES[texture], f"{grain} scale({g.pitch:.3f})"), "surface": (FABRICS[fabric], grain)}
         for layer, ((width, height, elements), transform) in tiles.items():

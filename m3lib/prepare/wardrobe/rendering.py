@@ -13,13 +13,10 @@ from m3lib.prepare.wardrobe.svg import Inks, outlined, rgb
 from m3lib.prepare.wardrobe.trims import HOOD_BACK, TRAIN, trims
 
 DRAWING = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 96 96">
-<defs>
-  <linearGradient id="fold">
-    <stop stop-color="#000" stop-opacity=".26"/><stop offset=".3" stop-color="#fff" stop-opacity=".1"/>
-    <stop offset="1" stop-color="#000" stop-opacity=".3"/>
-  </linearGradient>
-  {defs}
-</defs>
+<defs>{defs}<linearGradient id="fold">
+  <stop stop-color="#000" stop-opacity=".26"/><stop offset=".3" stop-color="#fff" stop-opacity=".1"/>
+  <stop offset="1" stop-color="#000" stop-opacity=".3"/>
+</linearGradient></defs>
 {background}
 <g transform="{camera}">
   <ellipse cx="{shadow_x:.1f}" cy="62" rx="22" ry="44" fill="#000" fill-opacity="{shadow:.2f}"/>
@@ -41,15 +38,15 @@ def inks(g: Garment, skin: str) -> Inks:
         "c": rgb(g.ink + 0.28, g.ink_saturation, g.lightness + sign * 0.27),
         "t": rgb(g.ink + 0.1, 0.25, 0.14 if sign < 0 else 0.9),
         "k": rgb(g.hue, g.saturation * 0.8, max(g.lightness - 0.3, 0.04)),
-        "s": skin,
-        "w": "#f4f1ea",
-        "m": "#c9b458",
+        "s": skin, "w": "#f4f1ea", "m": "#c9b458",
         "low": f"{max(g.hem, g.lower_hem if g.worn != 'upper' else 0):.0f}",
-    }
+    }  # fmt: skip
 
 
-def figure(g: Garment, rng: np.random.Generator, across: float, down: float) -> tuple[str, str]:
-    """Return the SVG definitions and elements of the person and the garment, from back to front."""
+def to_svg(g: Garment, rng: np.random.Generator) -> str:
+    """Return the image as SVG with a view box of 96 x 96; rng decides only what no label and no factor describes."""
+    across, down, transform = camera(g, rng)
+    room = background(rng)
     skin = rgb(rng.uniform(0.045, 0.09), rng.uniform(0.3, 0.55), rng.uniform(0.28, 0.82))
     ink = inks(g, skin)
     defs, cloth = make_cloths(g, ink, across, down)
@@ -65,16 +62,9 @@ def figure(g: Garment, rng: np.random.Generator, across: float, down: float) -> 
     pieces = upper + lower if g.worn == "lower" else lower + upper
     back = HOOD_BACK.format(**ink) if g.collar == "hood" or "hood back" in g.details else ""
     back += TRAIN.format(**ink) if "train" in g.details else ""
-    return defs, back + body + pieces + head + trims(g, ink) + occluder(rng)
-
-
-def to_svg(g: Garment, rng: np.random.Generator) -> str:
-    """Return the image as SVG with a view box of 96 x 96; rng decides only what no label and no factor describes."""
-    across, down, transform = camera(g, rng)
-    room = background(rng)
-    defs, elements = figure(g, rng, across, down)
+    figure = back + body + pieces + head + trims(g, ink) + occluder(rng)
     shadow = {"shadow_x": rng.uniform(-6, 6), "shadow": rng.uniform(0, 0.2)}
-    return DRAWING.format(defs=defs, background=room, camera=transform, figure=elements, **shadow)
+    return DRAWING.format(defs=defs, background=room, camera=transform, figure=figure, **shadow)
 
 
 def render(g: Garment, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -43,9 +43,7 @@ SLEEVE_LENGTH = {
     "short": (0.29, 0.35), "long": (0.85, 0.9), "sleeveless": (0, 0), "three quarter": (0.65, 0.7),
     "elbow": (0.47, 0.52), "cap": (0.13, 0.17),
 }  # fmt: skip
-SLEEVE_SHAPE = {
-    "straight": "straight", "puff": "puff", "bell": "bell", "batwing": "batwing", "balloon": "bishop", "wide": "wide",
-}  # fmt: skip
+SLEEVE_SHAPE = {name: name for name in ("straight", "puff", "bell", "batwing")} | {"balloon": "bishop", "wide": "wide"}
 # Lowest and highest hue, saturation and lightness.
 COLOR: dict[str, tuple[float, ...]] = {
     "black": (0, 1, 0, 0.1, 0.06, 0.12), "white": (0, 1, 0, 0.15, 0.92, 0.97), "gray": (0, 1, 0, 0.05, 0.42, 0.6),
