@@ -95,7 +95,7 @@ class Clone:
     def dvc(self, *arguments: str, ok: bool = True) -> str:
         """What a dvc command says; its exit status must be as expected."""
         process = self.start(*arguments)
-        said, _ = process.communicate(timeout=400)
+        said, _ = process.communicate()
         assert (process.returncode == 0) == ok, said
         return said
 
