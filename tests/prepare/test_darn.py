@@ -9,20 +9,14 @@ from hypothesis import strategies as st
 from downloads import (
     EDITS,
     apply,
-    check_drawn_roles,
     check_words,
     darn_set,
-    labels_of,
     released_split,
     resolve,
-    rows_of,
     set_line,
 )
-from m3lib import config
-from m3lib.data.manifest import assign_splits
 from m3lib.errors import InputError
 from m3lib.prepare import darn as reader
-from m3lib.prepare import public
 
 TABLE = "labels.csv"
 
@@ -32,79 +26,7 @@ def download(tmp_path):
     return darn_set(tmp_path / "set")
 
 
-def expected_labels(download, rows, protocol):
-    """Labels of every photo; under `row`, of valid and test that of the row alone."""
-    expected = download.labelled
-    if protocol != "row":
-        return expected
-    return expected | {name: {row.attribute: [row.class_]} for name, row in rows.items() if row.class_}
-
-
 # what is read
-
-
-def test_without_the_released_split_one_is_drawn(download):
-    source = download.read(protocol="pair")
-    assert [len(a.classes) for a in source.taxonomy.attributes] == [20, 13, 55, 7, 28, 11, 26, 8, 17]
-    assert labels_of(source) == download.labelled
-    names = list(download.labelled)
-    found = rows_of(source)
-    assert [found[name].split for name in names] == assign_splits(names, download.settings().split).tolist()
-    check_drawn_roles(source, 0.2)
-    held_out = {name: row for name, row in found.items() if row.split != "train"}
-    assert all(download.labels[name][row.attribute] == [row.class_] for name, row in held_out.items())
-    assert source.notes[0] == "1 of 180 photos in labels.csv have no label"
-    assert source.notes[1].startswith("no released split files")
-
-
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("form", [{}, {"end": "\r\n", "trailing": "\t \t", "last": False}])
-@pytest.mark.parametrize(
-    ("protocol", "relevance"), [("published", "pair"), ("row", "pair"), ("pair", "pair"), ("any", "any")]
-)
-def test_the_released_split_is_followed(download, form, train, protocol, relevance):
-    expected = released_split(download, train=train, **form)
-    source = download.read(protocol=protocol)
-    protocol = "row" if protocol == "published" else protocol
-    assert rows_of(source) == expected
-    assert labels_of(source) == expected_labels(download, expected, protocol)
-    assert source.relevance == relevance
-    assert source.notes[-1] == f"protocol: {protocol}"
-
-
-def test_the_released_split_is_enough_without_the_table(download):
-    expected = released_split(download)
-    (download.folder / TABLE).unlink()
-    source = download.read(protocol="pair")
-    assert rows_of(source) == expected
-    assert labels_of(source) == expected_labels(download, expected, "row")
-    (download.folder / "filenames_train.txt").unlink()
-    with pytest.raises(InputError) as raised:
-        download.read()
-    check_words(raised, [str(download.folder), "label_train.txt without filenames_train.txt"])
-
-
-def test_labels_of_train_alone_make_no_split(download):
-    released_split(download)
-    for split in ("valid", "test"):
-        for kind in ("filenames", "query", "candidate"):
-            (download.folder / f"{kind}_{split}.txt").unlink()
-    (download.folder / TABLE).unlink()
-    with pytest.raises(InputError) as raised:
-        download.read()
-    check_words(raised, [str(download.folder), "no split files", "no labels"])
-
-
-def test_a_share_of_the_photos(download):
-    split = config.Split(valid=0.3, test=0.3, query=0.5)
-    whole = download.read(protocol="pair", split=split)
-    source = download.read(protocol="pair", split=split, share=0.8)
-    names = set(source.manifest["image"])
-    assert 0.65 < len(names) / 179 < 0.95
-    gone = [row.role for name, row in rows_of(whole).items() if name not in names]
-    assert set(gone) == {"", "query", "candidate"}
-    assert rows_of(source) == {name: row for name, row in rows_of(whole).items() if name in names}
-    assert f"{len(names)} of 179 photos are used (benchmark.share): results can't be compared" in source.notes
 
 
 def test_equal_rows_are_noted(download):
@@ -125,22 +47,6 @@ def test_blanks_a_mark_line_ends_and_quotes_change_nothing(download):
     after = download.read()
     assert after.manifest.equals(before.manifest)
     assert after.notes == before.notes
-
-
-# awkward photos
-
-
-def test_missing_photos_are_counted_up_to_the_limit(download):
-    released_split(download)
-    gone = [list(download.labelled)[i] for i in range(0, 179, 18)]  # addresses die
-    for name in gone:
-        (download.folder / name).unlink()
-    source = download.read(max_bad=0.06, protocol="pair")
-    assert set(source.manifest["image"]) == set(download.labelled) - set(gone)
-    assert f"10 of 179 photos are missing and left out, the first is '{download.folder}/pic/" in source.notes[-2]
-    with pytest.raises(InputError) as raised:
-        download.read(max_bad=0.05, protocol="pair")
-    check_words(raised, ["10 of 179", str(download.folder), "images.max_bad = 0.05", "/pic/"])
 
 
 # bad tables: the change, words of the sentence beside the file's name
@@ -189,17 +95,6 @@ def test_a_bad_table_is_one_sentence(download, case):
     check_words(raised, [str(download.folder / TABLE), *words])
 
 
-def test_bytes_that_are_not_utf8_are_one_sentence(download):
-    path = download.folder / TABLE
-    path.write_bytes(path.read_bytes().replace(b"\npic", b"\np\xe9c", 1))
-    with pytest.raises(InputError) as raised:
-        download.read()
-    check_words(raised, [str(path), "line 2", "UTF-8"])
-
-
-# a released split that does not fit
-
-
 @pytest.mark.parametrize("known", [True, False])
 def test_a_released_row_that_contradicts_the_table_is_refused(download, known):
     """Another class than the table's, or one of an attribute that the table knows nothing of."""
@@ -216,35 +111,6 @@ def test_a_released_row_that_contradicts_the_table_is_refused(download, known):
         download.read()
     told = f"{list(reader.ATTRIBUTES)[attribute]}: {value}"
     check_words(raised, [f"{download.folder / 'query_test.txt'}, line 3", repr(name), repr(told), "in labels.csv"])
-
-
-def test_a_photo_in_train_and_valid_is_refused(download):
-    released_split(download)
-    name = download.lines("filenames_valid.txt")[3]
-    download.edit("filenames_train.txt", set_line(5, name))
-    with pytest.raises(InputError) as raised:
-        download.read()
-    check_words(raised, [f"{download.folder / 'filenames_train.txt'}, line 5", repr(name), "valid as well"])
-
-
-# what is there
-
-
-def test_a_survey_names_every_file_and_where_it_is_had(download, tmp_path):
-    text, complete = public.survey(reader.DATASET, tmp_path / "nothing")
-    assert not complete
-    for word in ("labels.csv or label_train.txt", " pic:", "filenames_test.txt"):
-        assert any(line.startswith("  missing") and word in line for line in text.splitlines()), word
-    for word in (str(tmp_path / "nothing"), "request to the authors", "github.com/Maryeon/asen", "the 2 missing"):
-        assert word in text
-    text, complete = public.survey(reader.DATASET, download.folder)
-    assert complete
-    assert "-S source=darn" in text
-    released_split(download)
-    (download.folder / TABLE).unlink()
-    assert public.survey(reader.DATASET, download.folder)[1]
-    (download.folder / "label_train.txt").unlink()
-    assert not public.survey(reader.DATASET, download.folder)[1]
 
 
 # any bytes

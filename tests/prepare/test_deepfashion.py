@@ -1,7 +1,6 @@
 """A DeepFashion download is read with exactly its labels, splits and boxes, or refused in one sentence."""
 
 import shutil
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,24 +12,15 @@ from downloads import (
     CLOTH_FILE,
     DEEPFASHION,
     LABEL_FILE,
-    OFFICIAL,
     PARTITION_FILE,
     TYPES,
-    check_drawn_roles,
     check_words,
     deepfashion,
-    labels_of,
     read_classes,
     read_labels,
-    released_split,
-    rows_of,
     set_line,
 )
 from m3lib.errors import InputError
-from m3lib.prepare import deepfashion as reader
-from m3lib.prepare import photos, public
-
-DRAWN = "no released split files"
 
 
 @pytest.fixture
@@ -72,59 +62,6 @@ def test_a_name_that_stands_twice_in_a_type_gets_its_number(download):
     assert taxonomy.class_name(class_ids[5]) == "floral print (1)"
 
 
-def test_the_official_partition_is_used_without_the_released_split(download):
-    source = download.read()
-    assert source.taxonomy == DEEPFASHION
-    assert labels_of(source) == rises(download.labels)
-    found = rows_of(source)
-    assert {name: row.split for name, row in found.items()} == {
-        name: OFFICIAL[download.parts[name]] for name in download.labelled
-    }
-    check_drawn_roles(source, 0.2)
-    held_out = {name: row for name, row in found.items() if row.split != "train"}
-    assert all(row.class_ in download.labels[name][row.attribute] for name, row in held_out.items())
-    assert all((row.role, row.class_) == ("", "") for row in found.values() if row.split == "train")
-    assert source.relevance == "pair"
-    assert source.notes[0].startswith(DRAWN)
-    assert source.notes[-1] == "protocol: pair"
-
-
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("form", [{}, {"end": "\r\n", "trailing": "\t\t", "last": False}])
-def test_the_released_split_goes_before_the_official_one(download, form, train):
-    expected = released_split(download, train=train, **form)
-    (download.folder / PARTITION_FILE).unlink()  # it is not needed then
-    source = download.read()
-    assert rows_of(source) == expected
-    assert labels_of(source) == rises(download.labels)
-    without = () if train else (f"1 of {1 + Counter(r.split for r in expected.values())['train']} photos are left out",)
-    assert len(source.notes) == len(without) + 1
-    assert all(note.startswith(start) for note, start in zip(source.notes, without, strict=False))
-
-
-def test_photos_outside_the_released_train_files_stay_out(download):
-    expected = released_split(download)
-    download.edit("filenames_train.txt", lambda lines: lines.pop())
-    download.edit("label_train.txt", lambda lines: lines.pop())
-    left = [name for name, row in expected.items() if row.split == "train"]
-    assert len(set(left) - set(rows_of(download.read()))) == 1
-
-
-@pytest.mark.parametrize(
-    ("protocol", "relevance"), [("published", "pair"), ("pair", "pair"), ("any", "any"), ("row", "pair")]
-)
-def test_protocols(download, protocol, relevance):
-    rows = released_split(download)
-    source = download.read(protocol=protocol)
-    assert source.relevance == relevance
-    assert rows_of(source) == rows
-    assert f"protocol: {'pair' if protocol == 'published' else protocol}" in source.notes
-    expected = rises(download.labels)
-    if protocol == "row":
-        expected |= {name: {row.attribute: [row.class_]} for name, row in rows.items() if row.class_}
-    assert labels_of(source) == expected
-
-
 @pytest.mark.parametrize("box", [True, False])
 def test_boxes_cut_the_photo(download, box):
     source = download.read(box=box)
@@ -157,18 +94,6 @@ def test_the_later_layout_of_the_download_reads_the_same(download):
     assert np.array_equal(after.load(7), picture)
 
 
-def test_a_share_of_the_photos(download):
-    whole = download.read()
-    source = download.read(share=0.7)
-    names = set(source.manifest["image"])
-    assert 0.5 < len(names) / len(whole.manifest) < 0.9
-    gone = [row.role for name, row in rows_of(whole).items() if name not in names]
-    assert set(gone) == {"", "query", "candidate"}
-    assert rows_of(source) == {name: row for name, row in rows_of(whole).items() if name in names}
-    assert f"{len(names)} of 89 photos are used (benchmark.share): results can't be compared" in source.notes
-    assert source.load(3).shape == (24, 18, 3)
-
-
 def test_equal_rows_are_noted(download):
     lines = download.lines(LABEL_FILE)
     download.edit(LABEL_FILE, lambda rows: rows.extend([lines[4], "./" + lines[5]]))
@@ -186,23 +111,6 @@ def test_windows_line_ends_and_a_missing_last_one_change_nothing(download):
     assert after.taxonomy == before.taxonomy
     assert after.manifest.equals(before.manifest)
     assert after.load.boxes == before.load.boxes
-
-
-# awkward photos
-
-
-def test_missing_photos_are_counted_up_to_the_limit(download):
-    for i in (4, 9):
-        download.photo(i).unlink()
-    source = download.read(max_bad=0.03)
-    assert len(source.manifest) == 87
-    assert "2 of 89 photos are missing" in (note := source.notes[2])
-    assert any(list(download.labelled)[i] in note for i in (4, 9))
-    i = 50
-    assert np.array_equal(source.load(i), photos.decode(download.folder / source.manifest["image"][i]))
-    with pytest.raises(InputError) as raised:
-        download.read(max_bad=0.01)
-    check_words(raised, ["2 of 89", str(download.folder), "images.max_bad = 0.01", "/img/Dress_"])
 
 
 # bad files: the file, its change, words of the sentence beside the file's name
@@ -330,103 +238,8 @@ def test_no_split_at_all_is_one_sentence(download):
     check_words(raised, [str(download.folder), "Eval/list_eval_partition.txt", "released split"])
 
 
-# a released split that does not fit
-
-
-def test_a_released_row_that_contradicts_the_labels_is_refused(download):
-    rows = released_split(download)
-    name = download.lines("filenames_test.txt")[0]
-    role = rows[name].role
-    file = f"{role}_test.txt"
-    line = next(n for n, text in enumerate(download.lines(file), 1) if text.startswith("0 "))
-    attribute, class_ = next(
-        (n, m)
-        for n, a in enumerate(DEEPFASHION.attributes)
-        for m, c in enumerate(a.classes)
-        if c not in download.labels[name].get(a.name, [])
-    )
-    download.edit(file, set_line(line, f"0 {attribute} {class_}"))
-    with pytest.raises(InputError) as raised:
-        download.read()
-    said = f"{TYPES[attribute]}: {DEEPFASHION.attributes[attribute].classes[class_]}"
-    check_words(raised, [f"{download.folder / file}, line {line}", repr(name), said, "list_attr_img.txt"])
-
-
-def first_of(download, split):
-    return download.lines(f"filenames_{split}.txt")[0]
-
-
-SPLIT_BAD = {  # the file, its change, words
-    "train and test": (
-        "filenames_train.txt",
-        lambda d: set_line(2, first_of(d, "test")),
-        ["filenames_train.txt, line 2", "test as well"],
-    ),
-    "valid and test": ("filenames_test.txt", lambda d: set_line(1, first_of(d, "valid")), ["_test.txt, line", "valid"]),
-    "unknown in train": (
-        "filenames_train.txt",
-        lambda d: set_line(2, "img/x.jpg"),
-        ["filenames_train.txt, line 2", "list_attr_img.txt does not name 'img/x.jpg'"],
-    ),
-    "unknown in test": (
-        "filenames_test.txt",
-        lambda d: set_line(1, "img/x.jpg"),
-        ["_test.txt, line", "list_attr_img.txt does not name 'img/x.jpg'"],
-    ),
-    "upwards": ("filenames_test.txt", lambda d: set_line(1, "img/../../x"), ["filenames_test.txt, line 1", "inside"]),
-}
-
-
-@pytest.mark.parametrize("case", SPLIT_BAD)
-def test_a_released_split_that_does_not_fit_is_refused(download, case):
-    file, change, words = SPLIT_BAD[case]
-    released_split(download)
-    download.edit(file, change(download))
-    with pytest.raises(InputError) as raised:
-        download.read()
-    check_words(raised, [str(download.folder), *words])
-
-
 def test_a_name_too_long_for_a_file_counts_as_missing(download):
     name = "img/" + 300 * "x" + ".jpg"
     download.edit(LABEL_FILE, append(f"{name} {GOOD}"))
     download.edit(PARTITION_FILE, append(f"{name} train"))
     assert "1 of 90 photos are missing and left out" in download.read(max_bad=0.02).notes[2]
-
-
-# what is there
-
-
-def test_a_survey_says_what_is_there_and_what_to_do(download):
-    text, complete = public.survey(reader.DATASET, download.folder)
-    assert complete
-    assert str(download.folder) in text
-    assert "-S source=deepfashion" in text
-    assert "optional; without it, a split is drawn" in text
-    released_split(download)
-    text, complete = public.survey(reader.DATASET, download.folder)
-    assert complete
-    assert "missing" not in text
-
-
-def test_a_survey_of_an_empty_folder_names_every_file_and_where_it_is_had(tmp_path):
-    text, complete = public.survey(reader.DATASET, tmp_path)
-    assert not complete
-    needed = ("list_attr_cloth.txt", "list_attr_img.txt", "list_bbox.txt", "list_eval_partition.txt", "filenames_test")
-    for word in (*needed, "img or Img/img"):
-        assert any(line.startswith("  missing") and word in line for line in text.splitlines()), word
-    for word in (str(tmp_path), "mmlab.ie.cuhk.edu.hk", "github.com/Maryeon/asen", "benchmark.folder", "the 3 missing"):
-        assert word in text
-    assert len(text.splitlines()) < 24
-    assert all(len(line) < 160 for line in text.splitlines())
-
-
-@pytest.mark.parametrize("gone", [CLOTH_FILE, LABEL_FILE, "img"])
-def test_an_incomplete_download_is_one_sentence(download, gone):
-    (download.folder / gone).rename(download.folder / "elsewhere")
-    text, complete = public.survey(reader.DATASET, download.folder)
-    assert not complete
-    assert any("missing" in line and gone in line for line in text.splitlines())
-    with pytest.raises(InputError) as raised:
-        download.read()
-    check_words(raised, ["deepfashion", str(download.folder), "make data SOURCE=deepfashion"])

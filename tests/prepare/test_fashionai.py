@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from downloads import (
     EDITS,
     apply,
-    check_drawn_roles,
     check_words,
     fashionai,
     labels_of,
@@ -17,10 +16,8 @@ from downloads import (
     set_line,
 )
 from m3lib import config
-from m3lib.data.manifest import assign_splits
 from m3lib.errors import InputError
 from m3lib.prepare import fashionai as reader
-from m3lib.prepare import public
 
 ONE, TWO = (f"{name}/Annotations/label.csv" for name in reader.FOLDERS)
 SPLIT = config.Split(valid=0.3, test=0.35, query=0.3)
@@ -31,60 +28,7 @@ def download(tmp_path):
     return fashionai(tmp_path / "set", count=200)
 
 
-def maybe_note(download):
-    return f"{len(download.maybe)} of {len(download.labels)} photos have a class marked maybe"
-
-
 # what is read
-
-
-def test_without_the_released_split_one_is_drawn(download):
-    source = download.read(split=SPLIT)
-    assert source.taxonomy.names == list(reader.ATTRIBUTES)
-    assert labels_of(source) == download.labels
-    names = list(download.labels)
-    found = rows_of(source)
-    assert [found[name].split for name in names] == assign_splits(names, SPLIT).tolist()
-    check_drawn_roles(source, SPLIT.query)
-    for name, row in found.items():
-        own = {} if row.split == "train" else {row.attribute: [row.class_]}
-        assert own in ({}, download.labels[name])
-        assert bool(own) == (row.split != "train")
-    assert source.notes[0] == maybe_note(download)
-    assert source.notes[1].startswith("no released split files")
-
-
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("form", [{}, {"end": "\r\n", "trailing": " \t", "last": False}])
-def test_the_released_split_is_followed(download, form, train):
-    expected = released_split(download, train=train, **form)
-    source = download.read()
-    assert rows_of(source) == expected
-    assert labels_of(source) == download.labels
-    assert source.notes == (maybe_note(download), "protocol: row")
-    assert source.relevance == "pair"
-
-
-def test_the_released_split_is_enough_without_label_csv(download):
-    expected = released_split(download)
-    for path in (ONE, TWO):
-        (download.folder / path).unlink()
-    source = download.read()
-    assert rows_of(source) == expected
-    assert labels_of(source) == download.labels
-    for name in ("filenames_train.txt", "label_train.txt"):
-        (download.folder / name).unlink()
-    with pytest.raises(InputError) as raised:
-        download.read()
-    check_words(raised, [str(download.folder), "filenames_train.txt", "label_train.txt"])
-
-
-def test_neither_labels_nor_a_split_is_one_sentence(download):
-    for path in (ONE, TWO):
-        (download.folder / path).unlink()
-    with pytest.raises(InputError) as raised:
-        download.read()
-    check_words(raised, [str(download.folder), "no split files", "no labels"])
 
 
 def test_one_of_the_two_folders_is_enough(download):
@@ -118,26 +62,6 @@ def test_doubtful_photos_can_not_be_dropped_unknown(download):
     check_words(raised, ["benchmark.maybe", str(download.folder)])
 
 
-@pytest.mark.parametrize(
-    ("protocol", "relevance"), [("published", "pair"), ("row", "pair"), ("pair", "pair"), ("any", "any")]
-)
-def test_protocols(download, protocol, relevance):
-    released_split(download)
-    source = download.read(protocol=protocol)
-    assert source.relevance == relevance
-    assert labels_of(source) == download.labels
-    assert source.notes[-1] == f"protocol: {'row' if protocol == 'published' else protocol}"
-
-
-def test_a_share_of_the_photos(download):
-    whole = download.read(split=SPLIT)
-    source = download.read(split=SPLIT, share=0.8)
-    names = set(source.manifest["image"])
-    assert 0.65 < len(names) / 200 < 0.95
-    assert rows_of(source) == {name: row for name, row in rows_of(whole).items() if name in names}
-    assert f"{len(names)} of 200 photos are used (benchmark.share): results can't be compared" in source.notes
-
-
 def test_equal_rows_are_noted_and_line_ends_change_nothing(download):
     before = download.read(split=SPLIT)
     lines = download.lines(ONE)
@@ -147,21 +71,6 @@ def test_equal_rows_are_noted_and_line_ends_change_nothing(download):
     after = download.read(split=SPLIT)
     assert after.manifest.equals(before.manifest)
     assert after.notes == (f"2 rows of {ONE} repeat another", *before.notes)
-
-
-# awkward photos
-
-
-def test_missing_photos_are_counted_up_to_the_limit(download):
-    released_split(download)
-    for i in (4, 9, 11):
-        download.photo(i).unlink()
-    source = download.read(max_bad=0.02)
-    assert len(source.manifest) == 197
-    assert "3 of 200 photos are missing and left out" in source.notes[1]
-    with pytest.raises(InputError) as raised:
-        download.read(max_bad=0.01)
-    check_words(raised, ["3 of 200", str(download.folder), "images.max_bad = 0.01", "fashionAI_attributes_train"])
 
 
 # bad files: the change of the first label.csv, words of the sentence beside the file's name
@@ -200,66 +109,6 @@ def test_a_bad_table_is_one_sentence(download, case):
     with pytest.raises(InputError) as raised:
         download.read(split=SPLIT)
     check_words(raised, [str(download.folder / ONE), *words])
-
-
-def test_bytes_that_are_not_utf8_are_one_sentence(download):
-    path = download.folder / TWO
-    path.write_bytes(path.read_bytes().replace(b"\nImages", b"\nImag\xe9s", 1))
-    with pytest.raises(InputError) as raised:
-        download.read(split=SPLIT)
-    check_words(raised, [str(path), "line 2", "UTF-8"])
-
-
-# a released split that does not fit
-
-
-def test_a_released_row_that_contradicts_the_labels_is_refused(download):
-    rows = released_split(download)
-    index, attribute, value = map(int, download.lines("candidate_valid.txt")[6].split())
-    name = download.lines("filenames_valid.txt")[index]
-    other = (value + 1) % 5
-    download.edit("candidate_valid.txt", set_line(7, f"{index} {attribute} {other}"))
-    with pytest.raises(InputError) as raised:
-        download.read()
-    row = rows[name]
-    told = f"{row.attribute}: {download.taxonomy.attributes[attribute].classes[other]}"
-    said = f"{row.attribute}: {row.class_}"
-    where = f"{download.folder / 'candidate_valid.txt'}, line 7"
-    check_words(raised, [where, repr(name), repr(told), f"{said} in {ONE} and {TWO}"])
-
-
-def test_a_photo_in_train_and_test_is_refused(download):
-    released_split(download)
-    name = download.lines("filenames_test.txt")[3]
-    download.edit("filenames_train.txt", set_line(5, name))
-    with pytest.raises(InputError) as raised:
-        download.read()
-    check_words(raised, [f"{download.folder / 'filenames_train.txt'}, line 5", repr(name), "test as well"])
-
-
-def test_a_photo_that_the_tables_do_not_name_is_refused(download):
-    released_split(download)
-    download.edit("filenames_train.txt", set_line(5, "fashionAI_attributes_train1/x.jpg"))
-    with pytest.raises(InputError) as raised:
-        download.read()
-    check_words(raised, ["filenames_train.txt, line 5", f"{ONE} and {TWO} does not name"])
-
-
-# what is there
-
-
-def test_a_survey_names_every_file_and_where_it_is_had(download, tmp_path):
-    text, complete = public.survey(reader.DATASET, tmp_path / "nothing")
-    assert not complete
-    for word in (f"{ONE} or {TWO}", "fashionAI_attributes_train1 or fashionAI_attributes_train2", "filenames_test.txt"):
-        assert any(line.startswith("  missing") and word in line for line in text.splitlines()), word
-    for word in (str(tmp_path / "nothing"), "tianchi.aliyun.com", "github.com/Maryeon/asen", "the 1 missing"):
-        assert word in text
-    text, complete = public.survey(reader.DATASET, download.folder)
-    assert complete
-    assert "-S source=fashionai" in text
-    (download.folder / ONE).unlink()
-    assert public.survey(reader.DATASET, download.folder)[0] == text
 
 
 # any bytes

@@ -14,7 +14,7 @@ from m3lib import config
 from m3lib import prepare as sources
 from m3lib.data import manifest
 from m3lib.data.manifest import Prepared, Source
-from m3lib.prepare import asen_split, darn, fashionai, pack
+from m3lib.prepare import asen_split, darn, pack
 from m3lib.retrieval import metrics, ranking
 from m3lib.retrieval.embeddings import broadcast_over_attributes
 from m3lib.taxonomy import Taxonomy
@@ -51,7 +51,7 @@ def copy_photos(folder: Path, rows: list[dict[str, str]], name: str) -> list[str
     """Copies, under names of the layout's form."""
     names = []
     for i, row in enumerate(rows):
-        names.append(name.format(group=i // 40, i=i, attribute=fashionai.TAXONOMY.names[i % 8].replace(" ", "_")))
+        names.append(name.format(group=i // 40, i=i))
         (folder / names[-1]).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(CATALOGUE / row["image"], folder / names[-1])
     return names
@@ -149,30 +149,6 @@ def test_in_deepfashions_layout_a_training_gives_the_numbers_of_the_csv(tmp_path
         ]
     assert found["csv"] == found["deepfashion"]
     assert found["csv"][2]["map_all"]["overall_by_query"] > 0.1
-
-
-def test_in_fashionais_layout_colours_rank_as_in_the_csv(tmp_path):
-    rows, taxonomy = sample(), fashionai.TAXONOMY
-    names = copy_photos(tmp_path, rows, "fashionAI_attributes_train1/Images/{attribute}_labels/{i:06}.jpg")
-    labels, values, lines = [], [], []
-    for i, row in enumerate(rows):
-        n = i % 8
-        own = taxonomy.classes_of(n)
-        k = code(row, n) % 3
-        labels.append([own.start + k])
-        values.append({taxonomy.names[n]: taxonomy.attributes[n].classes[k]})
-        letters = "".join("y" if m == k else "n" for m in range(own.stop - own.start))
-        attribute = taxonomy.names[n].replace(" ", "_")
-        lines.append(f"Images/{attribute}_labels/{i:06}.jpg,{attribute}_labels,{letters}\n")
-    (tmp_path / "fashionAI_attributes_train1/Annotations").mkdir()
-    (tmp_path / "fashionAI_attributes_train1/Annotations/label.csv").write_text("".join(lines))
-    write_split(tmp_path, names, labels, taxonomy)
-    table = by_csv(tmp_path, names, values, taxonomy.names, multi=False)
-    found = [
-        by_histogram(prepare(source, tmp_path / f"prepared-{i}"))
-        for i, source in enumerate([table, read_benchmark("fashionai", tmp_path, "published")])
-    ]
-    assert found[0] == found[1]
 
 
 def test_in_darns_layout_colours_rank_as_in_the_csv(tmp_path):
