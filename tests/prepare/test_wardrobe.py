@@ -24,7 +24,7 @@ CHANGES = [
     {"lower": "skirt", "lower_shape": "a-line", "lower_hem": 90.0, "worn": "both"},
 ]  # fmt: skip
 FORMS = {
-    "shape": SHAPES, "sleeve": SLEEVES, "collar": trims.COLLARS, "buttons": trims.BUTTONS,
+    "shape": SHAPES, "sleeve": SLEEVES, "collar": ["", *trims.COLLARS], "buttons": ["", *trims.BUTTONS],
     "neckline": ["crew", *partial_track.DRAWN_AS["neckline design"].values()],
 }  # fmt: skip
 
