@@ -188,7 +188,7 @@ def looks(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The queries whose attention 02_train kept and that are known under an attribute, and their maps of it.
 
-    kept: what `inference.look` gave, and "rows". Returns (R,) rising manifest rows, and (R, H, W) by whose map it is.
+    kept: from `inference.attention_maps`, and "rows". Returns (R,) ascending manifest rows, and (R, H, W) maps by kind.
     """
     rows = kept["rows"]
     known = prepared.labels[rows][:, prepared.taxonomy.classes_of(attribute)].any(axis=1)

@@ -116,13 +116,14 @@ class Index:
         The index holds no pixels, so the image can't be a name of the index.
         """
         pixels = torch.from_numpy(self.read(image))[None]
-        outputs, maps = inference.see(self.system, pixels, self.variant.train.precision), {}
+        outputs, maps = inference.predict(self.system, pixels, self.variant.train.precision), {}
         if outputs.attribute_maps is not None:
             maps[attribute] = outputs.attribute_maps[:, [self.number(attribute)]]  # (1, 1, P)
         if outputs.class_maps is not None and class_ is not None:
             class_id = self.catalogue.taxonomy.class_id(attribute, class_)
             maps[f"{attribute}: {class_}"] = outputs.class_maps[:, [class_id]]
-        maps = {name: inference.at_pixels(self.system, batches.to_tensor(pixels), m) for name, m in maps.items()}
+        size = batches.to_tensor(pixels)
+        maps = {name: inference.upsample_attention(self.system, size, level) for name, level in maps.items()}
         return {name: levels[0, 0].cpu().numpy() for name, levels in maps.items()}
 
     def read(self, image: Query) -> np.ndarray:
@@ -177,8 +178,8 @@ class Index:
 @torch.no_grad()
 def embed_image(system: System, image: np.ndarray, precision: str) -> Embeddings:
     """Return the embeddings of one image (H, W, 3) uint8, in half precision, on the CPU."""
-    outputs = inference.see(system, torch.from_numpy(image)[None], precision)
-    values = system.stored_attribute(outputs), system.posterior(outputs), outputs.classes
+    outputs = inference.predict(system, torch.from_numpy(image)[None], precision)
+    values = system.retrieval_embedding(outputs), system.class_probabilities(outputs), outputs.classes
     return Embeddings(torch.zeros(1, dtype=torch.int64), *(None if v is None else v.half().cpu() for v in values))
 
 

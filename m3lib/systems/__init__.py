@@ -1,4 +1,23 @@
-"""The systems, by the name of their network; a new system is one file here, one line below, one row in params.yaml."""
+"""The paper: eight networks for attribute-specific retrieval, and their losses. Read this folder from top to bottom.
+
+base        what all networks share: their outputs, the class probabilities, and the plain classifier
+backbone    a timm model up to its stride-16 features
+attention   spatial attention and channel attention by a query, one query per attribute or class
+asen        ASEN and ASEN_v2: attention by attribute
+asen_pp     ASEN++: a second branch reads the attended region at a higher resolution
+modc        MODC: ASEN_v2 with class centers that cut each attribute's space
+m3net       M3-Net and its two halves: class-specific embeddings
+losses      every loss with its equation, sampling of triplets, class centers
+objective   the weighted sum of losses that a training step minimises
+
+Letters, in every module that computes with tensors:
+
+B  images of a batch            I  images of a data set         N  attributes
+M  classes, M_n of attribute n  K  selected classes             P  positions of the feature map
+C  backbone channels            D  attribute embedding size     d  class-specific embedding size
+h  attention width (h_n: the pooled, gated features of attribute n)
+A  anchors                      Q  queries                      H, W  height and width of images
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -9,11 +28,11 @@ from m3lib.taxonomy import Taxonomy
 if TYPE_CHECKING:
     from m3lib.systems.base import System
 
-SYSTEMS = {  # network: module and class; `compatibility` reads this literal and the classes' declarations
+SYSTEMS: dict[str, str] = {  # a network's name in params.yaml: its module and class in this folder
     "classifier": "base.Classifier",
     "asen": "asen.ASEN",
     "asen_v2": "asen.ASENv2",
-    "asen_pp": "asen.ASENpp",
+    "asen_pp": "asen_pp.ASENpp",
     "modc": "modc.MODC",
     "m3_a": "m3net.M3NetA",
     "m3_c": "m3net.M3NetC",
@@ -21,7 +40,12 @@ SYSTEMS = {  # network: module and class; `compatibility` reads this literal and
 }
 
 
+def module_of(network: str) -> str:
+    """Return the dotted name of the module that defines a network."""
+    return f"m3lib.systems.{SYSTEMS[network].split('.')[0]}"
+
+
 def build(variant: Variant, taxonomy: Taxonomy) -> "System":
-    """Initialise the network of one row from torch's global seed."""
-    module, _, name = SYSTEMS[variant.network].partition(".")
-    return getattr(import_module(f"m3lib.systems.{module}"), name)(variant, taxonomy)
+    """Return a variant's network, initialised from torch's global seed."""
+    name = SYSTEMS[variant.network].split(".")[1]
+    return getattr(import_module(module_of(variant.network)), name)(variant, taxonomy)

@@ -1,8 +1,7 @@
-"""Attention by a query: where to look (spatial), and which channels to keep (channel).
+"""Attention by a query: where to look (spatial), and which channels to use (channel).
 
-Both parts follow ASEN_v2's form (github.com/Maryeon/asen, class ASENet_V2), written for all queries at once: a query is
-a row of a table, one per attribute or one per class. Letters: B images, C channels, P positions of the feature map,
-Q queries, h the attention width, N attributes, M classes.
+Both modules follow ASEN_v2 (github.com/Maryeon/asen, class ASENet_V2), written for all queries at once: each row of a
+query table is the query of one attribute or one class. Letters: see m3lib/systems/__init__.py; the table is (Q, q).
 """
 
 import math
@@ -11,106 +10,111 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m3lib.config import Model
+
 
 class SpatialAttention(nn.Module):
-    """maps(b, q) = softmax over positions of <tanh(FC query), tanh(BN(Conv1x1 features))> / sqrt(h).
+    """alpha(b, q) = softmax over positions of <tanh(FC query), tanh(BN(Conv1x1 features))> / sqrt(h).
 
-    norm: with batch norm, as ASEN_v2; without, as ASEN++, the convolution has a bias instead.
+    batch_norm: true in ASEN_v2; ASEN++ has no batch norm but a bias in the convolution.
     """
 
-    def __init__(self, channels: int, hidden: int, width: int, norm: bool = True):
+    def __init__(self, channels: int, width: int, query_size: int, batch_norm: bool = True):
         super().__init__()
-        self.key = nn.Linear(channels, hidden, bias=not norm)  # a 1x1 convolution on (B, P, C)
-        self.norm = nn.BatchNorm1d(hidden) if norm else nn.Identity()
-        self.query = nn.Linear(width, hidden)
+        self.key = nn.Linear(channels, width, bias=not batch_norm)  # a 1x1 convolution on (B, P, C)
+        self.norm = nn.BatchNorm1d(width) if batch_norm else nn.Identity()
+        self.query = nn.Linear(query_size, width)
 
     def keys(self, features: Tensor) -> Tensor:
-        """(..., P, C) to (..., P, h); positions of all images share the batch statistics."""
+        """Return (..., P, h) from (..., P, C); batch statistics are taken over the positions of all images."""
         projected = self.key(features)  # (..., P, h)
         return torch.tanh(self.norm(projected.flatten(0, -2))).view(projected.shape)
 
     def queries(self, table: Tensor) -> Tensor:
-        """(Q, width) to (Q, h), scaled so that the logits need no further division."""
+        """Return (Q, h) from (Q, q), already divided by sqrt(h)."""
         return torch.tanh(self.query(table)) / math.sqrt(self.query.out_features)
 
-    def forward(self, features: Tensor, table: Tensor, prior: Tensor | None = None) -> Tensor:
-        """features (B, P, C), table (Q, width); returns maps (B, Q, P) that sum to 1 over P.
+    def forward(self, features: Tensor, table: Tensor, log_prior: Tensor | None = None) -> Tensor:
+        """Return maps (B, Q, P) that sum to 1 over P, from features (B, P, C) and table (Q, q).
 
-        prior: (B, Q, P), the logarithm of a weight that each position has beforehand.
+        log_prior: (B, Q, P), added to the logits.
         """
         logits = (self.queries(table) @ self.keys(features).mT).float()  # (B, Q, P)
-        return (logits if prior is None else logits + prior).softmax(dim=-1)
+        return (logits if log_prior is None else logits + log_prior).softmax(dim=-1)
 
 
 class ChannelAttention(nn.Module):
-    """gate = sigmoid(FC(ReLU(FC [pooled; ReLU(FC query); context]))), each entry in (0, 1).
+    """gate = sigmoid(FC(ReLU(FC [z; ReLU(FC query); context]))), each entry in (0, 1).
 
-    The first layer reads a concatenation; it is computed as a sum of one product per part, so that parts shared by
-    many queries or images are multiplied once. squeeze: the width between the two layers, `hidden` if not given.
+    z: the pooled features. squeeze: the width between the two layers, by default the attention width.
+
+    The FC of the concatenation is computed as a sum of one product per operand, so that an operand shared by many
+    queries or images is multiplied once.
     """
 
-    def __init__(self, channels: int, hidden: int, width: int, context: int = 0, squeeze: int = 0):
+    def __init__(self, channels: int, width: int, query_size: int, context: int = 0, squeeze: int = 0):
         super().__init__()
-        squeeze = squeeze or hidden
-        self.query = nn.Linear(width, hidden)
+        squeeze = squeeze or width
+        self.query = nn.Linear(query_size, width)
         self.read_pooled = nn.Linear(channels, squeeze)
-        self.read_query = nn.Linear(hidden, squeeze, bias=False)
+        self.read_query = nn.Linear(width, squeeze, bias=False)
         self.read_context = nn.Linear(context, squeeze, bias=False) if context else None
         self.write = nn.Linear(squeeze, channels)
 
-    def forward(self, pooled: Tensor, table: Tensor, context: Tensor | None = None) -> Tensor:
-        """pooled (B, Q, C), table (Q, width), context (B, Q, squeeze) read by `read_context`; returns (B, Q, C)."""
-        return self.gate(self.read_pooled(pooled), table, context)
+    def forward(self, z: Tensor, table: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return gates (B, Q, C) from z (B, Q, C), table (Q, q), and context (B, Q, squeeze) out of `read_context`."""
+        return self.gate(self.read_pooled(z), table, context)
 
-    def gate(self, read: Tensor, table: Tensor, context: Tensor | None = None) -> Tensor:
-        """The same from read (B, Q, squeeze), what `read_pooled` makes of the pooled features."""
-        hidden = read + self.read_query(torch.relu(self.query(table)))  # (B, Q, squeeze)
+    def gate(self, projected: Tensor, table: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the same from `projected` (B, Q, squeeze), the output of `read_pooled` for z."""
+        hidden = projected + self.read_query(torch.relu(self.query(table)))  # (B, Q, squeeze)
         if context is not None:
             hidden = hidden + context
         return torch.sigmoid(self.write(torch.relu(hidden)))
 
 
 class QueryTable(nn.Module):
-    """A row per attribute or class: learned, or the one-hot vectors themselves (then width = count)."""
+    """One query per attribute or class: learned vectors, or fixed one-hot vectors (then width = count)."""
 
-    def __init__(self, count: int, hidden: int, kind: str, scale: float = 1.0):
+    def __init__(self, count: int, width: int, kind: str, scale: float = 1.0):
         super().__init__()
-        self.width = hidden if kind == "learned" else count
+        self.width = width if kind == "learned" else count
         if kind == "learned":
-            self.rows = nn.Parameter(scale * torch.randn(count, hidden))
+            self.rows = nn.Parameter(scale * torch.randn(count, width))
         else:
             self.register_buffer("rows", torch.eye(count), persistent=False)
 
 
 class AttributeAttention(nn.Module):
-    """ASEN_v2's block: one table of attribute embeddings A, a spatial attention, then a channel attention."""
+    """ASEN_v2's attention: one table of attribute queries, spatial attention, then channel attention."""
 
-    def __init__(self, channels: int, num_attributes: int, hidden: int, queries: str, norm: bool):
+    def __init__(self, channels: int, num_attributes: int, model: Model):
         super().__init__()
-        self.table = QueryTable(num_attributes, hidden, queries)
-        self.spatial = SpatialAttention(channels, hidden, self.table.width, norm)
-        self.channel = ChannelAttention(channels, hidden, self.table.width)
+        width = model.attention_width
+        self.table = QueryTable(num_attributes, width, model.queries)
+        self.spatial = SpatialAttention(channels, width, self.table.width, model.attention_batch_norm)
+        self.channel = ChannelAttention(channels, width, self.table.width)
 
     def forward(self, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """X (B, P, C) to maps (B, N, P), gate (B, N, C) and h = z * gate (B, N, C)."""
-        maps = self.spatial(X, self.table.rows)
-        z = maps.to(X.dtype) @ X  # (B, N, C)
+        """Return maps alpha (B, N, P), gates (B, N, C) and h_n = z_n * gate_n (B, N, C), from X (B, P, C)."""
+        alpha = self.spatial(X, self.table.rows)
+        z = alpha.to(X.dtype) @ X  # (B, N, C)
         gate = self.channel(z, self.table.rows)
-        return maps, gate, z * gate
+        return alpha, gate, z * gate
 
 
 class ClassHeads(nn.Linear):
-    """One logit per class, read from the embedding of the class's attribute: (B, N, D) to (B, M)."""
+    """One logit per class, from the representation of the class's attribute: (B, N, D) to (B, M)."""
 
-    def __init__(self, dim: int, sizes: list[int]):
-        super().__init__(dim, sum(sizes))
-        self.sizes = sizes
+    def __init__(self, dim: int, class_counts: list[int]):
+        super().__init__(dim, sum(class_counts))
+        self.class_counts = class_counts
 
     def forward(self, h: Tensor) -> Tensor:
-        heads = zip(self.weight.split(self.sizes), self.bias.split(self.sizes), strict=True)
+        heads = zip(self.weight.split(self.class_counts), self.bias.split(self.class_counts), strict=True)
         return torch.cat([F.linear(h[:, n], weight, bias) for n, (weight, bias) in enumerate(heads)], dim=1)
 
 
 def unit(x: Tensor) -> Tensor:
-    """Rows of length 1, in float32: similarities of bf16 rows would be coarse."""
+    """Scale rows to length 1, in float32, because cosines of bf16 rows would be coarse."""
     return F.normalize(x.float(), dim=-1)

@@ -1,10 +1,8 @@
-"""What all systems share: their outputs, the backbone, the taxonomy's shape, and the reading of class logits.
+"""What all networks share: their outputs, the class probabilities, and the plain classifier.
 
-Every network takes images (B, 3, H, W) and returns `Outputs`; what a network does not give is None. One that gives
-class-specific embeddings can be asked for some of them: the losses of a batch compare images in the spaces of the
-classes that it carries, a fraction of a thousand. Letters: B images, C channels, P = positions of the stride-16 feature
-map, N attributes, M classes, K classes wanted, h attention width, D and d the sizes of attribute and class-specific
-embeddings.
+Every network takes images (B, 3, H, W) and returns `Outputs`. Each class declares what the settings may combine it
+with: `outputs` (the fields it always fills, and "centers" if it keeps class centers for retrieval), `losses` (the
+losses that can train it) and `settings` (what it reads of `model`, beside what every network reads for its backbone).
 """
 
 from typing import NamedTuple
@@ -20,17 +18,19 @@ from m3lib.taxonomy import Taxonomy
 
 
 class Outputs(NamedTuple):
-    attribute: Tensor | None = None  # (B, N, D) unit rows: f_n
-    local: Tensor | None = None  # (B, N, D) unit rows: ASEN++'s local branch
-    logits: Tensor | None = None  # (B, M) of the class probabilities x_m
-    classes: Tensor | None = None  # (B, M, d) unit rows: phi_m; (B, K, d) of the classes wanted
-    attribute_maps: Tensor | None = None  # (B, N, P) attention, sums to 1
-    class_maps: Tensor | None = None  # (B, M, P) attention, sums to 1
-    wanted: Tensor | None = None  # (K,) int64, rising: the classes that `classes` is of; None: all M
+    """What a network computes for a batch; a field is None if the network does not have it."""
+
+    attribute: Tensor | None = None  # (B, N, D) unit attribute embeddings f_n
+    local: Tensor | None = None  # (B, N, D) unit attribute embeddings of ASEN++'s local branch
+    logits: Tensor | None = None  # (B, M) class logits o_m; x_m = sigmoid(o_m)
+    classes: Tensor | None = None  # (B, M, d) unit class-specific embeddings phi_m; (B, K, d) of selected classes
+    attribute_maps: Tensor | None = None  # (B, N, P) attention alpha_n, each map sums to 1
+    class_maps: Tensor | None = None  # (B, M, P) attention alpha_m, each map sums to 1
+    class_ids: Tensor | None = None  # (K,) int64, ascending: the classes of the field `classes`; None: all M
 
 
 class System(nn.Module):
-    """The base of every network; `variant` is its row of params.yaml."""
+    """The base class of every network; `variant` is its row of params.yaml."""
 
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__()
@@ -38,54 +38,45 @@ class System(nn.Module):
         self.backbone = Backbone(
             model.backbone, model.backbone_options, model.pretrained, model.weights, model.input_scale
         )
-        self.sizes = [len(attribute.classes) for attribute in taxonomy.attributes]
+        self.class_counts = [len(attribute.classes) for attribute in taxonomy.attributes]  # N numbers M_n
         self.register_buffer("attribute_of_class", torch.from_numpy(taxonomy.attribute_of_class), persistent=False)
         self.register_buffer("positive_weight", torch.ones(taxonomy.num_classes))
         self.register_buffer("multi", torch.tensor([a.multi for a in taxonomy.attributes]), persistent=False)
 
     def class_heads(self, variant: Variant, dim: int) -> ClassHeads | None:
-        """Logits on attribute embeddings where Loss 1 is switched on; the published ASEN family has none."""
-        return ClassHeads(dim, self.sizes) if any(stage.loss.m3_classification for stage in variant.stages) else None
+        """Return heads for class logits if Loss 1 has a weight; the published ASEN family and MODC have none."""
+        learned = any(stage.loss.m3_classification for stage in variant.stages)
+        return ClassHeads(dim, self.class_counts) if learned else None
 
     def enter_stage(self, loss: Loss) -> None:
-        """Called before each epoch with its stage's losses; a system with parts that join later switches them here."""
+        """Prepare for a stage with these losses; called before each epoch. ASEN++ starts its local branch here."""
 
     def local_parameters(self) -> list[nn.Parameter]:
-        """The parameters that a stage's `global_lr` spares."""
+        """Return the parameters whose learning rate a stage's `global_lr` does not scale."""
         return []
 
-    def stored_attribute(self, outputs: Outputs) -> Tensor | None:
-        """(B, N, D) unit rows: the attribute embedding that retrieval uses."""
+    def retrieval_embedding(self, outputs: Outputs) -> Tensor | None:
+        """Return the attribute embedding that retrieval compares: (B, N, D) unit rows."""
         return outputs.attribute
 
-    def count_classes(self, labels: Tensor, power: float) -> None:
-        """Set w_p from the training labels (I, M)."""
+    def set_positive_weights(self, labels: Tensor, power: float) -> None:
+        """Set the weights w_p of Loss 1 from the training labels (I, M)."""
         self.positive_weight.copy_(positive_weights(labels, self.attribute_of_class, power))
 
-    def split(self, wanted: Tensor | None) -> list[int]:
-        """How many of the wanted classes (K,) each attribute has."""
-        if wanted is None:
-            return self.sizes
-        ends = torch.tensor(self.sizes).cumsum(0)
-        return torch.bucketize(wanted.cpu(), ends, right=True).bincount(minlength=len(ends)).tolist()
+    def class_probabilities(self, outputs: Outputs) -> Tensor | None:
+        """Return (B, M) class probabilities: softmax over an attribute's classes, or sigmoids if it is multi-label.
 
-    def posterior(self, outputs: Outputs) -> Tensor | None:
-        """(B, M) class probabilities, with the shift that w_p gives to the optimum of Loss 1 taken back.
-
-        The minimum of the weighted loss is at logit(x) = logit(p) + log w_p. An attribute with one class per image
-        gets a softmax over its classes, the others a sigmoid each.
+        The weighted Loss 1 is minimal at logit(p) + log w_p, so log w_p is subtracted first.
         """
         if outputs.logits is None:
             return None
-        logits = outputs.logits.float() - self.positive_weight.log()
-        parts = logits.split(self.sizes, dim=1)
-        return torch.cat(
-            [part.sigmoid() if m else part.softmax(1) for part, m in zip(parts, self.multi, strict=True)], 1
-        )
+        logits = (outputs.logits.float() - self.positive_weight.log()).split(self.class_counts, dim=1)
+        pairs = zip(logits, self.multi, strict=True)
+        return torch.cat([part.sigmoid() if multi else part.softmax(dim=1) for part, multi in pairs], dim=1)
 
 
 class Classifier(System):
-    """The plain row: pooled features and one linear layer for all classes."""
+    """The plain baseline: average-pooled features and one linear layer for all classes."""
 
     outputs = {"logits"}
     losses = {"m3_classification"}

@@ -1,40 +1,46 @@
-"""The losses, on one batch that holds supervision for every attribute and class at once.
+"""The losses, on one batch with labels of all attributes and classes.
 
-An anchor is a pair (image, class it carries). Its positives carry that class too; its negatives are known under the
-class's attribute and do not carry it. Images unknown under an attribute take no part in it and get no gradient from it.
-Letters: B images, N attributes, M classes, A anchors.
+An anchor is a pair (image, class that the image carries). Positives carry the class too; negatives have a label for the
+class's attribute but do not carry the class. An image without a label for an attribute ("unknown") is left out of that
+attribute's losses and gets no gradient from them. In params.yaml the losses are named by paper; `objective.py` maps
+these names to the functions here.
 """
 
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-BLOCK = 2**24  # cosines made at a time, 64 MB
+MAX_COSINES = 2**24  # computed at once: 64 MB
 
 
 class Anchors(NamedTuple):
-    image: Tensor  # (A,) int64
+    image: Tensor  # (A,) int64, row of the batch
     class_id: Tensor  # (A,) int64
     positives: Tensor  # (A, B) bool, never the anchor itself
     negatives: Tensor  # (A, B) bool
 
 
 class Batch(NamedTuple):
-    index: Tensor  # (B,) int64 into the training images
-    labels: Tensor  # (B, M) bool: what the losses may know of them
+    index: Tensor  # (B,) int64, row of the training images
+    labels: Tensor  # (B, M) bool
     anchors: Anchors
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.index, self.labels.to(device), Anchors(*(part.to(device) for part in self.anchors)))
+        return Batch(self.index, self.labels.to(device), Anchors(*(field.to(device) for field in self.anchors)))
+
+
+class Triplets(NamedTuple):
+    """One triplet per anchor: its unit embedding, and its cosines to a positive and to a negative."""
+
+    anchor: Tensor  # (A, d)
+    positive: Tensor  # (A,)
+    negative: Tensor  # (A,)
 
 
 def find_anchors(labels: Tensor, attribute_of_class: Tensor) -> Anchors:
-    """Every (image, class) of a batch that has at least one positive and one negative.
-
-    labels: (B, M) bool; attribute_of_class: (M,) int64.
-    """
+    """Return every (image, class) of labels (B, M) bool that has at least one positive and one negative."""
     known = known_attributes(labels, attribute_of_class)[:, attribute_of_class]  # (B, M)
     image, class_id = labels.nonzero(as_tuple=True)
     positives = labels.T[class_id].clone()  # (A, B)
@@ -45,16 +51,31 @@ def find_anchors(labels: Tensor, attribute_of_class: Tensor) -> Anchors:
 
 
 def known_attributes(labels: Tensor, attribute_of_class: Tensor) -> Tensor:
-    """(B, N) bool: whether the image carries any class of the attribute."""
+    """Return (B, N) bool: whether an image carries any class of an attribute; labels: (B, M) bool."""
     num_attributes = int(attribute_of_class[-1]) + 1
     count = labels.new_zeros(len(labels), num_attributes, dtype=torch.float32)
     return count.index_add_(1, attribute_of_class, labels.float()) > 0
 
 
-def draw(similarity: Tensor, allowed: Tensor, hardness: float, generator: torch.Generator) -> Tensor:
-    """(A,) one allowed column per row, drawn with probability proportional to exp(hardness * similarity).
+def sample_triplets(
+    embedding: Tensor, space: Tensor, anchors: Anchors, hardness: float, generator: Generator
+) -> Triplets:
+    """Sample one positive and one negative per anchor, compared in the anchor's space.
 
-    Gumbel's trick: the argmax of the logits plus Gumbel noise is a draw from their softmax. hardness 0 draws uniformly.
+    embedding: (B, S, d), unit rows in S spaces; space: (A,) int64. Far positives and near negatives are more likely as
+    `hardness` grows. Cosines of all pairs are computed without a gradient; only the sampled pairs get one.
+    """
+    cosines = anchor_cosines(embedding, anchors.image, space)  # (A, B)
+    positive = sample_by_hardness(-cosines, anchors.positives, hardness, generator)
+    negative = sample_by_hardness(cosines, anchors.negatives, hardness, generator)
+    rows = embedding[torch.stack([anchors.image, positive, negative]), space]  # (3, A, d)
+    return Triplets(rows[0], (rows[0] * rows[1]).sum(dim=1), (rows[0] * rows[2]).sum(dim=1))
+
+
+def sample_by_hardness(similarity: Tensor, allowed: Tensor, hardness: float, generator: Generator) -> Tensor:
+    """Sample one allowed column per row of (A, B), with probability proportional to exp(hardness * similarity).
+
+    Gumbel's trick: the argmax of logits plus Gumbel noise is a sample from their softmax.
     """
     uniform = torch.rand(similarity.shape, generator=generator, device=generator.device).to(similarity.device)
     noise = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
@@ -62,54 +83,44 @@ def draw(similarity: Tensor, allowed: Tensor, hardness: float, generator: torch.
     return logits.masked_fill(~allowed, -torch.inf).argmax(dim=1)
 
 
-class Triplets(NamedTuple):
-    """The drawn triplets: the anchors' unit rows (A, d), and their cosines (A,) to a positive and to a negative."""
-
-    anchor: Tensor
-    positive: Tensor
-    negative: Tensor
-
-
-def draw_triplets(
-    embedding: Tensor, space: Tensor, anchors: Anchors, hardness: float, generator: torch.Generator
-) -> Triplets:
-    """One positive and one negative per anchor, compared in the anchor's space alone.
-
-    embedding: (B, S, d), unit rows in S spaces; space: (A,) int64. All pairs are compared without a gradient; only the
-    pairs drawn get one, so that what backward keeps is A rows and not every pair of every space.
-    """
-    alike = similarity(embedding, anchors.image, space)
-    positive = draw(-alike, anchors.positives, hardness, generator)
-    negative = draw(alike, anchors.negatives, hardness, generator)
-    rows = embedding[torch.stack([anchors.image, positive, negative]), space]  # (3, A, d)
-    return Triplets(rows[0], (rows[0] * rows[1]).sum(dim=1), (rows[0] * rows[2]).sum(dim=1))
-
-
 @torch.no_grad()
-def similarity(embedding: Tensor, image: Tensor, space: Tensor) -> Tensor:
-    """(A, B) cosine of each anchor to the batch in its own space, over the spaces that have anchors.
+def anchor_cosines(embedding: Tensor, image: Tensor, space: Tensor) -> Tensor:
+    """Return (A, B): the cosines of each anchor to all images of the batch, in the anchor's space.
 
-    embedding: (B, S, d), unit; image, space: (A,) int64. Anchors of one space share a matrix product; the products are
-    made in blocks of at most BLOCK cosines (or one space), whatever the number of spaces.
+    embedding: (B, S, d), unit; image, space: (A,) int64. Anchors of one space share a matrix product, and at most
+    MAX_COSINES are computed at once.
     """
-    size, alike = len(embedding), embedding.new_empty(len(image), len(embedding))
-    for part in space.argsort(stable=True).split(max(1, BLOCK // size**2)):
-        spaces, which = space[part].unique_consecutive(return_inverse=True)
-        rows = embedding[:, spaces]  # (B, s, d)
-        gram = torch.einsum("isd,jsd->sij", rows, rows)  # (s, B, B)
-        alike[part] = gram[which, image[part]]
-    return alike
+    size, cosines = len(embedding), embedding.new_empty(len(image), len(embedding))
+    for rows in space.argsort(stable=True).split(max(1, MAX_COSINES // size**2)):
+        spaces, position = space[rows].unique_consecutive(return_inverse=True)
+        vectors = embedding[:, spaces]  # (B, s, d)
+        gram = torch.einsum("isd,jsd->sij", vectors, vectors)  # (s, B, B)
+        cosines[rows] = gram[position, image[rows]]
+    return cosines
 
 
 def triplet_loss(positive: Tensor, negative: Tensor, margin: float) -> Tensor:
-    """mean max(0, margin - s(a, p) + s(a, n)); 0 where there is no triplet (ASEN, eq. for T in its code)."""
+    """ASEN's triplet loss, and M3-Net's Loss 2 in class-specific spaces: mean max(0, margin - s(a, p) + s(a, n)).
+
+    positive, negative: (A,) cosines. 0 without triplets.
+    """
     if not len(positive):
         return positive.sum()
     return F.relu(margin - positive + negative).mean()
 
 
+def align_loss(attribute: Tensor, local: Tensor, known: Tensor) -> Tensor:
+    """ASEN++: 3 * mean of max(0, 1 - cos(g, l)) over known (image, attribute) pairs of the two branches.
+
+    attribute, local: (B, N, D), unit; known: (B, N) bool. The factor is the released code's, which adds the means of
+    anchors, positives and negatives.
+    """
+    distance = F.relu(1 - (attribute * local).sum(dim=2))[known]
+    return 3 * distance.mean() if len(distance) else distance.sum()
+
+
 def center_cosines(embedding: Tensor, centers: Tensor, attribute_of_class: Tensor) -> Tensor:
-    """(B, M) cosine of each image to each class center in the class's attribute space.
+    """Return (B, M): the cosine of each image to each class center, in the space of the class's attribute.
 
     embedding: (B, N, D), unit; centers: (M, D), unit.
     """
@@ -119,9 +130,8 @@ def center_cosines(embedding: Tensor, centers: Tensor, attribute_of_class: Tenso
 def center_loss(cosines: Tensor, labels: Tensor, seen: Tensor, attribute_of_class: Tensor, margin: float) -> Tensor:
     """MODC's cluster loss: mean over (image, class m) of max(0, margin - cos(f, K_m) + max over m' of cos(f, K_m')).
 
-    m' runs over the attribute's other classes that the image does not carry. Pairs whose center, or all of whose
-    rivals' centers, are yet unknown take no part. cosines: (B, M) from `center_cosines`; labels: (B, M) bool;
-    seen: (M,) bool.
+    K_m is the center of class m; m' runs over the attribute's other classes that the image does not carry. Pairs
+    without a center, or without any center m', are left out. cosines: (B, M); labels: (B, M) bool; seen: (M,) bool.
     """
     image, class_id = labels.nonzero(as_tuple=True)  # (A,), (A,)
     siblings = attribute_of_class[class_id][:, None] == attribute_of_class  # (A, M)
@@ -132,39 +142,29 @@ def center_loss(cosines: Tensor, labels: Tensor, seen: Tensor, attribute_of_clas
     return triplet_loss(cosines[image, class_id], nearest_rival, margin)
 
 
-def align_loss(attribute: Tensor, local: Tensor, known: Tensor) -> Tensor:
-    """ASEN++: mean of max(0, 1 - cos(g, l)) between the two branches, over known (image, attribute) pairs.
-
-    attribute, local: (B, N, D), unit; known: (B, N) bool. The gradient reaches both branches. The released code takes
-    the mean for anchors, positives and negatives apart and adds the three; over one batch this is three times the mean.
-    """
-    distance = F.relu(1 - (attribute * local).sum(dim=2))[known]
-    return 3 * distance.mean() if len(distance) else distance.sum()
-
-
 def pseudo_labels(cosines: Tensor, labels: Tensor, attribute_of_class: Tensor, multi: Tensor, margin: float) -> Tensor:
-    """(I, M) bool: the nearest center's class, for images unknown under an attribute, where it is near and clearly so.
+    """Return MODC's pseudo-labels, (I, M) bool: the class of the nearest center, for images unknown under an attribute.
 
-    Near: its cosine reaches the median of labelled images to their own centers. Clearly: it leads the second by
-    `margin`. Attributes with several classes per image (multi: (N,) bool) get none: there, no label may mean no class.
-    cosines: (I, M); labels: (I, M) bool.
+    The center must be near (a cosine of at least the median of labelled images to the centers of their classes) and
+    clearly nearest (ahead of the second by `margin`). Attributes with several classes per image, multi (N,) bool, get
+    none: there a missing label may be a true negative. cosines: (I, M); labels: (I, M) bool.
     """
-    found = torch.zeros_like(labels)
+    pseudo = torch.zeros_like(labels)
     for n in (~multi).nonzero().flatten().tolist():
-        own = (attribute_of_class == n).nonzero().flatten()  # (M_n,)
-        near, truth = cosines[:, own], labels[:, own]
+        classes = (attribute_of_class == n).nonzero().flatten()  # (M_n,)
+        near, truth = cosines[:, classes], labels[:, classes]
         if not truth.any():
             continue
         best, second = near.topk(2, dim=1).values.T
         sure = (best >= near[truth].median()) & (best - second >= margin) & ~truth.any(dim=1)
-        found[sure.nonzero().flatten(), own[near.argmax(dim=1)[sure]]] = True
-    return found
+        pseudo[sure.nonzero().flatten(), classes[near.argmax(dim=1)[sure]]] = True
+    return pseudo
 
 
 def classification_loss(logits: Tensor, labels: Tensor, positive_weight: Tensor, attribute_of_class: Tensor) -> Tensor:
-    """Loss 1 (M3-Net's poster): -(1/M_n) sum over m of w_p y log x + (1 - y) log(1 - x), x = sigmoid(logit).
+    """M3-Net's Loss 1: -(1/M_n) sum over m of w_m y log x + (1 - y) log(1 - x), with x = sigmoid(logit).
 
-    Averaged over the known (image, attribute) pairs. The poster prints the second term with the other sign, a misprint.
+    Averaged over known (image, attribute) pairs. The poster prints the second term with the other sign, a misprint.
     logits: (B, M); labels: (B, M) bool; positive_weight: (M,).
     """
     known = known_attributes(labels, attribute_of_class)[:, attribute_of_class]  # (B, M)
@@ -177,9 +177,9 @@ def classification_loss(logits: Tensor, labels: Tensor, positive_weight: Tensor,
 
 
 def positive_weights(labels: Tensor, attribute_of_class: Tensor, power: float) -> Tensor:
-    """(M,) w_p = (negatives / positives) ** power, at least 1; a class without a positive gets 1.
+    """Return w (M,) = (negatives / positives) ** power, at least 1; 1 for a class without positives.
 
-    Counted over the images known under the class's attribute; labels: (I, M) bool of the training images.
+    Counted over the training images, labels (I, M) bool, that are known under the class's attribute.
     """
     positives = labels.sum(dim=0).float()
     negatives = known_attributes(labels, attribute_of_class).sum(dim=0)[attribute_of_class].float() - positives
@@ -188,32 +188,32 @@ def positive_weights(labels: Tensor, attribute_of_class: Tensor, power: float) -
 
 
 class Centers(nn.Module):
-    """Class centers as moving averages of unit embeddings (M3-Net's Loss 3, MODC): buffers, never trained."""
+    """Class centers, moving averages of unit embeddings (M3-Net's Loss 3, MODC); buffers without a gradient."""
 
     def __init__(self, num_classes: int, dim: int, momentum: float):
         super().__init__()
         self.momentum = momentum
-        self.register_buffer("value", torch.zeros(num_classes, dim))  # (M, d), unit rows once seen
+        self.register_buffer("value", torch.zeros(num_classes, dim))  # (M, d), unit rows where seen
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
 
     @torch.no_grad()
     def set(self, sums: Tensor, counts: Tensor) -> None:
-        """Place every class that has images at their mean; sums: (M, d) of unit embeddings, counts: (M,)."""
+        """Set the centers of classes with images to their means; sums: (M, d) of unit embeddings, counts: (M,)."""
         present = counts > 0
         self.value[present] = F.normalize(sums[present], dim=1)
         self.seen |= present
 
     @torch.no_grad()
-    def update(self, embedding: Tensor, labels: Tensor, classes: Tensor | None = None) -> None:
-        """Move each center towards the batch mean of its class.
+    def update(self, embedding: Tensor, labels: Tensor, class_ids: Tensor | None = None) -> None:
+        """Move each center towards the batch mean of its class; a class seen for the first time starts at that mean.
 
-        embedding: (B, K, d) of some classes (K,), by default all M; labels: (B, M) bool.
+        embedding: (B, K, d) of the classes class_ids (K,), by default all M; labels: (B, M) bool.
         """
-        classes = torch.arange(len(self.seen), device=labels.device) if classes is None else classes
-        own, value, seen = labels[:, classes], self.value[classes], self.seen[classes]
-        present = own.any(dim=0)  # (K,)
-        mean = F.normalize(torch.einsum("bk,bkd->kd", own.float(), embedding.float()), dim=1)
-        momentum = torch.where(seen, self.momentum, 0.0)[:, None]  # the first sight sets the center
+        class_ids = torch.arange(len(self.seen), device=labels.device) if class_ids is None else class_ids
+        carried, value, seen = labels[:, class_ids], self.value[class_ids], self.seen[class_ids]
+        present = carried.any(dim=0)  # (K,)
+        mean = F.normalize(torch.einsum("bk,bkd->kd", carried.float(), embedding.float()), dim=1)
+        momentum = torch.where(seen, self.momentum, 0.0)[:, None]
         moved = F.normalize(momentum * value + (1 - momentum) * mean, dim=1)
-        self.value[classes] = torch.where(present[:, None], moved, value)
-        self.seen[classes] = seen | present
+        self.value[class_ids] = torch.where(present[:, None], moved, value)
+        self.seen[class_ids] = seen | present

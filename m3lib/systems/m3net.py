@@ -1,8 +1,8 @@
-"""M3-Net and its two halves (CVPR 2023): a reconstruction from the poster, every open point decided in a docstring.
+"""M3-Net and its two halves (CVPR 2023), reconstructed from the poster; we chose what the poster leaves open.
 
-Fixed by the poster: two sub-networks (attributes, classes) with attention of their own, progressive refinement, the
-taxonomy as prior, and Losses 1 to 3 (`losses.py`). Built here from ASEN_v2's attention block, so that what differs from
-the earlier systems is the idea and not the parts. Letters as in system.py.
+The poster fixes: two sub-networks (attributes, classes) with separate attention, progressive refinement, the taxonomy
+as prior, and Losses 1 to 3 (`losses.py`). The attention is ASEN_v2's, so that M3-Net differs from the earlier systems
+by its idea and not by its building blocks.
 """
 
 import torch
@@ -16,23 +16,84 @@ from m3lib.systems.losses import Centers
 from m3lib.taxonomy import Taxonomy
 
 
-def spread(x: Tensor, sizes: list[int]) -> Tensor:
-    """(B, K, ...): row n of x (B, N, ...) for each of the sizes[n] classes of attribute n. Its gradient is a sum, where
-    an index's is a scatter that runs on one core."""
-    return torch.cat([part.expand(-1, size, -1) for part, size in zip(x.split(1, dim=1), sizes, strict=True)], dim=1)
+class M3Net(System):
+    """M3-Net: the attribute sub-network refines the features, the class sub-network embeds what it selected.
 
+    X = backbone(image), with features x_p at position p. For each attribute n with query A_n:
 
-def chosen(x: Tensor, dim: int, wanted: Tensor | None) -> Tensor:
-    """The wanted classes (K,) of x, whose classes lie along `dim`."""
-    if wanted is None or len(wanted) == x.shape[dim]:
-        return x
-    return x.index_select(dim, wanted.to(x.device))
+        alpha_n = softmax_p <A_n, x_p>                          where the attribute shows
+        z_n = sum_p alpha_np x_p
+        h_n = z_n * gate_n,  gate_n = channels(z_n, A_n)        which channels describe it
+        f_n = L2(h_n)                                           attribute embedding
+
+    For each class m of attribute n:
+
+        c_m = C_m + W A_n                                       query, conditioned on the attribute's
+        alpha_m = softmax_p(<c_m, x_p> + log(1 + P alpha_np))   where the class shows, refining alpha_n
+        u_m = sum_p alpha_mp x_p
+        gate_m = channels(u_m, c_m, h_n)                        which channels describe it
+        phi_m = L2(FC(u_m * gate_m * gate_n))                   class-specific embedding
+        x_m = sigmoid(w_m . h_n + b_m + v_m . u_m)              class probability
+
+    model.refine: false drops alpha_np from alpha_m and gate_n from phi_m; model.attribute_conditioned: false drops
+    W A_n. Refining X itself, X * (1 + P alpha_n) / 2 * gate_n, would need one projection per attribute and gave no
+    better MAP. The poster leaves open which sub-network predicts x_m: we add the evidence of both.
+    """
+
+    outputs = {"attribute", "logits", "classes"}
+    losses = {"asen_triplet", "m3_classification", "m3_instance", "m3_cluster"}
+    settings = {
+        "attention_width", "queries", "attention_batch_norm", "class_embedding", "attribute_conditioned", "refine",
+    }  # fmt: skip
+
+    def __init__(self, variant: Variant, taxonomy: Taxonomy):
+        super().__init__(variant, taxonomy)
+        C, model, M = self.backbone.channels, variant.model, taxonomy.num_classes
+        h, conditioned, self.refine = model.attention_width, model.attribute_conditioned, model.refine
+        self.attributes = AttributeAttention(C, taxonomy.num_attributes, model)
+        self.heads = ClassHeads(C, self.class_counts)  # w, b
+        # C_m, small beside W A_n, so that the queries of an attribute's classes start close together
+        self.table = QueryTable(M, h, "learned", 0.02 if conditioned else 1.0)
+        self.parent = nn.Linear(self.attributes.table.width, h, bias=False) if conditioned else None  # W
+        self.classes = ClassBranch(C, model, context=C)
+        self.head = nn.Parameter(torch.zeros(M, C))  # v, zero: at first, logits come from the attribute branch only
+        self.centers = Centers(M, model.class_embedding, variant.loss.center_momentum)
+
+    def forward(self, images: Tensor, class_ids: Tensor | None = None) -> Outputs:
+        """class_ids: (K,) ascending, the classes to embed; None embeds all (see `select_classes`)."""
+        X, queries = self.backbone(images), self.class_queries()  # (B, P, C), (M, h)
+        alpha_n, gate_n, h_n = self.attributes(X)  # (B, N, P), (B, N, C), (B, N, C)
+        alpha_m = self.classes.spatial(X, queries, self.log_prior(alpha_n))  # (B, M, P)
+        logits = self.heads(h_n) + self.class_evidence(X, alpha_m)  # (B, M)
+
+        counts = classes_per_attribute(self.class_counts, class_ids)
+        context = repeat_per_class(self.classes.channel.read_context(h_n), counts)  # (B, K, h)
+        maps, queries = select_classes(alpha_m, 1, class_ids), select_classes(queries, 0, class_ids)
+        u_m = self.classes.gated_pool(X, maps, queries, context)  # (B, K, C): u_m * gate_m
+        if self.refine:
+            u_m = u_m * repeat_per_class(gate_n, counts)
+        phi_m = unit(self.classes.reduce(u_m))  # (B, K, d)
+        return Outputs(unit(h_n), None, logits, phi_m, alpha_n, alpha_m, class_ids)
+
+    def class_queries(self) -> Tensor:
+        """Return c_m: (M, h)."""
+        if self.parent is None:
+            return self.table.rows
+        return self.table.rows + self.parent(self.attributes.table.rows)[self.attribute_of_class]
+
+    def log_prior(self, alpha_n: Tensor) -> Tensor | None:
+        """Return log(1 + P alpha_n) for each class: (B, M, P)."""
+        return repeat_per_class(torch.log1p(alpha_n.shape[2] * alpha_n), self.class_counts) if self.refine else None
+
+    def class_evidence(self, X: Tensor, alpha_m: Tensor) -> Tensor:
+        """Return v_m . u_m: (B, M). Pools v_m . x_p, one number per class and position, instead of x_p."""
+        return (alpha_m * F.linear(X, self.head).mT).sum(dim=2)
 
 
 class M3NetA(System):
-    """M3-Net_a: attention by attribute alone; class spaces are learned masks on the attribute embedding.
+    """M3-Net_a: attention by attribute only; class spaces are learned masks on the attribute embedding.
 
-    phi_m = L2(ReLU(mask_m) * FC h_n), masks initialised N(0.9, 0.7) as in conditional similarity networks.
+    phi_m = L2(ReLU(mask_m) * FC h_n), with masks from N(0.9, 0.7) as in conditional similarity networks.
     """
 
     outputs = {"attribute", "logits", "classes"}
@@ -42,42 +103,24 @@ class M3NetA(System):
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__(variant, taxonomy)
         C, model, M = self.backbone.channels, variant.model, taxonomy.num_classes
-        self.attributes = AttributeAttention(
-            C, taxonomy.num_attributes, model.attention_width, model.queries, model.attention_batch_norm
-        )
-        self.heads = ClassHeads(C, self.sizes)
+        self.attributes = AttributeAttention(C, taxonomy.num_attributes, model)
+        self.heads = ClassHeads(C, self.class_counts)
         self.reduce = nn.Linear(C, model.class_embedding)
         self.mask = nn.Parameter(0.9 + 0.7 * torch.randn(M, model.class_embedding))
         self.centers = Centers(M, model.class_embedding, variant.loss.center_momentum)
 
-    def forward(self, images: Tensor, wanted: Tensor | None = None) -> Outputs:
-        maps, _, h = self.attributes(self.backbone(images))
-        shared = spread(self.reduce(h), self.split(wanted))  # (B, K, d)
-        phi = unit(shared * torch.relu(chosen(self.mask, 0, wanted)))
-        return Outputs(unit(h), logits=self.heads(h), classes=phi, attribute_maps=maps, wanted=wanted)
-
-
-class ClassBranch(nn.Module):
-    """M3-Net's class sub-network: for each class, where to look, which channels to keep, and an embedding phi_m."""
-
-    def __init__(self, channels: int, model: Model, width: int, context: int):
-        super().__init__()
-        self.spatial = SpatialAttention(channels, model.attention_width, width, model.attention_batch_norm)
-        self.channel = ChannelAttention(channels, model.attention_width, width, context)
-        self.reduce = nn.Linear(channels, model.class_embedding)
-
-    def keep(self, X: Tensor, maps: Tensor, table: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, K, C): the features X (B, P, C) pooled by the maps (B, K, P), and of them the channels that each class
-        keeps; table (K, h), context (B, K, h)."""
-        shares, read = maps.to(X.dtype), self.channel.read_pooled
-        pooled = shares @ X  # (B, K, C)
-        # A map sums to 1, so that pooling and a linear layer may change places: the fewer rows are read.
-        told = shares @ read(X) if len(table) > X.shape[1] else read(pooled)  # (B, K, h)
-        return pooled * self.channel.gate(told, table, context)
+    def forward(self, images: Tensor, class_ids: Tensor | None = None) -> Outputs:
+        alpha_n, _, h_n = self.attributes(self.backbone(images))
+        reduced = repeat_per_class(self.reduce(h_n), classes_per_attribute(self.class_counts, class_ids))  # (B, K, d)
+        phi_m = unit(reduced * torch.relu(select_classes(self.mask, 0, class_ids)))
+        return Outputs(unit(h_n), None, self.heads(h_n), phi_m, alpha_n, class_ids=class_ids)
 
 
 class M3NetC(System):
-    """M3-Net_c: attention by class alone, on the backbone's features; no attribute embedding."""
+    """M3-Net_c: attention by class only, on the backbone's features; there is no attribute embedding.
+
+    alpha_m and u_m as in M3-Net without refinement; x_m = sigmoid(v_m . (u_m * gate_m) + b_m).
+    """
 
     outputs = {"logits", "classes"}
     losses = {"m3_classification", "m3_instance", "m3_cluster"}
@@ -86,82 +129,66 @@ class M3NetC(System):
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__(variant, taxonomy)
         C, model, M = self.backbone.channels, variant.model, taxonomy.num_classes
-        self.table = QueryTable(M, model.attention_width, "learned")  # C, the classes' embeddings
-        self.classes = ClassBranch(C, model, model.attention_width, context=0)
+        self.table = QueryTable(M, model.attention_width, "learned")  # the class queries c_m
+        self.classes = ClassBranch(C, model, context=0)
         self.head = nn.Parameter(torch.randn(M, C) / C**0.5)
         self.bias = nn.Parameter(torch.zeros(M))
         self.centers = Centers(M, model.class_embedding, variant.loss.center_momentum)
 
-    def forward(self, images: Tensor, wanted: Tensor | None = None) -> Outputs:
-        X = self.backbone(images)  # (B, P, C)
-        maps = self.classes.spatial(X, self.table.rows)  # (B, M, P)
-        kept = self.classes.keep(X, maps, self.table.rows)  # (B, M, C): all, since Loss 1 reads them
-        logits = (kept * self.head.to(kept.dtype)).sum(dim=2) + self.bias  # (B, M)
-        phi = unit(self.classes.reduce(chosen(kept, 1, wanted)))  # (B, K, d)
-        return Outputs(logits=logits, classes=phi, class_maps=maps, wanted=wanted)
+    def forward(self, images: Tensor, class_ids: Tensor | None = None) -> Outputs:
+        X, queries = self.backbone(images), self.table.rows  # (B, P, C), (M, h)
+        alpha_m = self.classes.spatial(X, queries)  # (B, M, P)
+        u_m = self.classes.gated_pool(X, alpha_m, queries)  # (B, M, C) of all classes, since Loss 1 reads them
+        logits = (u_m * self.head.to(u_m.dtype)).sum(dim=2) + self.bias  # (B, M)
+        phi_m = unit(self.classes.reduce(select_classes(u_m, 1, class_ids)))  # (B, K, d)
+        return Outputs(logits=logits, classes=phi_m, class_maps=alpha_m, class_ids=class_ids)
 
 
-class M3Net(System):
-    """M3-Net: the attribute sub-network refines the features, the class sub-network reads what was kept.
+class ClassBranch(nn.Module):
+    """M3-Net's class sub-network: for each class where to look, which channels to use, and an embedding phi_m."""
 
-    Class queries carry their attribute's as a parent: c_m = C_m + W A_n (the taxonomy as prior;
-    model.attribute_conditioned). The refinement goes from coarse to fine (model.refine): a class looks where its
-    attribute looked, its map beta_m being the softmax of its own logits + log(1 + P alpha_n), and keeps of the channels
-    that its attribute kept, u_m * gate_n.
-    Refined so, the features are read once for all attributes; features refined before they are read, X * (1 + P
-    alpha_n) / 2 * gate_n, are read once an attribute and ranked no better. The channel attention of a class also reads
-    the attribute's representation h_n of the image. A class probability sums the evidence of both sub-networks, since
-    the poster leaves open which one it comes from: the attribute's w_m . h_n + b_m, and v_m . u_m of what the class
-    looks at. The latter needs no gates, so that in training those are made for the classes wanted alone.
+    def __init__(self, channels: int, model: Model, context: int):
+        super().__init__()
+        h = model.attention_width
+        self.spatial = SpatialAttention(channels, h, h, model.attention_batch_norm)
+        self.channel = ChannelAttention(channels, h, h, context)
+        self.reduce = nn.Linear(channels, model.class_embedding)
+
+    def gated_pool(self, X: Tensor, maps: Tensor, queries: Tensor, context: Tensor | None = None) -> Tensor:
+        """Pool X (B, P, C) by each class's map (B, K, P), then apply its channel gate; returns (B, K, C).
+
+        queries: (K, h); context: (B, K, h). A map sums to 1, so pooling commutes with the affine layer `read_pooled`:
+        it is applied to whichever has fewer rows, positions or classes.
+        """
+        maps, project = maps.to(X.dtype), self.channel.read_pooled
+        pooled = maps @ X  # (B, K, C)
+        projected = maps @ project(X) if len(queries) > X.shape[1] else project(pooled)  # (B, K, h)
+        return pooled * self.channel.gate(projected, queries, context)
+
+
+def select_classes(x: Tensor, dim: int, class_ids: Tensor | None) -> Tensor:
+    """Return the classes class_ids (K,) of x, which holds all M along `dim`; None returns all.
+
+    The losses of a batch compare images in the spaces of the classes that the batch contains, often few of M, so
+    training embeds only these.
     """
+    if class_ids is None or len(class_ids) == x.shape[dim]:
+        return x
+    return x.index_select(dim, class_ids.to(x.device))
 
-    outputs = {"attribute", "logits", "classes"}
-    losses = {"asen_triplet", "m3_classification", "m3_instance", "m3_cluster"}
-    settings = {
-        "attention_width",
-        "queries",
-        "attention_batch_norm",
-        "class_embedding",
-        "attribute_conditioned",
-        "refine",
-    }
 
-    def __init__(self, variant: Variant, taxonomy: Taxonomy):
-        super().__init__(variant, taxonomy)
-        C, model, M = self.backbone.channels, variant.model, taxonomy.num_classes
-        self.attributes = AttributeAttention(
-            C, taxonomy.num_attributes, model.attention_width, model.queries, model.attention_batch_norm
-        )
-        self.heads = ClassHeads(C, self.sizes)
-        # C; small beside its parent, so that the classes of one attribute start alike
-        self.table = QueryTable(M, model.attention_width, "learned", 0.02 if model.attribute_conditioned else 1.0)
-        self.parent = (
-            nn.Linear(self.attributes.table.width, model.attention_width, bias=False)
-            if model.attribute_conditioned
-            else None
-        )  # W
-        self.classes = ClassBranch(C, model, model.attention_width, context=C)
-        self.head = nn.Parameter(torch.zeros(M, C))  # v: the class evidence starts from nothing, and refines
-        self.centers = Centers(M, model.class_embedding, variant.loss.center_momentum)
-        self.refine = model.refine
+def classes_per_attribute(class_counts: list[int], class_ids: Tensor | None) -> list[int]:
+    """Return how many of the selected classes (K,) each attribute has; class_counts: of all classes."""
+    if class_ids is None:
+        return class_counts
+    ends = torch.tensor(class_counts).cumsum(0)
+    return torch.bucketize(class_ids.cpu(), ends, right=True).bincount(minlength=len(ends)).tolist()
 
-    def class_table(self) -> Tensor:
-        """(M, h) the class queries c_m."""
-        if self.parent is None:
-            return self.table.rows
-        return self.table.rows + self.parent(self.attributes.table.rows)[self.attribute_of_class]
 
-    def forward(self, images: Tensor, wanted: Tensor | None = None) -> Outputs:
-        X, table = self.backbone(images), self.class_table()  # (B, P, C), (M, h)
-        maps, gate, h = self.attributes(X)  # (B, N, P), (B, N, C), (B, N, C)
-        prior = spread(torch.log1p(maps.shape[2] * maps), self.sizes) if self.refine else None  # (B, M, P)
-        class_maps = self.classes.spatial(X, table, prior)  # (B, M, P)
-        seen = F.linear(X, self.head)  # (B, P, M): v_m . X, which is pooled instead of X
-        logits = self.heads(h) + (class_maps * seen.mT).sum(dim=2)  # (B, M)
-        sizes = self.split(wanted)
-        context = spread(self.classes.channel.read_context(h), sizes)  # (B, K, h)
-        kept = self.classes.keep(X, chosen(class_maps, 1, wanted), chosen(table, 0, wanted), context)  # (B, K, C)
-        if self.refine:
-            kept = kept * spread(gate, sizes)
-        phi = unit(self.classes.reduce(kept))  # (B, K, d)
-        return Outputs(unit(h), None, logits, phi, maps, class_maps, wanted)
+def repeat_per_class(x: Tensor, counts: list[int]) -> Tensor:
+    """Return (B, K, ...): row n of x (B, N, ...), once for each of the counts[n] classes of attribute n.
+
+    As x[:, attribute_of_class], whose gradient would be a scatter on one core; this one's gradient is a sum.
+    """
+    rows = zip(x.split(1, dim=1), counts, strict=True)
+    return torch.cat([row.expand(-1, count, -1) for row, count in rows], dim=1)

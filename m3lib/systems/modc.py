@@ -1,15 +1,15 @@
-"""MODC (ECCV 2022), a reconstruction from the outline in its abstract: neither its equations nor code are public.
+"""MODC (ECCV 2022), reconstructed from the outline in its abstract: no equations and no code are public.
 
-What the abstract says: three training stages; online clustering with class prototypes; labels first from the ground
-truth and then from the clusters, images first as they are and then augmented; the attribute's space cut into
-class-specific spaces by the cluster centers, in training and in retrieval. Everything else is decided here:
+The abstract fixes: three training stages; online clustering with class prototypes; labels first from the ground truth
+and then from the clusters, images first unchanged and then augmented; cluster centers that cut the attribute's space
+into class-specific spaces, in training and in retrieval. We chose the rest:
 
-- the network is ASEN_v2's, and a center is a moving average of the unit attribute embeddings of its class
-  (`losses.Centers`), exact again at the start of every epoch that uses centers;
-- stage 1 trains the instance loss (the triplet of ASEN), stage 2 adds the cluster loss (`losses.center_loss`), stage 3
-  adds augmented views and pseudo-labels (`losses.pseudo_labels`); params.yaml says how long each is;
-- retrieval cuts the space by the nearest center of query and candidate (scores `segment` and `soft_segment`), whose
-  probabilities are a softmax of the cosines over model.temperature.
+- The network is ASEN_v2's. A center is a moving average of the unit attribute embeddings of its class
+  (`losses.Centers`), recomputed exactly at the start of every epoch whose losses use centers.
+- Stage 1 trains the instance loss (ASEN's triplet loss), stage 2 adds the cluster loss (`losses.center_loss`), stage 3
+  adds augmented images and pseudo-labels (`losses.pseudo_labels`). params.yaml sets the length of each stage.
+- Retrieval cuts the space by the nearest centers of query and candidate (scores `segment` and `soft_segment`), whose
+  probabilities are a softmax of the cosines divided by model.temperature.
 """
 
 import torch
@@ -23,7 +23,7 @@ from m3lib.taxonomy import Taxonomy
 
 
 class MODC(ASENv2):
-    """ASEN_v2's network with a center per class in its attribute's space; letters as in system.py."""
+    """ASEN_v2's network with one center per class in the space of the class's attribute."""
 
     outputs = {"attribute", "centers"}
     losses = {"asen_triplet", "modc_cluster", "modc_pseudo", "m3_classification"}
@@ -34,11 +34,11 @@ class MODC(ASENv2):
         self.centers = Centers(taxonomy.num_classes, self.backbone.channels, variant.loss.center_momentum)
         self.temperature = variant.model.temperature
 
-    def posterior(self, outputs: Outputs) -> Tensor:
-        """(B, M) softmax over the classes of each attribute of cos(f_n, center_m) / temperature.
+    def class_probabilities(self, outputs: Outputs) -> Tensor:
+        """Return (B, M): softmax over the classes of each attribute of cos(f_n, center_m) / temperature.
 
-        A class without a center gets 0; before any center is known, all classes are alike.
+        A class without a center gets 0; an attribute without any center gets the uniform distribution.
         """
         cosines = center_cosines(outputs.attribute, self.centers.value, self.attribute_of_class)  # (B, M)
         logits = (cosines / self.temperature).masked_fill(~self.centers.seen, -1e4)
-        return torch.cat([part.softmax(dim=1) for part in logits.split(self.sizes, dim=1)], dim=1)
+        return torch.cat([part.softmax(dim=1) for part in logits.split(self.class_counts, dim=1)], dim=1)

@@ -1,85 +1,95 @@
-"""What a step minimises: the losses of a batch, by the weights of its stage."""
+"""What a training step minimises: the losses of a batch, weighted as its stage says."""
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from m3lib.config import Loss
 from m3lib.systems import losses
 from m3lib.systems.base import Outputs, System
-from m3lib.systems.losses import Batch
+from m3lib.systems.losses import Anchors, Batch, Triplets
 
 
 def total_loss(
-    outputs: Outputs, batch: Batch, system: System, loss: Loss, generator: torch.Generator, pseudo: Tensor | None = None
+    outputs: Outputs, batch: Batch, system: System, loss: Loss, generator: Generator, pseudo: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The weighted losses of one batch, by name; their sum is what is trained.
+    """Return the weighted losses of one batch by name, without those of weight 0; training minimises their sum.
 
-    outputs: where they are of some classes alone, the batch's images carry no others.
-    pseudo: (B, M) bool, classes of the batch's images that were guessed from the centers.
+    pseudo: (B, M) bool, MODC's pseudo-labels of the batch.
     """
-    labels, anchors, own = batch.labels, batch.anchors, system.attribute_of_class
-    parts = {}
-    if loss.m3_classification:  # Loss 1 (poster)
-        parts["m3_classification"] = losses.classification_loss(
-            outputs.logits.float(), labels, system.positive_weight, own
-        )
-    if loss.asen_triplet:  # ASEN, eq. of T; MODC's instance loss
-        parts["asen_triplet"] = attribute_loss(outputs.attribute, anchors, own, loss, generator)
-    if loss.asen_pp_local:  # ASEN++, local branch
-        parts["asen_pp_local"] = attribute_loss(outputs.local, anchors, own, loss, generator)
+    labels, anchors, attribute_of_class = batch.labels, batch.anchors, system.attribute_of_class
+    f, margin = outputs.attribute, loss.margin
+    values = {}
+    if loss.m3_classification:
+        logits, weight = outputs.logits.float(), system.positive_weight
+        values["m3_classification"] = losses.classification_loss(logits, labels, weight, attribute_of_class)
+    if loss.asen_triplet:
+        values["asen_triplet"] = attribute_triplet_loss(f, anchors, attribute_of_class, loss, generator)
+    if loss.asen_pp_local:
+        values["asen_pp_local"] = attribute_triplet_loss(outputs.local, anchors, attribute_of_class, loss, generator)
     if loss.asen_pp_align:
-        known = losses.known_attributes(labels, own)
-        parts["asen_pp_align"] = losses.align_loss(outputs.attribute, outputs.local, known)
-    if loss.modc_cluster:  # MODC's cluster loss
-        cosines = losses.center_cosines(outputs.attribute, system.centers.value, own)
-        parts["modc_cluster"] = losses.center_loss(cosines, labels, system.centers.seen, own, loss.margin)
+        known = losses.known_attributes(labels, attribute_of_class)
+        values["asen_pp_align"] = losses.align_loss(f, outputs.local, known)
+    if loss.modc_cluster:
+        cosines = losses.center_cosines(f, system.centers.value, attribute_of_class)
+        values["modc_cluster"] = losses.center_loss(cosines, labels, system.centers.seen, attribute_of_class, margin)
     if loss.modc_pseudo and pseudo is not None:
-        parts["modc_pseudo"] = pseudo_loss(outputs.attribute, labels, pseudo, system, loss, generator)
+        values["modc_pseudo"] = pseudo_loss(f, labels, pseudo, system, loss, generator)
     if loss.m3_instance or loss.m3_cluster:
-        space = anchors.class_id if outputs.wanted is None else torch.searchsorted(outputs.wanted, anchors.class_id)
-        drawn = losses.draw_triplets(outputs.classes, space, anchors, loss.hardness, generator)
-        if loss.m3_instance:  # Loss 2 (poster): anchor, positive and negative in the space of one class
-            parts["m3_instance"] = losses.triplet_loss(drawn.positive, drawn.negative, loss.margin)
-        if loss.m3_cluster:  # Loss 3 (poster): the positive is the class center
-            parts["m3_cluster"] = cluster_loss(drawn, anchors.class_id, system.centers, loss.margin)
-    return {name: getattr(loss, name) * value for name, value in parts.items()}
+        space = anchors.class_id
+        if outputs.class_ids is not None:
+            space = torch.searchsorted(outputs.class_ids, space)
+        triplets = losses.sample_triplets(outputs.classes, space, anchors, loss.hardness, generator)
+        if loss.m3_instance:
+            values["m3_instance"] = losses.triplet_loss(triplets.positive, triplets.negative, margin)
+        if loss.m3_cluster:
+            values["m3_cluster"] = m3_cluster_loss(triplets, anchors.class_id, system.centers, margin)
+    return {name: getattr(loss, name) * value for name, value in values.items()}
 
 
-def attribute_loss(
-    embedding: Tensor, anchors: losses.Anchors, own: Tensor, loss: Loss, generator: torch.Generator
+def attribute_triplet_loss(
+    embedding: Tensor, anchors: Anchors, attribute_of_class: Tensor, loss: Loss, generator: Generator
 ) -> Tensor:
-    """The triplet loss in the spaces of the anchors' attributes; embedding: (B, N, D), unit."""
-    drawn = losses.draw_triplets(embedding, own[anchors.class_id], anchors, loss.hardness, generator)
-    return losses.triplet_loss(drawn.positive, drawn.negative, loss.margin)
+    """ASEN's triplet loss, MODC's instance loss: triplets in the space of the anchor's attribute.
+
+    embedding: (B, N, D), unit rows.
+    """
+    space = attribute_of_class[anchors.class_id]
+    triplets = losses.sample_triplets(embedding, space, anchors, loss.hardness, generator)
+    return losses.triplet_loss(triplets.positive, triplets.negative, loss.margin)
 
 
 def pseudo_loss(
-    embedding: Tensor, labels: Tensor, pseudo: Tensor, system: System, loss: Loss, generator: torch.Generator
+    embedding: Tensor, labels: Tensor, pseudo: Tensor, system: System, loss: Loss, generator: Generator
 ) -> Tensor:
-    """MODC's instance and cluster losses for the guessed classes, whose positives and negatives may be labelled."""
-    own, parts = system.attribute_of_class, []
+    """MODC's instance and cluster losses on pseudo-labels; labelled images may be positives and negatives."""
+    attribute_of_class, values = system.attribute_of_class, []
     if loss.asen_triplet:
-        found = losses.find_anchors(labels | pseudo, own)
-        guessed = pseudo[found.image, found.class_id]
-        found = losses.Anchors(*(part[guessed] for part in found))
-        parts.append(loss.asen_triplet * attribute_loss(embedding, found, own, loss, generator))
+        anchors = losses.find_anchors(labels | pseudo, attribute_of_class)
+        guessed = pseudo[anchors.image, anchors.class_id]
+        anchors = Anchors(*(field[guessed] for field in anchors))
+        triplet = attribute_triplet_loss(embedding, anchors, attribute_of_class, loss, generator)
+        values.append(loss.asen_triplet * triplet)
     if loss.modc_cluster:
-        cosines = losses.center_cosines(embedding, system.centers.value, own)
-        parts.append(loss.modc_cluster * losses.center_loss(cosines, pseudo, system.centers.seen, own, loss.margin))
-    return sum(parts)
+        cosines, seen = losses.center_cosines(embedding, system.centers.value, attribute_of_class), system.centers.seen
+        cluster = losses.center_loss(cosines, pseudo, seen, attribute_of_class, loss.margin)
+        values.append(loss.modc_cluster * cluster)
+    return sum(values)
 
 
-def cluster_loss(drawn: losses.Triplets, class_id: Tensor, centers: losses.Centers, margin: float) -> Tensor:
-    """Loss 3: max(0, margin - cos(phi_m, center_m) + cos(phi_m, phi_m of the negative)), over centers seen so far."""
-    to_center = (drawn.anchor * centers.value[class_id]).sum(dim=1)  # (A,)
+def m3_cluster_loss(triplets: Triplets, class_id: Tensor, centers: losses.Centers, margin: float) -> Tensor:
+    """Loss 3 of M3-Net's poster: mean of max(0, margin - cos(phi_m, center_m) + cos(phi_m, phi_m of the negative)).
+
+    Anchors whose class has no center yet are left out.
+    """
+    to_center = (triplets.anchor * centers.value[class_id]).sum(dim=1)  # (A,)
     seen = centers.seen[class_id]
-    return losses.triplet_loss(to_center[seen], drawn.negative[seen], margin)
+    return losses.triplet_loss(to_center[seen], triplets.negative[seen], margin)
 
 
 @torch.no_grad()
 def update_centers(outputs: Outputs, labels: Tensor, system: System, loss: Loss) -> None:
-    """Move the class centers after the step that used them."""
+    """Move the class centers towards the batch, after the step that used them."""
     if loss.m3_cluster:
-        system.centers.update(outputs.classes.detach(), labels, outputs.wanted)
+        system.centers.update(outputs.classes.detach(), labels, outputs.class_ids)
     elif loss.modc_cluster:
         system.centers.update(outputs.attribute.detach()[:, system.attribute_of_class], labels)

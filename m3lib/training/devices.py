@@ -1,4 +1,4 @@
-"""Where a network computes: the device that was asked for, or one sentence on why it can't be had."""
+"""Choose the device that computes, and the precision of its matrix products."""
 
 import os
 
@@ -6,18 +6,18 @@ import torch
 
 from m3lib.errors import InputError
 
-BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # a CPU's instructions for it, as torch names them
+CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # torch's names of CPU instructions for bf16
 
 
 def choose(accelerator: str, precision: str) -> torch.device:
-    """The device of `accelerator` (auto | cpu | cuda); auto is a GPU where torch finds one that has the precision.
+    """Return the device for `accelerator` (auto | cpu | cuda); auto takes a GPU if torch finds one.
 
-    Raises InputError where there is no GPU, or none that computes in `precision`.
+    Raises InputError if a GPU is requested but there is none, or none that computes in `precision`.
     """
-    found = torch.cuda.is_available()
-    if accelerator == "cpu" or (accelerator == "auto" and not found):
+    available = torch.cuda.is_available()
+    if accelerator == "cpu" or (accelerator == "auto" and not available):
         return torch.device("cpu")
-    if not found:
+    if not available:
         raise InputError("params.yaml, accelerator: cuda, but torch finds no GPU; set it to cpu or auto")
     if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name()
@@ -25,31 +25,25 @@ def choose(accelerator: str, precision: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def precision(wanted: str, device: torch.device) -> str:
-    """What matrix products are made in: bf16 or fp32. `auto` is bf16 where the device need not imitate it."""
-    if wanted != "auto":
-        return wanted
+def precision(setting: str, device: torch.device) -> str:
+    """Return bf16 or fp32 for train.precision; auto is bf16 if the device has instructions for it."""
+    if setting != "auto":
+        return setting
     if device.type == "cuda":
-        found = torch.cuda.is_bf16_supported(including_emulation=False)
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        found = any(torch.cpu.get_capabilities().get(name) for name in BF16)
-    return "bf16" if found else "fp32"
+        supported = any(torch.cpu.get_capabilities().get(name) for name in CPU_BF16)
+    return "bf16" if supported else "fp32"
 
 
-def check_count(accelerator: str, wanted: int) -> None:
-    """Raise InputError where there are fewer devices than processes: GPUs, or cores where there is none."""
+def check_count(accelerator: str, processes: int) -> None:
+    """Raise InputError if there are fewer devices than processes; devices are GPUs, or CPU cores if there is no GPU."""
     gpu = accelerator != "cpu" and torch.cuda.is_available()
-    found = torch.cuda.device_count() if gpu else os.cpu_count()
-    if wanted > found:
+    available = torch.cuda.device_count() if gpu else os.cpu_count()
+    if processes > available:
         kind = "GPUs" if gpu else "CPU cores"
-        raise InputError(f"params.yaml, devices: {wanted} were asked for, and this machine has {found} {kind}")
+        raise InputError(f"params.yaml, devices: {processes} were asked for, and this machine has {available} {kind}")
 
 
 def out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def empty() -> None:
-    """Give back what a GPU's allocator keeps; nothing to do on a CPU."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

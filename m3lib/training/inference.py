@@ -1,4 +1,4 @@
-"""What a trained network says of images: embeddings, in memory or streamed to a file, and where it looks."""
+"""Apply a trained network: embeddings, in memory or written to a file, and attention maps."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,85 +18,77 @@ EMBED_BATCH = 256  # images; only speed depends on it
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """bf16 for the matrix products of the forward pass; losses and norms stay in fp32."""
+    """Compute the matrix products of the forward pass in bf16; losses and norms stay in fp32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=devices.precision(precision, device) == "bf16")
 
 
 @torch.no_grad()
-def forward(system: System, prepared: Prepared, rows: np.ndarray, precision: str) -> Outputs:
-    """The network's outputs for a few manifest rows, in evaluation mode, on the CPU."""
-    outputs = see(system, batches.read(prepared.images, rows), precision)
-    return Outputs(*(part if part is None else part.cpu() for part in outputs))
-
-
-@torch.no_grad()
-def see(system: System, pixels: Tensor, precision: str) -> Outputs:
-    """The network's outputs for (B, H, W, 3) uint8 pixels, in evaluation mode, on the network's own device."""
+def predict(system: System, pixels: Tensor, precision: str) -> Outputs:
+    """Return the outputs for pixels (B, H, W, 3) uint8, in evaluation mode, on the network's device."""
     device = system.attribute_of_class.device
     system.eval()
     with autocast(precision, device):
         return system(batches.to_tensor(pixels.to(device, non_blocking=True)))
 
 
-def look(system: System, prepared: Prepared, rows: np.ndarray, precision: str) -> dict[str, Tensor]:
-    """Where a network looks in some pictures: (B, N, H, W) float32 attention at pixel size, by whose it is.
+def attention_maps(system: System, prepared: Prepared, rows: np.ndarray, precision: str) -> dict[str, Tensor]:
+    """Return attention at image size, (B, N, H, W) float32, under the keys "attribute" and "class".
 
-    "attribute": of every attribute; "class": of the first class that the picture carries under each attribute, 0 where
-    it is unknown. Sums over pixels are about 1. Empty for a network without attention.
+    "class": of the image's first class of each attribute, 0 if the image has none. Each map sums to about 1. A network
+    without attention has no keys.
     """
-    outputs, found = forward(system, prepared, rows, precision), {}
+    outputs, maps = predict(system, batches.read(prepared.images, rows), precision), {}
     if outputs.attribute_maps is not None:
-        found["attribute"] = outputs.attribute_maps
+        maps["attribute"] = outputs.attribute_maps.cpu()
     if outputs.class_maps is not None:
-        labels = torch.from_numpy(prepared.labels[rows])  # (B, M)
-        groups = zip(labels.split(system.sizes, 1), outputs.class_maps.split(system.sizes, 1), strict=True)
-        first = [(own.int().argmax(dim=1), own.any(dim=1), maps) for own, maps in groups]
-        found["class"] = torch.stack([maps[range(len(rows)), m] * known[:, None] for m, known, maps in first], dim=1)
-    pictures = batches.to_tensor(prepared.images[rows[:1]])
-    return {name: at_pixels(system, pictures, maps) for name, maps in found.items()}
+        labels = torch.from_numpy(prepared.labels[rows]).split(system.class_counts, dim=1)  # N of (B, M_n)
+        by_attribute = zip(labels, outputs.class_maps.cpu().split(system.class_counts, dim=1), strict=True)
+        shown = [
+            class_maps[range(len(rows)), present.int().argmax(dim=1)] * present.any(dim=1)[:, None]
+            for present, class_maps in by_attribute
+        ]
+        maps["class"] = torch.stack(shown, dim=1)
+    images = batches.to_tensor(prepared.images[rows[:1]])
+    return {name: upsample_attention(system, images, value) for name, value in maps.items()}
 
 
 @torch.no_grad()
-def at_pixels(system: System, pictures: Tensor, maps: Tensor) -> Tensor:
-    """(B, K, H, W): maps (B, K, P) over the positions that the backbone makes of pictures (_, 3, H, W), enlarged.
-
-    Each pixel gets its share of a position's weight.
-    """
+def upsample_attention(system: System, images: Tensor, maps: Tensor) -> Tensor:
+    """Enlarge maps (B, K, P) to the sides of images (_, 3, H, W): (B, K, H, W), with the same sum per map."""
     device = system.attribute_of_class.device
-    sides, grid = pictures.shape[2:], system.backbone.features(pictures[:1].to(device)).shape[2:]
-    share = grid.numel() / sides.numel()
-    return share * F.interpolate(maps.unflatten(2, grid), sides, mode="bilinear")
+    sides, grid = images.shape[2:], system.backbone.features(images[:1].to(device)).shape[2:]
+    return grid.numel() / sides.numel() * F.interpolate(maps.unflatten(2, grid), sides, mode="bilinear")
 
 
 def embed(system: System, prepared: Prepared, rows: np.ndarray, precision: str) -> Embeddings:
-    """The embeddings of some manifest rows (rising), in evaluation mode and half precision, on the CPU."""
-    whole: dict[str, Tensor] = {}
-    for part, found in embedded(system, prepared, rows, precision):
-        for name, value in found.items():
-            if name not in whole:  # made once: gathered parts would be held twice
-                whole[name] = value.new_empty(len(rows), *value.shape[1:])
-            whole[name][part] = value
-    return Embeddings(torch.from_numpy(rows), *(whole.get(name) for name in KINDS))
+    """Return the embeddings of manifest rows (ascending), in evaluation mode, half precision, on the CPU."""
+    arrays: dict[str, Tensor] = {}
+    for block, values in iter_embeddings(system, prepared, rows, precision):
+        for name, value in values.items():
+            if name not in arrays:  # allocated once, because concatenating blocks would need twice the memory
+                arrays[name] = value.new_empty(len(rows), *value.shape[1:])
+            arrays[name][block] = value
+    return Embeddings(torch.from_numpy(rows), *(arrays.get(name) for name in KINDS))
 
 
 def embed_to_file(path: Path, system: System, prepared: Prepared, rows: np.ndarray, precision: str) -> None:
     """Write the file that `embed(...).save(path)` writes, block by block, so that memory holds one block."""
     blocks = (
-        {"rows": rows[part], **{name: value.numpy() for name, value in block.items()}}
-        for part, block in embedded(system, prepared, rows, precision)
+        {"rows": rows[block], **{name: value.numpy() for name, value in values.items()}}
+        for block, values in iter_embeddings(system, prepared, rows, precision)
     )
     files.write_tensors(path, len(rows), blocks)
 
 
-def embedded(
+def iter_embeddings(
     system: System, prepared: Prepared, rows: np.ndarray, precision: str
 ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-    """(part of the rows, its embeddings in half precision, on the CPU); the next part is read while one is computed."""
+    """Yield (slice of the rows, its embeddings by name) in half precision on the CPU, and read one block ahead."""
     pin = system.attribute_of_class.device.type == "cuda"
-    parts = [slice(start, start + EMBED_BATCH) for start in range(0, len(rows), EMBED_BATCH)]
-    for part, pixels in batches.prefetch(parts, lambda part: batches.read(prepared.images, rows[part], pin)):
-        outputs = see(system, pixels, precision)
+    blocks = [slice(start, start + EMBED_BATCH) for start in range(0, len(rows), EMBED_BATCH)]
+    for block, pixels in batches.prefetch(blocks, lambda block: batches.read(prepared.images, rows[block], pin)):
+        outputs = predict(system, pixels, precision)
         with torch.no_grad():
-            found = (system.stored_attribute(outputs), system.posterior(outputs), outputs.classes)
-        named = zip(KINDS, found, strict=True)
-        yield part, {name: value.half().cpu() for name, value in named if value is not None}
+            values = (system.retrieval_embedding(outputs), system.class_probabilities(outputs), outputs.classes)
+        named = zip(KINDS, values, strict=True)
+        yield block, {name: value.half().cpu() for name, value in named if value is not None}

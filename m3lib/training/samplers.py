@@ -1,143 +1,150 @@
-"""Which images make a batch, and which of them are compared.
+"""Which images form a batch, and which of them are compared (train.sampler).
 
-`uniform`: an epoch shuffles the images; every (image, class) of a batch is an anchor, with triplets of all attributes.
-`balanced`: the same, but a part of each batch is pairs of images of rare classes, which chance would leave alone in it.
-The others draw triplets of one attribute each, as the released code of the ASEN family does. Letters as in losses.py.
+uniform: an epoch shuffles the images; every (image, class) of a batch is an anchor, with triplets of all attributes.
+balanced: as uniform, but a quarter of each batch is pairs of images of rare classes, which would otherwise rarely meet.
+asen, asen_pp, asen_pp_exact: triplets of one attribute each, as in the released code of the ASEN family.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from m3lib.config import Train
 from m3lib.errors import InputError
 from m3lib.systems.losses import Anchors, Batch, find_anchors
 
-WHOLE = ("uniform", "balanced")  # samplers whose batch is of images, with triplets of all attributes
-PAIRED = 0.25  # of a `balanced` batch, the share that is pairs of rare classes
+IMAGE_SAMPLERS = ("uniform", "balanced")  # train.batch counts images; for the other samplers, triplets
+RARE_PAIR_SHARE = 0.25  # of a `balanced` batch
 
 
 def steps_per_epoch(num_images: int, train: Train) -> int:
-    return max(1, (num_images if train.sampler in WHOLE else train.triplets) // train.batch)
+    return max(1, (num_images if train.sampler in IMAGE_SAMPLERS else train.triplets) // train.batch)
 
 
-def epoch(labels: Tensor, attribute_of_class: Tensor, train: Train, generator: torch.Generator) -> Iterator[Batch]:
-    """The batches of one epoch; labels: (I, M) bool of all training images. Raises InputError if none can be drawn."""
-    if train.sampler in WHOLE:
-        draw = shuffled if train.sampler == "uniform" else balanced
+def epoch(labels: Tensor, attribute_of_class: Tensor, train: Train, generator: Generator) -> Iterator[Batch]:
+    """Return the batches of one epoch; labels: (I, M) bool of the training images.
+
+    Raises InputError if the labels allow no triplet.
+    """
+    if train.sampler in IMAGE_SAMPLERS:
+        draw = uniform if train.sampler == "uniform" else balanced
         return draw(labels, attribute_of_class, train.batch, generator)
-    return Triplets(labels, attribute_of_class, train.sampler).epoch(train, generator)
+    return TripletSampler(labels, attribute_of_class, train.sampler).epoch(train, generator)
 
 
 def check_batch(labels: Tensor, train: Train) -> None:
-    """Raise InputError where a batch of images holds less than one pair of a class on average: nothing to compare."""
+    """Raise InputError if a batch of images has less than one pair of images of a class on average."""
     counts, size = labels.sum(dim=0).double(), len(labels)
-    alike = float((counts * (counts - 1)).sum()) / max(
-        1, size * (size - 1)
-    )  # classes that two images share, on average
-    if train.sampler not in WHOLE or alike * train.batch * (train.batch - 1) >= 2:
+    shared = float((counts * (counts - 1)).sum()) / max(1, size * (size - 1))  # mean classes that two images share
+    pairs = shared * train.batch * (train.batch - 1) / 2
+    if train.sampler not in IMAGE_SAMPLERS or pairs >= 1:
         return
-    least = next((b for b in range(train.batch, size + 1) if alike * b * (b - 1) >= 2), None)
-    advice = "no two training pictures share a class" if least is None else f"set it to {least} or more"
-    pairs = f"{alike * train.batch * (train.batch - 1) / 2:.2g}"
-    raise InputError(f"train.batch {train.batch} holds {pairs} pairs of pictures of one class on average; {advice}")
+    least = math.ceil(0.5 + math.sqrt(0.25 + 2 / shared)) if shared else math.inf  # shared * b * (b - 1) = 2
+    advice = f"set it to {least} or more" if least <= size else "no two training pictures share a class"
+    raise InputError(f"train.batch {train.batch} holds {pairs:.2g} pairs of pictures of one class on average; {advice}")
 
 
-def shuffled(labels: Tensor, attribute_of_class: Tensor, batch: int, generator: torch.Generator) -> Iterator[Batch]:
-    """Every image once, but for the rest that fills no batch (unless the set is smaller than one batch)."""
+def make_batch(index: Tensor, labels: Tensor, attribute_of_class: Tensor) -> Batch:
+    """Return the batch of some rows (B,) of the training images, with every usable anchor."""
+    index = index.sort().values  # ascending rows are read from the memory map in one sweep
+    return Batch(index, labels[index], find_anchors(labels[index], attribute_of_class))
+
+
+def uniform(labels: Tensor, attribute_of_class: Tensor, batch: int, generator: Generator) -> Iterator[Batch]:
+    """Yield batches that contain every image once, except a last incomplete batch."""
     order = torch.randperm(len(labels), generator=generator)
     if len(labels) >= batch:
         order = order[: len(labels) - len(labels) % batch]
     for index in order.split(batch):
-        yield batch_of(index, labels, attribute_of_class)
+        yield make_batch(index, labels, attribute_of_class)
 
 
-def batch_of(index: Tensor, labels: Tensor, attribute_of_class: Tensor) -> Batch:
-    index = index.sort().values  # rising rows read the memory map in one sweep
-    return Batch(index, labels[index], find_anchors(labels[index], attribute_of_class))
+def balanced(labels: Tensor, attribute_of_class: Tensor, batch: int, generator: Generator) -> Iterator[Batch]:
+    """Yield as many images as `uniform`; a quarter of each batch is pairs of images of rare classes.
 
-
-def balanced(labels: Tensor, attribute_of_class: Tensor, batch: int, generator: torch.Generator) -> Iterator[Batch]:
-    """As many images as `shuffled`, a quarter of each batch being pairs of images of rare classes, by turns.
-
-    A class is rare if a batch holds fewer than two of its images on average; classes of one image have no pair. The
-    rest of a batch is the images that have not yet been seen, in random order; none is twice in a batch.
+    A class is rare if a batch contains fewer than two of its images on average; classes of one image have no pair. Rare
+    classes take turns in random order. The rest of a batch is images that the epoch has not used yet, in random order.
+    No image is twice in a batch.
     """
     order = torch.randperm(len(labels), generator=generator)
-    class_id, carriers = labels.T.nonzero(as_tuple=True)  # by class
+    class_id, images = labels.T.nonzero(as_tuple=True)  # sorted by class
     counts = torch.bincount(class_id, minlength=labels.shape[1])  # (M,)
     starts = counts.cumsum(0) - counts
     rare = ((counts >= 2) & (counts * batch < 2 * len(labels))).nonzero().flatten()
-    size, pairs = min(batch, len(labels)), min(int(PAIRED * batch / 2), len(rare))
+    size, pairs = min(batch, len(labels)), min(int(RARE_PAIR_SHARE * batch / 2), len(rare))
     steps = max(1, len(labels) // batch)
-    turns = [
-        rare[torch.randperm(len(rare), generator=generator)] for _ in range(-(-steps * pairs // max(1, len(rare))))
-    ]
-    asked = torch.cat(turns)[: steps * pairs].view(steps, pairs) if turns else rare.new_empty(steps, 0)
-    for classes in asked:
-        share = torch.rand(2, pairs, generator=generator, dtype=torch.float64)
-        first, second = (share * torch.stack([counts[classes], counts[classes] - 1])).long()  # (pairs,) each
-        second += second >= first  # any other than the first
-        paired = carriers[starts[classes] + torch.stack([first, second])].unique()
+    rounds = -(-steps * pairs // max(1, len(rare)))
+    turns = [rare[torch.randperm(len(rare), generator=generator)] for _ in range(rounds)]
+    schedule = torch.cat(turns)[: steps * pairs].view(steps, pairs) if turns else rare.new_empty(steps, 0)
+    for classes in schedule:
+        position = torch.rand(2, pairs, generator=generator, dtype=torch.float64)
+        a, b = (position * torch.stack([counts[classes], counts[classes] - 1])).long()  # (pairs,) each
+        b += b >= a  # any image of the class except a
+        paired = images[starts[classes] + torch.stack([a, b])].unique()
         order = order[~torch.isin(order, paired)]
-        fresh, order = order[: size - len(paired)], order[size - len(paired) :]
-        yield batch_of(torch.cat([paired, fresh]), labels, attribute_of_class)
+        rest, order = order[: size - len(paired)], order[size - len(paired) :]
+        yield make_batch(torch.cat([paired, rest]), labels, attribute_of_class)
 
 
-class Triplets:
-    """Triplets as the released code draws them: an attribute, then a class of it, both uniform; two of its images.
+class TripletSampler:
+    """Triplets as the ASEN family's code draws them: a random attribute, a random class of it, two of its images.
 
-    The negative, by name of the sampler (methods of github.com/Maryeon/asen and asenpp):
-    asen: any (image, other class) pair of the attribute, so that negatives follow the classes' frequency;
-    asen_pp: another class, uniform, and any image of it;
-    asen_pp_exact: as asen_pp, but never an image that carries the anchor's class too, which with several classes per
-    image the other two allow.
-    Classes with fewer than two images are never anchors. The other attributes of a triplet's images are left unknown.
+    The negative, by sampler (github.com/Maryeon/asen and asenpp):
+    asen: a random (image, other class) pair of the attribute, so that frequent classes are more likely;
+    asen_pp: a random other class, and a random image of it;
+    asen_pp_exact: as asen_pp, but never an image that also carries the anchor's class, which the other two allow if
+    images have several classes.
+    Classes with fewer than two images are never anchors. Labels of other attributes are hidden in a triplet.
     """
 
     def __init__(self, labels: Tensor, attribute_of_class: Tensor, kind: str):
-        self.labels, self.own, self.kind = labels, attribute_of_class, kind
+        self.labels, self.attribute_of_class, self.kind = labels, attribute_of_class, kind
         self.images = [column.nonzero().flatten() for column in labels.T]  # M of (images of the class,)
-        self.classes = []  # of each usable attribute: (classes to ask for, classes with any image)
+        self.classes = []  # of each usable attribute: (classes for anchors, classes with any image)
         for n in range(int(attribute_of_class[-1]) + 1):
-            own = (attribute_of_class == n).nonzero().flatten().tolist()
-            present = [m for m in own if len(self.images[m])]
-            asked = [m for m in present if len(self.images[m]) >= 2 and self.has_negative(m, present)]
-            if asked:
-                self.classes.append((asked, present))
+            classes = (attribute_of_class == n).nonzero().flatten().tolist()
+            present = [m for m in classes if len(self.images[m])]
+            usable = [m for m in present if len(self.images[m]) >= 2 and self.has_negative(m, present)]
+            if usable:
+                self.classes.append((usable, present))
         if not self.classes:
             raise InputError(
                 f"train.sampler {kind}: no attribute has a class with two images and another to tell it from"
             )
 
     def has_negative(self, m: int, present: list[int]) -> bool:
-        """Whether an image of another class may stand against class m."""
+        """Return whether some image of another class can be a negative for class m."""
         others = [self.images[other] for other in present if other != m]
         return bool(others) and (self.kind != "asen_pp_exact" or not bool(self.labels[torch.cat(others), m].all()))
 
-    def epoch(self, train: Train, generator: torch.Generator) -> Iterator[Batch]:
+    def epoch(self, train: Train, generator: Generator) -> Iterator[Batch]:
+        """Yield batches of train.batch triplets: all anchors, then all positives, then all negatives."""
         for _ in range(steps_per_epoch(len(self.labels), train)):
-            drawn = [self.draw(generator) for _ in range(train.batch)]
-            index, class_id = torch.tensor([d[:3] for d in drawn]).T.flatten(), torch.tensor([d[3] for d in drawn])
-            T = len(drawn)  # anchors first, then positives, then negatives
-            same = self.own[class_id].repeat(3)[:, None] == self.own  # (3 T, M)
+            triplets = [self.draw(generator) for _ in range(train.batch)]
+            index, class_id = (
+                torch.tensor([t[:3] for t in triplets]).T.flatten(),
+                torch.tensor([t[3] for t in triplets]),
+            )
+            T = len(triplets)
+            same_attribute = self.attribute_of_class[class_id].repeat(3)[:, None] == self.attribute_of_class  # (3 T, M)
             positives, negatives = (torch.eye(T, 3 * T, dtype=torch.bool).roll(k * T, dims=1) for k in (1, 2))
             anchors = Anchors(torch.arange(T), class_id, positives, negatives)
-            yield Batch(index, self.labels[index] & same, anchors)
+            yield Batch(index, self.labels[index] & same_attribute, anchors)
 
-    def draw(self, generator: torch.Generator) -> tuple[int, int, int, int]:
-        """Anchor, positive, negative, and the class that the first two share."""
-        while True:  # a rival class may lie inside the anchor's, and has no checked negative then
-            asked, present = pick(self.classes, generator)
-            m = pick(asked, generator)
+    def draw(self, generator: Generator) -> tuple[int, int, int, int]:
+        """Return anchor, positive and negative image, and the class of the first two."""
+        while True:  # with asen_pp_exact, all images of the drawn other class may carry the anchor's class too
+            usable, present = pick(self.classes, generator)
+            m = pick(usable, generator)
             images = self.images[m]
-            first, second = torch.randperm(len(images), generator=generator)[:2].tolist()
+            anchor, positive = images[torch.randperm(len(images), generator=generator)[:2]].tolist()
             negative = self.draw_negative(m, [other for other in present if other != m], generator)
             if negative is not None:
-                return int(images[first]), int(images[second]), negative, m
+                return anchor, positive, negative, m
 
-    def draw_negative(self, m: int, others: list[int], generator: torch.Generator) -> int | None:
+    def draw_negative(self, m: int, others: list[int], generator: Generator) -> int | None:
         if self.kind == "asen":
             images = torch.cat([self.images[other] for other in others])
         else:
@@ -147,6 +154,6 @@ class Triplets:
         return int(pick(images, generator)) if len(images) else None
 
 
-def pick(items: list | Tensor, generator: torch.Generator):
-    """One of the items, each as likely."""
+def pick(items: list | Tensor, generator: Generator):
+    """Return one of the items, uniformly at random."""
     return items[int(torch.randint(len(items), (1,), generator=generator))]

@@ -1,20 +1,13 @@
-"""Training one variant, resumable at every epoch."""
+"""Train one variant: the step, the epoch, and the run, which resumes after any epoch."""
 
-import hashlib
-import json
 import os
 import sys
-import traceback
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save_file
-from torch import Tensor
+from torch import Generator, Tensor
 from tqdm import tqdm
 
 from m3lib import systems
@@ -27,244 +20,189 @@ from m3lib.systems import losses
 from m3lib.systems.base import Outputs, System
 from m3lib.systems.losses import Batch
 from m3lib.systems.objective import total_loss, update_centers
-from m3lib.training import augment, devices, distributed, inference, samplers
-from m3lib.training.schedule import Plan, learning_rate, make_optimizer
+from m3lib.training import augment, checkpoint, devices, distributed, inference, samplers
+from m3lib.training.schedule import StageSchedule, learning_rate, make_optimizer
 
-COMPARING = ("asen_triplet", "asen_pp_local", "m3_instance", "m3_cluster")  # losses of triplets within a batch
-
-
-def make_deterministic(seed: int, threads: int) -> None:
-    """One place for seeds and kernels: equal bytes on one kind of machine with equal threads."""
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a check of kernels that costs a tenth of a step
-    torch.manual_seed(seed)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, CUDA's matrix products refuse to repeat
+TRIPLET_LOSSES = ("asen_triplet", "asen_pp_local", "m3_instance", "m3_cluster")  # they need two images of a class
 
 
 class Trainer:
-    """One training run: what it holds is exactly what a checkpoint holds.
+    """One training run: the network, its optimiser, and the history that a checkpoint holds.
 
-    Every epoch's randomness comes from (seed, epoch), so an epoch repeats bit by bit wherever it was resumed. It is
-    drawn on the CPU whatever the device is: a seed means the same batches, views and triplets everywhere.
+    All randomness of an epoch comes from (seed, epoch), so an epoch repeats bit by bit wherever the run was resumed. It
+    is drawn on the CPU, so that a seed means the same batches, augmentation and triplets on every device.
     """
 
     def __init__(self, prepared: Prepared, variant: Variant, seed: int, threads: int, accelerator: str = "cpu"):
         make_deterministic(seed, threads)
         self.device = devices.choose(accelerator, variant.train.precision)
-        if variant.train.batch % distributed.count():
-            given = f"train.batch {variant.train.batch} can't be shared by {distributed.count()} processes"
-            raise InputError(f"{given}: set it to a multiple (params.yaml)")
+        if variant.train.batch % distributed.world_size():
+            problem = f"train.batch {variant.train.batch} can't be shared by {distributed.world_size()} processes"
+            raise InputError(f"{problem}: set it to a multiple (params.yaml)")
         self.prepared, self.variant, self.seed = hold_out(prepared, variant.train.held_out), variant, seed
         self.rows = prepared.rows("train")
         self.labels = torch.from_numpy(self.prepared.labels)[self.rows]  # (I, M)
-        self.own = torch.from_numpy(prepared.taxonomy.attribute_of_class)  # (M,)
-        if any(getattr(stage.loss, name) for stage in variant.stages for name in COMPARING):
+        self.attribute_of_class = torch.from_numpy(prepared.taxonomy.attribute_of_class)  # (M,)
+        if any(getattr(stage.loss, name) for stage in variant.stages for name in TRIPLET_LOSSES):
             samplers.check_batch(self.labels, variant.train)
         self.system = systems.build(variant, prepared.taxonomy).to(memory_format=torch.channels_last)
-        self.system.count_classes(self.labels, variant.loss.positive_power)
+        self.system.set_positive_weights(self.labels, variant.loss.positive_power)
         self.system.to(self.device)
-        distributed.share_norms(self.system)
+        distributed.convert_batch_norms(self.system)
         self.optimizer = make_optimizer(self.system, variant.train)
-        self.plan = Plan(variant)
+        self.schedule = StageSchedule(variant)
         self.steps_per_epoch = samplers.steps_per_epoch(len(self.rows), variant.train)
-        self.history: list[dict] = []  # one record an epoch
-        self.best: dict[str, Tensor] = {}
+        self.history: checkpoint.History = []
+        self.best: dict[str, Tensor] = {}  # the weights of the epoch with the best validation MAP
+
+    def step(
+        self, batch: Batch, pixels: Tensor, stage: Stage, generator: Generator, pseudo: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Take one training step and return its weighted losses.
+
+        pixels: (B, H, W, 3) uint8 from `read`; pseudo: (B, M) bool, MODC's pseudo-labels. Raises FloatingPointError
+        before any weight changes if the loss or its gradient is not finite.
+        """
+        outputs = self.forward(batch, pixels, stage, generator)
+        batch, pseudo = batch.to(self.device), None if pseudo is None else pseudo.to(self.device)
+        values = total_loss(outputs, batch, self.system, stage.loss, generator, pseudo)
+        total = sum(values.values())
+
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        distributed.all_reduce_sum(weight.grad for weight in self.system.parameters() if weight.grad is not None)
+        norm = torch.nn.utils.clip_grad_norm_(self.system.parameters(), stage.train.clip or torch.inf)
+        check_finite(total.detach(), norm, values)
+
+        self.optimizer.step()
+        update_centers(outputs, batch.labels, self.system, stage.loss)
+        return {name: value.detach() for name, value in values.items()}
+
+    def forward(self, batch: Batch, pixels: Tensor, stage: Stage, generator: Generator) -> Outputs:
+        """Return the outputs for the global batch: augment and encode this process's slice, gather the others'."""
+        images = batches.to_tensor(pixels.to(self.device, non_blocking=True))
+        size = len(batch.labels)
+        images = augment.augment(images, generator, stage.train, augment.BatchSlice(size, distributed.rank_slice(size)))
+        # losses compare images in the spaces of the batch's classes, so that only these are embedded
+        class_ids = (batch.labels.any(dim=0).nonzero().flatten(),) if "classes" in self.system.outputs else ()
+        with inference.autocast(stage.train.precision, self.device):
+            outputs = self.system(images, *class_ids)
+        embeddings = {name: getattr(outputs, name) for name in ("attribute", "local", "logits", "classes")}
+        gathered = {name: distributed.gather(value) for name, value in embeddings.items() if value is not None}
+        return Outputs(**gathered, class_ids=None if outputs.class_ids is None else outputs.class_ids.to(self.device))
+
+    def read(self, batch: Batch) -> Tensor:
+        """Return the pixels (b, H, W, 3) uint8 of this process's slice of a batch, on the CPU."""
+        rows = self.rows[batch.index.numpy()][distributed.rank_slice(len(batch.index))]
+        return batches.read(self.prepared.images, rows, pin=self.device.type == "cuda")
 
     def train_epoch(self, bar: tqdm) -> dict[str, float]:
-        """One epoch; returns the mean of each loss."""
+        """Train for one epoch; returns the mean of each weighted loss."""
         epoch = len(self.history)
-        stage = self.plan.stage(epoch)
+        stage = self.schedule.stage(epoch)
         generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
         self.system.enter_stage(stage.loss)
         pseudo = self.refresh_centers(stage.loss)
         self.system.train()
         sums: dict[str, Tensor] = {}
-        drawn = samplers.epoch(self.labels, self.own, self.variant.train, generator)
+        drawn = samplers.epoch(self.labels, self.attribute_of_class, self.variant.train, generator)
         for number, (batch, pixels) in enumerate(batches.prefetch(drawn, self.read)):
             self.set_learning_rate(epoch, number)
             try:
-                parts = self.step(batch, pixels, stage, generator, None if pseudo is None else pseudo[batch.index])
+                values = self.step(batch, pixels, stage, generator, None if pseudo is None else pseudo[batch.index])
             except FloatingPointError as error:
-                place = f"{self.variant.name}, epoch {epoch + 1}, step {number + 1}"
-                raise InputError(f"{place}: {error}; lower train.lr") from None
+                position = f"{self.variant.name}, epoch {epoch + 1}, step {number + 1}"
+                raise InputError(f"{position}: {error}; lower train.lr") from None
             except RuntimeError as error:
                 if not devices.out_of_memory(error):
                     raise
-                traceback.clear_frames(error.__traceback__)  # what the step had made so far
-                place = f"out of memory on {self.device} at train.batch {self.variant.train.batch}"
-                raise InputError(f"{place}: {self.advise(batch, pixels, stage)}") from None
-            for name, value in parts.items():
+                size = self.variant.train.batch
+                raise InputError(f"out of memory on {self.device} at train.batch {size}: lower train.batch") from None
+            for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value.double()
             bar.update(1)
         return {name: float(value) / self.steps_per_epoch for name, value in sums.items()}
 
-    def read(self, batch: Batch) -> Tensor:
-        """(B, H, W, 3) uint8 pixels of a batch, on the CPU; of several processes, each reads its own share."""
-        rows = self.rows[batch.index.numpy()][distributed.share(len(batch.index))]
-        return batches.read(self.prepared.images, rows, pin=self.device.type == "cuda")
-
     def run_epoch(self, bar: tqdm) -> None:
-        """Train one epoch, look at validation, and keep the weights if they are the best so far.
+        """Train for one epoch, evaluate on validation, and keep the weights if they are the best so far.
 
-        Of several processes, the first one looks; the others only train.
+        With several processes, only the main one evaluates.
         """
-        parts = self.train_epoch(bar)
-        if not distributed.is_first():
-            self.history.append({"epoch": len(self.history) + 1, **parts})
+        record = {"epoch": len(self.history) + 1, **self.train_epoch(bar)}
+        self.history.append(record)
+        if not distributed.is_main_process():
             return
-        embeddings = inference.embed(
-            self.system, self.prepared, self.prepared.rows("valid"), self.variant.train.precision
-        )
+        rows, precision = self.prepared.rows("valid"), self.variant.train.precision
+        embeddings = inference.embed(self.system, self.prepared, rows, precision)
         scores = ranking.evaluate(self.prepared, "valid", self.variant.score, embeddings)
-        reached = metrics.summarise(scores)["map_all"]["overall_by_query"]
-        self.history.append({"epoch": len(self.history) + 1, **parts, "valid_map_all": reached})
-        if reached >= max(record["valid_map_all"] for record in self.history):
+        record["valid_map_all"] = metrics.summarise(scores)["map_all"]["overall_by_query"]
+        if record["valid_map_all"] >= max(epoch["valid_map_all"] for epoch in self.history):
             self.best = {name: value.clone() for name, value in self.system.state_dict().items()}
 
     def set_learning_rate(self, epoch: int, number: int) -> None:
-        stage, each = self.plan.stage(epoch), self.steps_per_epoch
-        first, last = self.plan.schedule(epoch)
-        value = learning_rate((epoch - first) * each + number, (last - first) * each, stage.train, each)
+        """Set the learning rate of a step of an epoch."""
+        stage, steps = self.schedule.stage(epoch), self.steps_per_epoch
+        start, end = self.schedule.cycle(epoch)
+        value = learning_rate((epoch - start) * steps + number, (end - start) * steps, stage.train, steps)
         for group in self.optimizer.param_groups:
             group["lr"] = value * (stage.global_lr if group["global"] else 1.0)
 
-    def step(
-        self, batch: Batch, pixels: Tensor, stage: Stage, generator: torch.Generator, pseudo: Tensor | None
-    ) -> dict[str, Tensor]:
-        """Forward, loss, backward, step; returns the losses. pixels: of the batch, from `read`.
-
-        Raises FloatingPointError, before any weight moves, where the loss or its gradient is not finite. That question
-        is asked once a step: each time, a GPU has to be waited for.
-        """
-        outputs, parts = self.losses(batch, pixels, stage, generator, pseudo)
-        total = sum(parts.values())
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        distributed.add_up(weight.grad for weight in self.system.parameters() if weight.grad is not None)
-        norm = torch.nn.utils.clip_grad_norm_(self.system.parameters(), stage.train.clip or torch.inf)
-        if not torch.isfinite(total.detach() + norm):
-            told = ", ".join(f"{name} {value.item():g}" for name, value in parts.items())
-            what = "gradient" if torch.isfinite(total) else "loss"
-            raise FloatingPointError(f"the {what} became not a finite number ({told})")
-        self.optimizer.step()
-        update_centers(outputs, batch.labels.to(self.device), self.system, stage.loss)
-        return {name: value.detach() for name, value in parts.items()}
-
-    def losses(
-        self, batch: Batch, pixels: Tensor, stage: Stage, generator: torch.Generator, pseudo: Tensor | None
-    ) -> tuple[Outputs, dict[str, Tensor]]:
-        images = batches.to_tensor(pixels.to(self.device, non_blocking=True))
-        whole = augment.BatchSlice(len(batch.labels), distributed.share(len(batch.labels)))
-        images = augment.augment(images, generator, stage.train, whole)
-        some = (batch.labels.any(dim=0).nonzero().flatten(),) if "classes" in self.system.outputs else ()
-        with inference.autocast(stage.train.precision, self.device):
-            outputs = self.system(images, *some)
-        parts = (part if part is None else distributed.gather(part) for part in outputs[:4])
-        outputs = Outputs(*parts, wanted=None if outputs.wanted is None else outputs.wanted.to(self.device))
-        batch, pseudo = batch.to(self.device), None if pseudo is None else pseudo.to(self.device)
-        return outputs, total_loss(outputs, batch, self.system, stage.loss, generator, pseudo)
-
-    def advise(self, batch: Batch, pixels: Tensor, stage: Stage) -> str:
-        """What to do after a step that ran out of memory, tried out: half of the batch, a quarter, ... or none."""
-        if distributed.count() > 1:  # the other processes wait for another step
-            return "lower train.batch"
-        size = len(pixels)
-        while size := size // 2:
-            self.optimizer.zero_grad(set_to_none=True)
-            devices.empty()
-            some = samplers.batch_of(torch.arange(size), batch.labels[:size].cpu(), self.own)
-            try:
-                sum(self.losses(some, pixels[:size], stage, torch.Generator(), None)[1].values()).backward()
-            except RuntimeError as error:
-                if not devices.out_of_memory(error):
-                    raise
-            else:
-                fits = max(1, size * self.variant.train.batch // len(pixels))
-                return f"lower train.batch, {fits} fit"
-        return "lower images.height, images.width or the model"
-
     @torch.no_grad()
     def refresh_centers(self, loss: Loss) -> Tensor | None:
-        """MODC at the start of an epoch: exact centers, and (I, M) pseudo-labels where they are trained on."""
+        """Recompute MODC's centers exactly, before an epoch; returns pseudo-labels (I, M) if the epoch uses them."""
         if not (loss.modc_cluster or loss.modc_pseudo):
             return None
-        own, centers, labels = self.system.attribute_of_class, self.system.centers, self.labels.to(self.device)
+        of_class, centers, labels = self.system.attribute_of_class, self.system.centers, self.labels.to(self.device)
         sums = torch.zeros_like(centers.value)
-        for part, attribute in self.training_embeddings():
-            sums += torch.einsum("bm,bmd->md", labels[part].float(), attribute[:, own])
-        distributed.add_up([sums])
+        for block, attribute in self.iter_training_embeddings():
+            sums += torch.einsum("bm,bmd->md", labels[block].float(), attribute[:, of_class])
+        distributed.all_reduce_sum([sums])
         centers.set(sums, labels.sum(dim=0))
         if not loss.modc_pseudo:
             return None
         cosines = torch.zeros(labels.shape, device=self.device)  # (I, M)
-        for part, attribute in self.training_embeddings():
-            cosines[part] = losses.center_cosines(attribute, centers.value, own)
-        distributed.add_up([cosines])
-        cosines = cosines.masked_fill(~centers.seen, -1.0)  # a class never seen is never nearest
-        return losses.pseudo_labels(cosines, labels, own, self.system.multi, loss.pseudo_margin).cpu()
+        for block, attribute in self.iter_training_embeddings():
+            cosines[block] = losses.center_cosines(attribute, centers.value, of_class)
+        distributed.all_reduce_sum([cosines])
+        cosines = cosines.masked_fill(~centers.seen, -1.0)  # a class without a center is never the nearest
+        return losses.pseudo_labels(cosines, labels, of_class, self.system.multi, loss.pseudo_margin).cpu()
 
-    def training_embeddings(self) -> Iterator[tuple[slice, Tensor]]:
-        """(part of the training images, their attribute embeddings (b, N, D) in float32), in evaluation mode.
-
-        Of several processes, each goes through its share of the images.
-        """
-        own = distributed.share(len(self.rows))
-        for start in range(own.start, own.stop, inference.EMBED_BATCH):
-            part = slice(start, min(start + inference.EMBED_BATCH, own.stop))
-            pixels = batches.read(self.prepared.images, self.rows[part])
-            yield part, inference.see(self.system, pixels, self.variant.train.precision).attribute
+    def iter_training_embeddings(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (block of this process's training images, attribute embeddings (b, N, D)), in evaluation mode."""
+        mine = distributed.rank_slice(len(self.rows))
+        for start in range(mine.start, mine.stop, inference.EMBED_BATCH):
+            block = slice(start, min(start + inference.EMBED_BATCH, mine.stop))
+            pixels = batches.read(self.prepared.images, self.rows[block])
+            yield block, inference.predict(self.system, pixels, self.variant.train.precision).attribute
 
     def save(self, path: Path, fingerprint: str) -> None:
-        """Write a checkpoint, whole or not at all; of several processes, the first one writes."""
-        if not distributed.is_first():
-            return
-        tensors = {f"system.{name}": value for name, value in self.system.state_dict().items()}
-        tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        for number, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
-        write_whole(path, tensors, {"fingerprint": fingerprint, "history": json.dumps(self.history)})
+        """Write a checkpoint; with several processes, only the main one writes."""
+        if distributed.is_main_process():
+            checkpoint.save(path, fingerprint, self.system, self.optimizer, self.best, self.history)
 
     def resume(self, path: Path, fingerprint: str) -> bool:
-        """Take up a checkpoint of this very run; one of other settings, data or code is left aside.
-
-        Of several processes, the first one reads it for all: the other machines may have none.
-        """
-        history = json.loads(distributed.from_first(lambda: json.dumps(history_in(path, fingerprint)).encode()))
-        if history is None:
-            return False
-        tensors, self.history = load(distributed.from_first(path.read_bytes)), history
-        self.system.load_state_dict(strip(tensors, "system."))
-        self.best = strip(tensors, "best.")
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in strip(tensors, "optimizer.").items():
-            number, key = name.split(".")
-            state.setdefault(int(number), {})[key] = value
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
-        for weight, kept in self.optimizer.state.items():  # the fused step reads memory as it lies: channels last
-            kept |= {k: torch.empty_like(weight).copy_(v) for k, v in kept.items() if v.shape == weight.shape}
-        return True
+        """Continue from the checkpoint of this run, and return whether there was one."""
+        state = checkpoint.resume(path, fingerprint, self.system, self.optimizer)
+        if state:
+            self.best, self.history = state
+        return state is not None
 
 
-def strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def make_deterministic(seed: int, threads: int) -> None:
+    """Seed torch and choose deterministic kernels: equal bytes on one kind of machine with equal threads."""
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a check of kernels that costs a tenth of a step
+    torch.manual_seed(seed)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # makes CUDA's matrix products deterministic
 
 
-def write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    with files.atomic(path) as temporary:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
-
-
-def run_fingerprint(
-    prepared: Prepared, variant: Variant, seed: int, threads: int, accelerator: str = "cpu", processes: int = 1
-) -> str:
-    """What a checkpoint belongs to: the settings, the manifest, and the code of m3lib."""
-    digest = hashlib.sha256(json.dumps([asdict(variant), seed, threads, accelerator, processes]).encode())
-    digest.update(pd.util.hash_pandas_object(prepared.manifest[["image", "split"]]).to_numpy().tobytes())
-    digest.update(np.packbits(prepared.labels).tobytes() + f"{prepared.images.shape} {type(prepared.images)}".encode())
-    for module in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(module.read_bytes())
-    return digest.hexdigest()
+def check_finite(total: Tensor, norm: Tensor, values: dict[str, Tensor]) -> None:
+    """Raise FloatingPointError unless loss and gradient norm are finite; one check, since each waits for the GPU."""
+    if not torch.isfinite(total + norm):
+        listed = ", ".join(f"{name} {value.item():g}" for name, value in values.items())
+        what = "gradient" if torch.isfinite(total) else "loss"
+        raise FloatingPointError(f"the {what} became not a finite number ({listed})")
 
 
 def fit(
@@ -272,66 +210,59 @@ def fit(
     variant: Variant,
     seed: int,
     threads: int,
-    checkpoint: Path,
+    path: Path,
     accelerator: str = "cpu",
     machines: Machines = ALONE,
 ) -> tuple[System, pd.DataFrame]:
-    """Train to the end, from a checkpoint where this run left one; returns the system at its best epoch, and curves.
+    """Train a variant, from its checkpoint if there is one; returns the network at its best epoch, and the curves.
 
-    The curves have a row an epoch: epoch, the mean of each weighted loss, and valid_map_all (fraction). The checkpoint
-    is written after every epoch; the caller removes it once the results are stored.
+    Curves have one row per epoch: epoch, the mean of each weighted loss, and valid_map_all (fraction). The checkpoint
+    at `path` is written after every epoch; the caller removes it after storing the results.
 
-    machines: where it is not this process alone, this machine's processes are started here, each on a device of its
-    own; with those of the other machines (`parallel`) they leave a checkpoint of the whole run.
+    With several processes (`machines`), this starts those of this machine, and continues from their checkpoint.
     """
-    processes, shown = machines.processes, distributed.is_first()
-    fingerprint = run_fingerprint(prepared, variant, seed, threads, accelerator, processes)
-    alone = distributed.count() == 1
-    if processes > 1 and alone and len(history_in(checkpoint, fingerprint) or []) < Plan(variant).epochs:
+    processes, single = machines.processes, distributed.world_size() == 1
+    fingerprint = checkpoint.run_fingerprint(prepared, variant, seed, threads, accelerator, processes)
+    epochs = StageSchedule(variant).epochs
+    if processes > 1 and single and len(checkpoint.read_history(path, fingerprint) or []) < epochs:
         if machines.nodes > 1:
-            other = f"python -m m3lib.training.distributed {variant.name} N"
-            print(f"waiting for the other machines: `{other}`, N from 1 to {machines.nodes - 1}", file=sys.stderr)
+            command = f"python -m m3lib.training.distributed {variant.name} N"
+            print(f"waiting for the other machines: `{command}`, N from 1 to {machines.nodes - 1}", file=sys.stderr)
         distributed.launch(variant.name, accelerator, machines)
-    if not distributed.agree(fingerprint):
+    if not distributed.all_equal(fingerprint):
         raise InputError(f"{variant.name}: the machines differ in params.yaml, data/prepared or code; make them alike")
     trainer = Trainer(prepared, variant, seed, threads, accelerator)
-    if shown:
-        check_disk(trainer, checkpoint)
-    if trainer.resume(checkpoint, fingerprint):
+    main = distributed.is_main_process()
+    if main:
+        check_disk(trainer, path)
+    resumed = trainer.resume(path, fingerprint)
+    if resumed:
         print(f"resumed after epoch {len(trainer.history)}", file=sys.stderr)
-    done, epochs = len(trainer.history), trainer.plan.epochs
-    if processes > 1 and alone and done < epochs:
+    elif main and path.exists():
+        reason = "checkpoint of other settings, data or code set aside"
+        print(f"{reason}: training {variant.name} from the start", file=sys.stderr)
+    done, steps = len(trainer.history), trainer.steps_per_epoch
+    if processes > 1 and single and done < epochs:
         raise InputError(f"{variant.name}: {processes} processes ended before their last epoch, for the reason above")
-    each = trainer.steps_per_epoch
-    with tqdm(total=epochs * each, initial=done * each, desc=variant.name, disable=not shown) as bar:
+    with tqdm(total=epochs * steps, initial=done * steps, desc=variant.name, disable=not main) as bar:
         for _ in range(done, epochs):
             trainer.run_epoch(bar)
-            trainer.save(checkpoint, fingerprint)
-            if shown:
+            trainer.save(path, fingerprint)
+            if main:
                 bar.set_postfix(valid_map=f"{100 * trainer.history[-1]['valid_map_all']:.1f}")
-    if shown:
+    if main:
         trainer.system.load_state_dict(trainer.best)
     return trainer.system, pd.DataFrame(trainer.history)
 
 
-def check_disk(trainer: Trainer, checkpoint: Path) -> None:
-    """Raise InputError, before the first step, unless the disk has room for all that this run will write."""
+def check_disk(trainer: Trainer, path: Path) -> None:
+    """Raise InputError before the first step unless the disk has room for everything that the run will write."""
     prepared, sample = trainer.prepared, trainer.prepared.rows("valid")[:1]
     weights = sum(value.nbytes for value in trainer.system.state_dict().values())
-    checkpoints = 2 * 4 * weights  # the old one and the new: weights, the best ones, and two moments of each
-    embedded = vars(inference.embed(trainer.system, prepared, sample, "fp32")).values()
-    image = sum(tensor.nbytes for tensor in embedded if tensor is not None)
+    checkpoints = 2 * 4 * weights  # the old and the new one: weights, best weights, and two moments of each
+    embeddings = vars(inference.embed(trainer.system, prepared, sample, "fp32")).values()
+    image = sum(tensor.nbytes for tensor in embeddings if tensor is not None)
     needed = checkpoints + image * (len(prepared.rows("valid")) + len(prepared.rows("test")))
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     what = f"the checkpoints and embeddings of {trainer.variant.name} take"
-    files.require_space(checkpoint.parent, needed, what, "free some space, or make model.class_embedding smaller")
-
-
-def history_in(checkpoint: Path, fingerprint: str) -> list[dict] | None:
-    """The records of the epochs that a checkpoint of this very run holds; None without one."""
-    try:
-        with safe_open(checkpoint, framework="pt") as file:
-            told = file.metadata()
-        return json.loads(told["history"]) if told["fingerprint"] == fingerprint else None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None
+    files.require_space(path.parent, needed, what, "free some space, or make model.class_embedding smaller")

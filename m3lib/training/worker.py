@@ -1,6 +1,6 @@
-"""One of several processes that train one variant together, started by torch's launcher (`parallel.launch`).
+"""The entry point of each process of a distributed training, started by torchrun (`distributed.launch`).
 
-The first process leaves the checkpoint of the whole run, which the pipeline's stage takes up (`training.fit`).
+The main process leaves the checkpoint of the finished run, from which the pipeline's stage continues (`trainer.fit`).
 """
 
 import sys
@@ -12,14 +12,15 @@ from m3lib.training import distributed, trainer
 
 
 def main(name: str) -> int:
+    """Train the variant `name` of params.yaml; returns the exit status."""
     root = config.find_root()
     try:
         settings = config.load(root / "params.yaml")
         prepared = manifest.open_prepared(root / "data" / "prepared")
-        own = settings.variant(name), settings.seed, settings.threads
+        run = settings.variant(name), settings.seed, settings.threads
         checkpoint = root / "data" / "work" / f"{name}.safetensors"
-        with distributed.join(settings.accelerator):
-            trainer.fit(prepared, *own, checkpoint, settings.accelerator, settings.machines)
+        with distributed.process_group(settings.accelerator):
+            trainer.fit(prepared, *run, checkpoint, settings.accelerator, settings.machines)
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1

@@ -28,7 +28,7 @@ from m3lib.data import manifest
 from m3lib.prepare import pack
 from m3lib.retrieval import metrics, ranking
 from m3lib.retrieval.embeddings import Embeddings
-from m3lib.training import inference, trainer
+from m3lib.training import checkpoint, inference, trainer
 
 PHOTOS, DISTINCT, SIDE, STEPS = 200_000, 500, 48, 100
 ATTRIBUTES = {"colour": 12, "neckline": 20, "sleeve": 6}
@@ -77,7 +77,7 @@ def variant_of(settings: config.Settings) -> config.Variant:
 def train(folder: Path, settings: config.Settings) -> str:
     prepared, variant = manifest.open_prepared(folder / "prepared"), variant_of(settings)
     system, _ = trainer.fit(prepared, variant, 0, 1, folder / "checkpoint.safetensors")
-    trainer.write_whole(folder / "model.safetensors", system.state_dict())
+    checkpoint.save_tensors(folder / "model.safetensors", system.state_dict())
     return f"{STEPS} steps, validation on {len(prepared.rows('valid')):,} photos"
 
 

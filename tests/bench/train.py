@@ -94,7 +94,7 @@ class Stepper:
 
     def __init__(self, prepared: Prepared, variant: Variant, threads: int, accelerator: str):
         self.trainer = trainer = training.Trainer(prepared, variant, 0, threads, accelerator)
-        self.stage, self.generator = trainer.plan.stage(0), torch.Generator().manual_seed(0)
+        self.stage, self.generator = trainer.schedule.stage(0), torch.Generator().manual_seed(0)
         trainer.system.enter_stage(self.stage.loss)
         trainer.system.train()
         trainer.set_learning_rate(0, 0)
@@ -103,7 +103,7 @@ class Stepper:
     def endless(self) -> Iterator[tuple[Batch, Tensor]]:
         trainer = self.trainer
         while True:
-            drawn = samplers.epoch(trainer.labels, trainer.own, trainer.variant.train, self.generator)
+            drawn = samplers.epoch(trainer.labels, trainer.attribute_of_class, trainer.variant.train, self.generator)
             yield from batches.prefetch(drawn, trainer.read)
 
     def step(self) -> dict[str, Tensor]:
@@ -196,7 +196,7 @@ class Bench:
         self.device = devices.choose(self.accelerator, settings.train.precision)
         precision = devices.precision(settings.train.precision, self.device)
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else cpu_name(self.threads)
-        backbone = make_row(PLAIN, size, 1).model.backbone
+        backbone = make_row(PLAIN, size, 2).model.backbone
         date = datetime.now(UTC).date().isoformat()
         self.where = {"device": name, "backbone": backbone, "precision": precision, "date": date}
         self.rows: list[dict] = []
@@ -234,7 +234,7 @@ class Bench:
         """Supervised (image, attribute) pairs a second: m3's step against asen_v2 as the official code steps."""
         own, rival = self.stepper("m3", shape), self.stepper("asen_v2", (48, *shape[1:]))
         found = by_turns({"own": own.step, "rival": rival.official}, self.device, self.rounds)
-        known = losses.known_attributes(own.trainer.labels, own.trainer.own).float().sum(dim=1).mean()
+        known = losses.known_attributes(own.trainer.labels, own.trainer.attribute_of_class).float().sum(dim=1).mean()
         pairs = float(known) * shape[0] / 48  # an official step supervises 3 x 16 images under one attribute
         self.add("pairs/s of m3", "official step", shape, pairs * ratio(found["rival"], found["own"]), found["own"])
 

@@ -205,7 +205,7 @@ def test_any_bytes_for_weights(tmp_path, weight_bytes, edits):
     path = tmp_path / "w.safetensors"
     path.write_bytes(near_the_start(weight_bytes, edits))
     assert check_inputs.is_safetensors(path) in (True, False)
-    found = tried(backbone.own_weights, str(path))
+    found = tried(backbone.read_trained_backbone, str(path))
     assert found is None or all(isinstance(value, torch.Tensor) for value in found.values())
 
 

@@ -19,7 +19,7 @@ from playwright.sync_api import Locator, Page, expect, sync_playwright
 from m3lib import config, systems
 from m3lib.data import manifest
 from m3lib.search import Index, build
-from m3lib.training import trainer
+from m3lib.training import checkpoint, trainer
 from stripes import SIDE, STRIPES, make_stripes
 from tiny import ROOT, SETTINGS, make_variant
 
@@ -116,7 +116,7 @@ def build_folder(folder: Path) -> None:
     np.save(home / "images.npy", prepared.images)
     trainer.make_deterministic(0, 1)
     variant = make_variant("m3")
-    trainer.write_whole(weights, systems.build(variant, STRIPES).state_dict())
+    checkpoint.save_tensors(weights, systems.build(variant, STRIPES).state_dict())
     images = replace(SETTINGS.images, height=SIDE, width=SIDE, store="raw")
     settings = config.Index(variant="m3", gallery="all", kind="auto")
     build.build(folder / "built", manifest.open_prepared(home), weights, variant, images, settings, 0, 1)

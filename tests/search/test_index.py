@@ -176,7 +176,7 @@ def test_an_index_can_be_moved(indexed, tmp_path, monkeypatch):
 def test_attention_maps_are_those_that_training_shows(indexed):
     index = indexed()
     labelled = replace(PREPARED, manifest=PREPARED.manifest.assign(labels=[[0, 4, 8]] * ITEMS))
-    expected = inference.look(index.system, labelled, np.array([3]), "fp32")
+    expected = inference.attention_maps(index.system, labelled, np.array([3]), "fp32")
     for n, name in enumerate(TAXONOMY.names):
         class_ = TAXONOMY.class_name([0, 4, 8][n])
         maps = index.attention_maps(PREPARED.images[3], name, class_)

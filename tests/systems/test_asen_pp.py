@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from m3lib.errors import InputError
-from m3lib.systems import asen
-from m3lib.systems.asen import ASENpp, crop, extent, find_regions
+from m3lib.systems.asen_pp import ASENpp, crop, extent, find_regions
+from m3lib.systems.base import Outputs
 from reference import as_float64, asen_pp_local, cut_out, in_float64, levels, region, state_of
 from tiny import BACKBONE, OWN, TAXONOMY, generator, make_system, make_variant, make_whole_system, unit_rows
 
@@ -163,7 +163,7 @@ def test_before_it_joins_there_is_no_local_branch():
     system.enter_stage(stage_loss(asen_triplet=1))
     outputs = system(images)
     assert outputs.local is None
-    assert system.stored_attribute(outputs) is outputs.attribute
+    assert system.retrieval_embedding(outputs) is outputs.attribute
     assert not trunks_equal(system)
     system.enter_stage(stage_loss(asen_pp_local=1))
     torch.testing.assert_close(system(images).attribute, outputs.attribute)
@@ -215,7 +215,7 @@ def test_a_trunk_that_cannot_be_copied_is_refused_on_joining():
 def test_stored_rows_multiply_to_the_weighted_cosines(beta):
     system = make_system("asen_pp", beta=beta)
     g, l = unit_rows(4, N, 10), unit_rows(4, N, 10, seed=1)  # noqa: E741
-    stored = system.stored_attribute(asen.Outputs(g, l))
+    stored = system.retrieval_embedding(Outputs(g, l))
     assert stored.shape == (4, N, 20)
     for i in range(4):
         for j in range(4):
@@ -277,15 +277,15 @@ def test_each_attribute_has_its_own_region_of_its_own_image(monkeypatch):
     """Regions and crops are flattened over (image, attribute): no image reads another's."""
     system, images, cells = make_whole_system("asen_pp").eval(), make_images(2), [(0, 0), (1, 1), (2, 2), (0, 2)]
     maps = torch.cat([bright(cells[k]) for k in (0, 1, 2, 3, 0, 1)]).view(2, N, 3, 3)
-    together = system.look(images, maps)
+    together = system.local_embeddings(images, maps)
     for b in range(2):
         torch.testing.assert_close(
-            system.look(images[b : b + 1], maps[b : b + 1])[0], together[b], rtol=1e-4, atol=1e-5
+            system.local_embeddings(images[b : b + 1], maps[b : b + 1])[0], together[b], rtol=1e-4, atol=1e-5
         )
         for n in range(N):
             elsewhere = maps[b : b + 1].clone()
             elsewhere[0, n] = bright((2, 0))
-            moved = (system.look(images[b : b + 1], elsewhere)[0] - together[b]).abs().amax(dim=1) > 1e-4
+            moved = (system.local_embeddings(images[b : b + 1], elsewhere)[0] - together[b]).abs().amax(dim=1) > 1e-4
             assert moved.tolist() == [k == n for k in range(N)]
 
 

@@ -1,13 +1,16 @@
 """The attentions against their formulas, one image and one query at a time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from m3lib import config
 from m3lib.systems.attention import AttributeAttention, ChannelAttention, ClassHeads, QueryTable, SpatialAttention
 from reference import as_float64, attribute_branch, channel_gate, head_logits, in_float64, spatial_map, state_of
-from tiny import generator, unsettle
+from tiny import SETTINGS, generator, unsettle
 
 B, P, C, Q, H, W = 3, 7, 8, 4, 6, 5
 NORMS = pytest.mark.parametrize("norm", [True, False], ids=["norm", "no norm"])
@@ -118,11 +121,15 @@ def check_gradient(module: nn.Module, inputs: list[torch.Tensor]) -> None:
     assert torch.autograd.gradcheck(call, [x.requires_grad_() for x in [*inputs, *used.values()]])
 
 
+def make_settings(queries: str, norm: bool) -> config.Model:
+    return replace(SETTINGS.model, attention_width=H, queries=queries, attention_batch_norm=norm)
+
+
 @pytest.mark.parametrize("queries", ["learned", "one_hot"])
 @NORMS
 def test_attribute_attention_against_its_formula(queries, norm):
     torch.manual_seed(2)
-    attention, X = AttributeAttention(C, Q, H, queries, norm).eval(), features(B, P, C)
+    attention, X = AttributeAttention(C, Q, make_settings(queries, norm)).eval(), features(B, P, C)
     parts, w = attention(X), {f"attributes.{name}": value for name, value in state_of(attention).items()}
     assert ("attributes.table.rows" in w) == (queries == "learned")
     for b in range(B):

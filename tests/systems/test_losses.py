@@ -75,11 +75,11 @@ def test_triplet_loss_against_its_formula():
 @pytest.mark.parametrize("seed", range(3))
 def test_similarities_against_a_loop(block, seed, monkeypatch):
     """In blocks of one anchor, of five, and all at once; of class spaces and of attribute spaces."""
-    monkeypatch.setattr(losses, "BLOCK", block)
+    monkeypatch.setattr(losses, "MAX_COSINES", block)
     anchors = losses.find_anchors(draw_labels("multi", seed), OWN)
     for count, space in ((M, anchors.class_id), (N, OWN[anchors.class_id])):
         rows = unit_rows(B, count, D, seed=seed + count, dtype=torch.float64)
-        got = losses.similarity(rows.clone().requires_grad_(), anchors.image, space)
+        got = losses.anchor_cosines(rows.clone().requires_grad_(), anchors.image, space)
         assert got.shape == (len(space), B)
         assert not got.requires_grad
         for a, (i, s) in enumerate(zip(anchors.image.tolist(), space.tolist(), strict=True)):
@@ -93,11 +93,11 @@ def test_triplets_and_their_gradients_are_those_of_comparing_all_pairs(hardness)
     for count, space in ((M, anchors.class_id), (N, OWN[anchors.class_id])):
         raw = torch.randn(B, count, D, generator=generator(count), dtype=torch.float64)
         first, second = (raw.clone().requires_grad_() for _ in range(2))
-        drawn = losses.draw_triplets(first, space, anchors, hardness, generator(3))
+        drawn = losses.sample_triplets(first, space, anchors, hardness, generator(3))
         every = torch.einsum("isd,jsd->sij", second, second)[space, anchors.image]  # (A, B)
         draws, cosines = generator(3), []
         for sign, allowed in ((-1, anchors.positives), (1, anchors.negatives)):
-            chosen = losses.draw(sign * every.detach(), allowed, hardness, draws)
+            chosen = losses.sample_by_hardness(sign * every.detach(), allowed, hardness, draws)
             cosines.append(every.gather(1, chosen[:, None]).squeeze(1))
         weight = torch.randn(2, len(space), generator=generator(4), dtype=torch.float64)
         assert torch.allclose(drawn.positive, cosines[0])
@@ -123,13 +123,13 @@ class Watched(TorchDispatchMode):
 
 def test_many_classes_are_compared_in_bounded_memory(monkeypatch):
     """2,000 classes, batch 32: all pairs in all spaces would be 2 million cosines; the embedding has 128,000."""
-    monkeypatch.setattr(losses, "BLOCK", 10 * 32 * 32)
+    monkeypatch.setattr(losses, "MAX_COSINES", 10 * 32 * 32)
     size, classes = 32, 2000
     labels = torch.rand(size, classes, generator=generator()) < 0.02
     anchors = losses.find_anchors(labels, torch.zeros(classes, dtype=torch.int64))
     phi = unit_rows(size, classes, 2).requires_grad_()
     with Watched() as watched:
-        drawn = losses.draw_triplets(phi, anchors.class_id, anchors, 4.0, generator())
+        drawn = losses.sample_triplets(phi, anchors.class_id, anchors, 4.0, generator())
         losses.triplet_loss(drawn.positive, drawn.negative, MARGIN).backward()
     assert watched.largest == phi.numel() < classes * size * size / 10
     assert len(anchors.class_id) > 500
@@ -212,7 +212,7 @@ def test_cluster_loss_against_its_formula():
     drawn = losses.Triplets(phi[anchors.image, anchors.class_id], negative, negative)
     rows = list(zip(anchors.image.tolist(), anchors.class_id.tolist(), negative.tolist(), strict=True))
     assert any(m == 1 for _, m, _ in rows)
-    got = objective.cluster_loss(drawn, anchors.class_id, centers, MARGIN)
+    got = objective.m3_cluster_loss(drawn, anchors.class_id, centers, MARGIN)
     assert float(got) == pytest.approx(naive_cluster(phi, rows, centers), rel=1e-5)
 
 

@@ -1,261 +1,406 @@
-"""What a step minimises, against float64 loops over images and classes, and how the centers follow."""
+"""The total loss against naive loops; images without a label for an attribute get no gradient from its losses."""
 
-import math
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
+from torch import Tensor
 
-from m3lib.compatibility import LOSSES
+from m3lib import config
 from m3lib.systems import losses, objective
 from m3lib.systems.base import Outputs
 from m3lib.systems.losses import Batch
 from m3lib.training import samplers
-from tiny import OWN, SETTINGS, TAXONOMY, generator, random_labels, unit_rows
+from naive_losses import (
+    KINDS,
+    MARGIN,
+    MULTI,
+    B,
+    D,
+    M,
+    N,
+    draw_labels,
+    make_centers,
+    naive_align,
+    naive_anchors,
+    naive_center,
+    naive_classification,
+    naive_cluster,
+)
+from reference import in_float64
+from tiny import OWN, SETTINGS, TAXONOMY, generator, make_variant, unit_rows
 
-B, N, M, D = 10, TAXONOMY.num_attributes, TAXONOMY.num_classes, 5
-OF = OWN.tolist()
-MARGIN = 0.3
-ZERO = replace(SETTINGS.loss, **dict.fromkeys(LOSSES, 0.0), margin=MARGIN)
-WEIGHTS = {name: 0.25 * (k + 1) for k, name in enumerate(LOSSES)}
-EVERY = replace(ZERO, **WEIGHTS)
-
-
-@pytest.fixture
-def no_chance(monkeypatch):
-    """Each draw becomes the hardest allowed image, so that losses can be compared."""
-    monkeypatch.setattr(losses, "draw", lambda alike, allowed, *_: alike.masked_fill(~allowed, -9).argmax(dim=1))
-
-
-def make_system(seed: int = 0) -> SimpleNamespace:
-    """What the objective reads of a system; the center of class 1 was never seen."""
-    centers = losses.Centers(M, D, 0.7)
-    centers.value.copy_(unit_rows(M, D, seed=seed + 20))
-    centers.seen.fill_(True)
-    centers.value[1], centers.seen[1] = 0, False
-    weight = 1 + torch.rand(M, generator=generator(seed + 21))
-    return SimpleNamespace(attribute_of_class=OWN, positive_weight=weight, centers=centers)
-
-
-def make_outputs(seed: int = 0, size: int = B) -> Outputs:
-    logits = 2 * torch.randn(size, M, generator=generator(seed))
-    f, local, phi = (unit_rows(size, k, D, seed=seed + k + 1) for k in (N, N + 1, M))
-    return Outputs(f, local[:, :N], logits, phi)
-
-
-def make_batch(kind: str = "partial", seed: int = 0) -> Batch:
-    labels = torch.from_numpy(random_labels(kind, B, np.random.default_rng(seed)))
-    return Batch(torch.arange(B), labels, losses.find_anchors(labels, OWN))
+LOSSES = [
+    "m3_classification",
+    "asen_triplet",
+    "asen_pp_local",
+    "asen_pp_align",
+    "modc_cluster",
+    "modc_pseudo",
+    "m3_instance",
+    "m3_cluster",
+]
+WEIGHTS = dict(zip(LOSSES, (2.0, 0.5, 0.7, 1.3, 1.1, 0.6, 3.0, 4.0), strict=True))
+HARDEST = 1e7  # every draw is the hardest one: Gumbel's noise stays below 40
 
 
-def make_pseudo(labels: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """A class for some of the (image, attribute) pairs that are unknown."""
-    rng, pseudo = np.random.default_rng(seed), torch.zeros_like(labels)
-    for i in range(len(labels)):
-        for n in range(N):
-            own = [m for m in range(M) if OF[m] == n]
-            if not labels[i, own].any() and rng.random() < 0.6:
-                pseudo[i, rng.choice(own)] = True
-    return pseudo
+def make_loss(**changes: float) -> config.Loss:
+    return replace(make_variant("m3").loss, **(WEIGHTS | {"margin": MARGIN, "hardness": HARDEST} | changes))
+
+
+def stub(seed: int = 3) -> SimpleNamespace:
+    """What the losses read of a system; class and attribute spaces have one size here and share their centers."""
+    weight = 1 + torch.rand(M, generator=generator(5))
+    return SimpleNamespace(attribute_of_class=OWN, centers=make_centers(seed), positive_weight=weight, multi=MULTI)
+
+
+def random_raw(size: int = B, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Attribute and local embeddings, logits and class embeddings, before rows are brought to length 1."""
+    shapes = [(size, N, D), (size, N, D), (size, M), (size, M, D)]
+    return [torch.randn(*shape, generator=generator(10 * seed + k), dtype=dtype) for k, shape in enumerate(shapes)]
+
+
+def outputs_of(f: Tensor, l: Tensor, logits: Tensor, phi: Tensor) -> Outputs:  # noqa: E741
+    unit = torch.nn.functional.normalize
+    return Outputs(unit(f, dim=-1), unit(l, dim=-1), logits, unit(phi, dim=-1))
+
+
+def batch_of(labels: Tensor) -> Batch:
+    return Batch(torch.arange(len(labels)), labels, losses.find_anchors(labels, OWN))
+
+
+def guess(labels: Tensor, seed: int = 0) -> Tensor:
+    """Pseudo-labels for half of what is unknown under the attributes with one class an image."""
+    found = torch.zeros_like(labels)
+    rng = np.random.default_rng(seed)
+    for n in (~MULTI).nonzero().flatten().tolist():
+        own = range(M)[TAXONOMY.classes_of(n)]
+        for i in range(len(labels)):
+            if not labels[i, list(own)].any() and rng.random() < 0.5:
+                found[i, rng.choice(own)] = True
+    return found
+
+
+def hardest(rows: list[tuple[int, int, set[int], set[int]]], space: Tensor) -> list[tuple[float, float]]:
+    """(anchor to farthest positive, anchor to nearest negative); space: (B, M, D), the anchors' class or attribute."""
+    cos = lambda i, j, m: float(space[i, m].double() @ space[j, m].double())  # noqa: E731
+    return [(min(cos(i, j, m) for j in p), max(cos(i, j, m) for j in n)) for i, m, p, n in rows]
+
+
+def naive_triplet(pairs: list[tuple[float, float]]) -> float:
+    return sum(max(0.0, MARGIN - p + n) for p, n in pairs) / len(pairs) if pairs else 0.0
+
+
+def naive_total(outputs: Outputs, labels: Tensor, pseudo: Tensor, system: SimpleNamespace) -> dict[str, float]:
+    rows, phi = naive_anchors(labels), outputs.classes
+    f, l = (part[:, OWN] for part in (outputs.attribute, outputs.local))  # noqa: E741
+    inside = hardest(rows, phi)
+    guessed = [row for row in naive_anchors(labels | pseudo) if pseudo[row[0], row[1]]]
+    worst = [(i, m, negative) for (i, m, *_), (_, negative) in zip(rows, inside, strict=True)]
+    parts = {
+        "m3_classification": naive_classification(outputs.logits, labels, system.positive_weight),
+        "asen_triplet": naive_triplet(hardest(rows, f)),
+        "asen_pp_local": naive_triplet(hardest(rows, l)),
+        "asen_pp_align": naive_align(outputs.attribute, outputs.local, labels),
+        "modc_cluster": naive_center(outputs.attribute, labels, system.centers),
+        "modc_pseudo": WEIGHTS["asen_triplet"] * naive_triplet(hardest(guessed, f))
+        + WEIGHTS["modc_cluster"] * naive_center(outputs.attribute, pseudo, system.centers),
+        "m3_instance": naive_triplet(inside),
+        "m3_cluster": naive_cluster(phi, worst, system.centers),
+    }
+    return {name: WEIGHTS[name] * value for name, value in parts.items()}
+
+
+def values(outputs: Outputs, labels: Tensor, guessed: Tensor | None = None, **changes: float) -> dict[str, float]:
+    parts = objective.total_loss(outputs, batch_of(labels), stub(), make_loss(**changes), generator(), guessed)
+    return {name: value.item() for name, value in parts.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_total_loss_against_naive_loops(kind, seed):
+    """Every loss with its weight, each triplet the hardest of its anchor."""
+    labels, outputs = draw_labels(kind, seed), outputs_of(*random_raw(seed=seed))
+    pseudo = guess(labels, seed)
+    assert pseudo.any() == (kind == "partial")
+    got = values(outputs, labels, pseudo)
+    assert got == pytest.approx(naive_total(outputs, labels, pseudo, stub()), rel=1e-5)
+    assert all(value > 0 for name, value in got.items() if name != "modc_pseudo" or kind == "partial")
+
+
+def test_without_guesses_there_is_no_pseudo_loss():
+    outputs = outputs_of(*random_raw())
+    assert "modc_pseudo" not in values(outputs, draw_labels("partial"))
+    assert values(outputs, draw_labels("partial"), torch.zeros(B, M, dtype=torch.bool))["modc_pseudo"] == 0
+
+
+def test_guesses_count_by_the_losses_that_they_are_for():
+    labels, outputs = draw_labels("partial"), outputs_of(*random_raw())
+    pseudo = guess(labels)
+    whole, *parts = (
+        values(outputs, labels, pseudo, **off)["modc_pseudo"] for off in ({}, {"asen_triplet": 0}, {"modc_cluster": 0})
+    )
+    assert sum(parts) == pytest.approx(whole)
+    assert all(part > 0 for part in parts)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_of_weight_zero_is_not_there(name):
+    labels = draw_labels("partial")
+    assert set(values(outputs_of(*random_raw()), labels, guess(labels), **{name: 0})) == set(LOSSES) - {name}
+
+
+READS = {  # the embeddings that a loss trains: attribute, local, logits, classes
+    "m3_classification": [2],
+    "asen_triplet": [0],
+    "asen_pp_local": [1],
+    "asen_pp_align": [0, 1],
+    "modc_cluster": [0],
+    "modc_pseudo": [0],
+    "m3_instance": [3],
+    "m3_cluster": [3],
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_against_finite_differences(name):
+    labels, system = draw_labels("partial", size=5), stub()
+    system.centers.double()
+    batch, pseudo, raw = batch_of(labels), guess(labels), random_raw(5)
+    loss = make_loss(**dict.fromkeys(set(LOSSES) - {name, "asen_triplet"}, 0))  # pseudo needs another one
+
+    def value(*read: Tensor) -> Tensor:
+        whole = list(raw)
+        for k, part in zip(READS[name], read, strict=True):
+            whole[k] = part
+        return objective.total_loss(outputs_of(*whole), batch, system, loss, generator(), pseudo)[name]
+
+    with in_float64():
+        assert torch.autograd.gradcheck(value, [raw[k].clone().requires_grad_() for k in READS[name]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_order_of_a_batch_changes_no_loss(kind):
+    labels, order, raw = draw_labels(kind), torch.randperm(B, generator=generator(9)), random_raw()
+    pseudo = guess(labels)
+    permuted = values(outputs_of(*(part[order] for part in raw)), labels[order], pseudo[order])
+    assert permuted == pytest.approx(values(outputs_of(*raw), labels, pseudo), rel=1e-5)
+
+
+@pytest.mark.parametrize("hardness", [0, 4])
+def test_with_one_positive_and_one_negative_each_nothing_is_left_to_chance(hardness):
+    """Two red pictures and a green one: uniform draws too give each loss its formula, in any order."""
+    labels, raw = torch.eye(M, dtype=torch.bool)[[0, 0, 1]], random_raw(3)
+    expected = naive_total(outputs_of(*raw), labels, torch.zeros_like(labels), stub())
+    for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+        got = values(outputs_of(*(part[order] for part in raw)), labels[order], hardness=hardness)
+        assert got == pytest.approx({name: expected[name] for name in got}, rel=1e-5)
+
+
+def draws_of(similarity: Tensor, allowed: Tensor, hardness: float, times: int = 20_000) -> np.ndarray:
+    """(B,) how often each column was drawn."""
+    shape = (times, len(similarity))
+    drawn = losses.sample_by_hardness(similarity.expand(shape), allowed.expand(shape), hardness, generator(4))
+    return np.bincount(drawn.numpy(), minlength=len(similarity))
+
+
+@pytest.mark.parametrize("hardness", [0, 2, 8])
+def test_draws_follow_the_softmax_of_hardness_times_similarity(hardness):
+    similarity = torch.tensor([0.5, -0.9, 0.1, 0.9, -0.2, 0.3])
+    allowed = torch.tensor([True, True, False, True, True, False])
+    found = draws_of(similarity, allowed, hardness)
+    share = np.where(allowed, np.exp(hardness * similarity.double().numpy()), 0)
+    share /= share.sum()
+    assert (found[~allowed.numpy()] == 0).all()
+    kept = allowed.numpy()
+    assert stats.chisquare(found[kept], found.sum() * share[kept]).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("hardness", [0, 5])
+def test_triplets_are_allowed_and_lean_the_hard_way(hardness):
+    labels, phi = draw_labels("partial", 2, 16), unit_rows(16, M, D)
+    anchors = losses.find_anchors(labels, OWN)
+    alike = losses.anchor_cosines(phi, anchors.image, anchors.class_id)
+    drawn = [losses.sample_triplets(phi, anchors.class_id, anchors, hardness, generator(s)) for s in range(300)]
+    for _, positive, negative in drawn:
+        assert (((alike - positive[:, None]).abs() < 1e-6) & anchors.positives).any(dim=1).all()
+        assert (((alike - negative[:, None]).abs() < 1e-6) & anchors.negatives).any(dim=1).all()
+    for name, allowed, sign in [("positive", anchors.positives, -1), ("negative", anchors.negatives, 1)]:
+        logits = (sign * hardness * alike).masked_fill(~allowed, -torch.inf)
+        expected = float((logits.softmax(dim=1) * alike).sum(dim=1).mean())
+        assert np.mean([float(getattr(d, name).mean()) for d in drawn]) == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("seed", range(3))
+def test_an_image_unknown_under_an_attribute_gets_no_gradient_from_it(name, seed):
+    """Where there is a guess, pseudo is the loss that may use it, and none but it."""
+    labels = draw_labels("partial", seed, 14)
+    pseudo, raw = guess(labels, seed), [part.requires_grad_() for part in random_raw(14, seed)]
+    parts = objective.total_loss(outputs_of(*raw), batch_of(labels), stub(), make_loss(hardness=2), generator(), pseudo)
+    parts[name].backward()
+    known = losses.known_attributes(labels | pseudo if name == "modc_pseudo" else labels, OWN)
+    by_class = known[:, OWN]
+    assert [k for k, part in enumerate(raw) if part.grad is not None] == READS[name]
+    for part, seen in zip(raw, (known, known, by_class, by_class), strict=True):
+        if part.grad is not None:
+            assert (part.grad[~seen] == 0).all()
+            assert (part.grad[seen] != 0).any()
+
+
+@pytest.mark.parametrize("n", range(N))
+def test_an_attribute_without_labels_gets_no_gradient(n):
+    labels, raw = draw_labels("multi"), [part.requires_grad_() for part in random_raw()]
+    labels[:, n == OWN] = False
+    pseudo = guess(labels) & (n != OWN)
+    parts = objective.total_loss(outputs_of(*raw), batch_of(labels), stub(), make_loss(), generator(), pseudo)
+    sum(parts.values()).backward()
+    for part, unused in zip(raw, [*[torch.arange(N) == n] * 2, *[n == OWN] * 2], strict=True):
+        assert (part.grad[:, unused] == 0).all()
+        assert (part.grad[:, ~unused] != 0).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_without_any_label_change_no_loss(kind):
+    labels, raw, more = draw_labels(kind, 1), random_raw(), random_raw(4, 7)
+    pseudo, empty = guess(labels), torch.zeros(4, M, dtype=torch.bool)
+    padded = outputs_of(*(torch.cat(pair) for pair in zip(raw, more, strict=True)))
+    got = values(padded, torch.cat([labels, empty]), torch.cat([pseudo, empty]))
+    assert got == pytest.approx(values(outputs_of(*raw), labels, pseudo), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_attribute_that_nobody_labelled_changes_no_loss(kind):
+    """The taxonomy grows by three classes whose embeddings, logits, centers and weights are arbitrary."""
+    labels, raw, system = draw_labels(kind, 1), random_raw(), stub()
+    pseudo = guess(labels)
+    own = torch.cat([OWN, torch.full((3,), N)])
+    more = [
+        torch.randn(B, *shape, generator=generator(k)).double()
+        for k, shape in enumerate([(1, D), (1, D), (3,), (3, D)])
+    ]
+    outputs = outputs_of(*(torch.cat(pair, dim=1) for pair in zip(raw, more, strict=True)))
+    centers = losses.Centers(M + 3, D, 0.7)
+    centers.value.copy_(torch.cat([system.centers.value, unit_rows(3, D, seed=8)]))
+    centers.seen.copy_(torch.cat([system.centers.seen, torch.ones(3, dtype=torch.bool)]))
+    weight = torch.cat([system.positive_weight, torch.full((3,), 7.0)])
+    grown = SimpleNamespace(attribute_of_class=own, centers=centers, positive_weight=weight)
+    wide, guessed = (torch.cat([part, torch.zeros(B, 3, dtype=torch.bool)], dim=1) for part in (labels, pseudo))
+    batch = Batch(torch.arange(B), wide, losses.find_anchors(wide, own))
+    parts = objective.total_loss(outputs, batch, grown, make_loss(), generator(), guessed)
+    got = {name: value.item() for name, value in parts.items()}
+    assert got == pytest.approx(values(outputs_of(*raw), labels, pseudo), rel=1e-5)
+
+
+@pytest.mark.parametrize("n", range(N))
+def test_images_unknown_under_an_attribute_leave_its_losses_alone(n):
+    """They are labelled elsewhere, and change what the other attributes' anchors have; here, nothing."""
+    labels, more, raw, extra = draw_labels("partial", 1), draw_labels("multi", 2, 6), random_raw(), random_raw(6, 7)
+    more[:, n == OWN] = False
+    both = torch.cat([labels, more])
+    outputs, joined = outputs_of(*raw), outputs_of(*(torch.cat(pair) for pair in zip(raw, extra, strict=True)))
+
+    def of_attribute(outputs: Outputs, labels: Tensor) -> dict[str, float]:
+        found = losses.find_anchors(labels, OWN)
+        anchors = losses.Anchors(*(part[OWN[found.class_id] == n] for part in found))
+        batch = Batch(torch.arange(len(labels)), labels & (n == OWN), anchors)
+        parts = objective.total_loss(outputs, batch, stub(), make_loss(modc_pseudo=0), generator())
+        return {name: value.item() for name, value in parts.items()}
+
+    assert len(losses.find_anchors(both, OWN).image) > len(losses.find_anchors(labels, OWN).image)
+    assert of_attribute(joined, both) == pytest.approx(of_attribute(outputs, labels), rel=1e-5)
+    cosines = 2 * torch.rand(B + 6, M, generator=generator()) - 1
+    alone = losses.pseudo_labels(cosines[:B], labels, OWN, MULTI, 0.05)
+    assert torch.equal(losses.pseudo_labels(cosines, both, OWN, MULTI, 0.05)[:B, n == OWN], alone[:, n == OWN])
+    first, second = (losses.positive_weights(part, OWN, 1.0)[n == OWN] for part in (labels, both))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(4, M, dtype=torch.bool), torch.eye(M, dtype=torch.bool)[[0, 3, 7, 7]]])
+def test_a_batch_without_anchors_costs_nothing_and_trains_on(labels):
+    batch, raw = batch_of(labels), [part.requires_grad_() for part in random_raw(4)]
+    assert len(batch.anchors.image) == 0
+    parts = objective.total_loss(
+        outputs_of(*raw), batch, stub(), make_loss(asen_pp_align=0, modc_cluster=0), generator()
+    )
+    assert [parts[name].item() for name in ("asen_triplet", "asen_pp_local", "m3_instance", "m3_cluster")] == [
+        0,
+        0,
+        0,
+        0,
+    ]
+    sum(parts.values()).backward()
+    for k in (0, 1, 3):
+        assert (raw[k].grad == 0).all()
+    assert raw[2].grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("weights", "space"), [({"m3_cluster": 1}, 3), ({"modc_cluster": 1}, 0), ({"asen_triplet": 1}, None)]
+)
+def test_the_loss_in_use_says_in_which_space_centers_move(weights, space):
+    labels, system, loss = draw_labels("multi"), stub(), make_loss(**dict.fromkeys(LOSSES, 0) | weights)
+    outputs = outputs_of(*random_raw(dtype=torch.float32))
+    expected = make_centers()
+    if space is not None:
+        expected.update(outputs.classes if space == 3 else outputs.attribute[:, OWN], labels)
+    objective.update_centers(outputs, labels, system, loss)
+    assert torch.equal(system.centers.value, expected.value)
+    assert torch.equal(system.centers.seen, expected.seen)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_embeddings_of_the_classes_of_a_batch_are_enough(seed):
-    """The losses and the centers are those of all classes' embeddings."""
-    batch, outputs, found = make_batch(seed=seed), make_outputs(seed), []
-    batch.labels[:, [2, 5]] = False
-    batch = batch._replace(anchors=losses.find_anchors(batch.labels, OWN))
-    carried = batch.labels.any(dim=0).nonzero().flatten()
+    """Losses and centers equal those from the embeddings of all classes."""
+    labels = draw_labels("partial", seed)
+    labels[:, [2, 5]] = False
+    carried = labels.any(dim=0).nonzero().flatten()
     assert 0 < len(carried) < M
-    some = outputs._replace(classes=outputs.classes[:, carried], wanted=carried)
-    for given in (outputs, some):
-        system, loss = make_system(seed), replace(ZERO, m3_instance=1.0, m3_cluster=1.0)
-        parts = objective.total_loss(given, batch, system, loss, generator(seed))
-        objective.update_centers(given, batch.labels, system, loss)
-        found.append((parts, system.centers))
-    assert found[0][0] == found[1][0]
-    assert found[0][0].keys() == {"m3_instance", "m3_cluster"}
-    torch.testing.assert_close(found[1][1].value, found[0][1].value)
-    assert not torch.equal(found[0][1].value, make_system(seed).centers.value)
-    assert torch.equal(found[1][1].seen, found[0][1].seen)
+    outputs = outputs_of(*random_raw(seed=seed, dtype=torch.float32))
+    selected = outputs._replace(classes=outputs.classes[:, carried], class_ids=carried)
+    results = []
+    for given in (outputs, selected):
+        system, loss = stub(seed), make_loss(**dict.fromkeys(LOSSES, 0) | {"m3_instance": 1, "m3_cluster": 1})
+        values = objective.total_loss(given, batch_of(labels), system, loss, generator(seed))
+        objective.update_centers(given, labels, system, loss)
+        results.append((values, system.centers))
+    (values, centers), (values_of_selected, centers_of_selected) = results
+    assert values == values_of_selected
+    torch.testing.assert_close(centers_of_selected.value, centers.value)
+    assert not torch.equal(centers.value, make_centers(seed).value)
+    assert torch.equal(centers_of_selected.seen, centers.seen)
 
 
-def naive_triplets(space: torch.Tensor, labels: torch.Tensor, asking: torch.Tensor) -> dict[tuple[int, int], tuple]:
-    """(image, class) of `asking` to the least alike positive and the most alike negative; space: (B, M, D)."""
-    found = {}
-    for i, m in asking.nonzero().tolist():
-        alike = {j: float(space[i, m].double() @ space[j, m].double()) for j in range(len(labels)) if j != i}
-        known = [j for j in alike if any(labels[j, k] for k in range(M) if OF[k] == OF[m])]
-        positives = [alike[j] for j in known if labels[j, m]]
-        negatives = [alike[j] for j in known if not labels[j, m]]
-        if positives and negatives:
-            found[i, m] = min(positives), max(negatives)
-    return found
-
-
-def mean(terms: list[float]) -> float:
-    return sum(terms) / len(terms)
-
-
-def hinge(positive: float, negative: float) -> float:
-    return max(0.0, MARGIN - positive + negative)
-
-
-def naive_center(f: torch.Tensor, labels: torch.Tensor, asking: torch.Tensor, centers: losses.Centers) -> float:
-    terms = []
-    for i, m in asking.nonzero().tolist():
-        cosine = {k: float(f[i, OF[m]].double() @ centers.value[k].double()) for k in range(M) if centers.seen[k]}
-        rivals = [cosine[k] for k in cosine if OF[k] == OF[m] and not labels[i, k]]
-        if m in cosine and rivals:
-            terms.append(hinge(cosine[m], max(rivals)))
-    return mean(terms)
-
-
-def naive_parts(outputs: Outputs, batch: Batch, pseudo: torch.Tensor, system: SimpleNamespace) -> dict[str, float]:
-    """Every loss with weight 1."""
-    labels, f, local, phi = batch.labels, outputs.attribute, outputs.local, outputs.classes
-    both = labels | pseudo
-    pairs = [(i, n) for i in range(B) for n in range(N) if any(labels[i, m] for m in range(M) if OF[m] == n)]
-    first = []
-    for i, n in pairs:
-        own = [m for m in range(M) if OF[m] == n]
-        x = {m: 1 / (1 + math.exp(-float(outputs.logits[i, m]))) for m in own}
-        weight = system.positive_weight
-        first.append(-mean([float(weight[m]) * math.log(x[m]) if labels[i, m] else math.log(1 - x[m]) for m in own]))
-    triplets = {
-        "asen_triplet": naive_triplets(f[:, OWN], labels, labels),
-        "asen_pp_local": naive_triplets(local[:, OWN], labels, labels),
-        "m3_instance": naive_triplets(phi, labels, labels),
-    }
-    center = system.centers.value.double()
-    cluster = {(i, m): (float(phi[i, m].double() @ center[m]), n) for (i, m), (_, n) in triplets["m3_instance"].items()}
-    guessed = [
-        mean([hinge(*pair) for pair in naive_triplets(f[:, OWN], both, pseudo).values()]),
-        naive_center(f, both, pseudo, system.centers),
-    ]
-    return {
-        **{name: mean([hinge(*pair) for pair in pairs.values()]) for name, pairs in triplets.items()},
-        "asen_pp_align": 3 * mean([max(0.0, 1 - float(f[i, n].double() @ local[i, n].double())) for i, n in pairs]),
-        "modc_cluster": naive_center(f, labels, labels, system.centers),
-        "modc_pseudo": EVERY.asen_triplet * guessed[0] + EVERY.modc_cluster * guessed[1],
-        "m3_classification": mean(first),
-        "m3_cluster": mean([hinge(*pair) for (_, m), pair in cluster.items() if system.centers.seen[m]]),
-    }
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_every_loss_is_its_formula_times_its_weight(seed, no_chance):
-    outputs, batch, system = make_outputs(seed), make_batch(seed=seed), make_system(seed)
-    pseudo = make_pseudo(batch.labels, seed)
-    assert pseudo.sum() > 3
-    got = objective.total_loss(outputs, batch, system, EVERY, generator(), pseudo)
-    expected = naive_parts(outputs, batch, pseudo, system)
-    assert {name: float(value) for name, value in got.items()} == pytest.approx(
-        {name: WEIGHTS[name] * value for name, value in expected.items()}, rel=1e-4
+def test_outputs_that_no_loss_reads_may_be_missing():
+    loss = make_loss(**dict.fromkeys(LOSSES, 0) | {"m3_classification": 1})
+    values = objective.total_loss(
+        Outputs(logits=random_raw()[2]), batch_of(draw_labels("partial")), stub(), loss, generator()
     )
-
-
-@pytest.mark.parametrize("name", list(LOSSES))
-def test_a_loss_of_weight_zero_is_not_there_and_moves_no_other(name, no_chance):
-    outputs, batch, system = make_outputs(), make_batch(), make_system()
-    given = (outputs, batch, system)
-    pseudo = make_pseudo(batch.labels)
-    everything = objective.total_loss(*given, EVERY, generator(), pseudo)
-    without = objective.total_loss(*given, replace(EVERY, **{name: 0.0}), generator(), pseudo)
-    alone = objective.total_loss(*given, replace(ZERO, **{name: WEIGHTS[name]}), generator(), pseudo)
-    assert set(without) == set(LOSSES) - {name}
-    for other in set(without) - {"modc_pseudo"}:  # the pseudo loss is made of the weights of two others
-        assert torch.equal(without[other], everything[other])
-    assert set(alone) == {name}
-    if name != "modc_pseudo":
-        assert torch.equal(alone[name], everything[name])
-
-
-def test_outputs_that_no_loss_reads_may_be_absent():
-    batch = make_batch()
-    parts = objective.total_loss(
-        Outputs(logits=make_outputs().logits), batch, make_system(), replace(ZERO, m3_classification=1.0), generator()
-    )
-    assert set(parts) == {"m3_classification"}
-
-
-def test_without_guesses_there_is_no_pseudo_loss():
-    parts = objective.total_loss(make_outputs(), make_batch(), make_system(), EVERY, generator(), None)
-    assert set(parts) == set(LOSSES) - {"modc_pseudo"}
-
-
-def test_a_batch_without_a_guess_costs_nothing_and_trains_on():
-    outputs, batch = make_outputs(), make_batch()
-    f = outputs.attribute.requires_grad_()
-    none = torch.zeros_like(batch.labels)
-    value = objective.pseudo_loss(f, batch.labels, none, make_system(), EVERY, generator())
-    assert float(value.detach()) == 0
-    value.backward()
-    assert (f.grad == 0).all()
-
-
-@pytest.mark.parametrize("absent", ["asen_triplet", "modc_cluster"])
-def test_the_pseudo_loss_has_guessed_anchors_alone(absent, no_chance):
-    """Checked by its two parts, one at a time; labelled images may be positives and negatives, never anchors."""
-    outputs, batch, system = make_outputs(4), make_batch(seed=4), make_system(4)
-    pseudo = make_pseudo(batch.labels, 4)
-    loss, both = replace(EVERY, **{absent: 0.0}), batch.labels | pseudo
-    got = objective.pseudo_loss(outputs.attribute, batch.labels, pseudo, system, loss, generator())
-    triplets = naive_triplets(outputs.attribute[:, OWN], both, pseudo)
-    expected = {
-        "modc_cluster": EVERY.asen_triplet * mean([hinge(*pair) for pair in triplets.values()]),
-        "asen_triplet": EVERY.modc_cluster * naive_center(outputs.attribute, both, pseudo, system.centers),
-    }[absent]
-    assert triplets.keys() <= {tuple(pair) for pair in pseudo.nonzero().tolist()}
-    assert float(got) == pytest.approx(expected, rel=1e-4)
+    assert set(values) == {"m3_classification"}
 
 
 @pytest.mark.parametrize("kind", ["asen", "asen_pp", "asen_pp_exact"])
-def test_drawn_triplets_are_what_the_triplet_losses_compare(kind):
-    labels = torch.from_numpy(random_labels("multi", 30, np.random.default_rng(6)))
-    (batch,) = samplers.epoch(labels, OWN, replace(SETTINGS.train, sampler=kind, batch=8, triplets=8), generator(6))
-    outputs, system = make_outputs(6, 24), make_system(6)
-    loss = replace(ZERO, asen_triplet=0.5, asen_pp_local=2.0, m3_instance=3.0, m3_cluster=4.0, hardness=4.0)
+def test_sampled_triplets_are_what_the_triplet_losses_compare(kind):
+    labels = draw_labels("multi", 6, 30)
+    train = replace(SETTINGS.train, sampler=kind, batch=8, triplets=8)
+    (batch,) = samplers.epoch(labels, OWN, train, generator(6))
+    outputs, system, loss = outputs_of(*random_raw(24, 6)), stub(6), make_loss(hardness=4)
     got = objective.total_loss(outputs, batch, system, loss, generator())
-    classes = batch.anchors.class_id.tolist()
-
-    def expected(space: torch.Tensor) -> list[tuple[int, float, float]]:
-        z = space.double()
-        return [(m, float(z[t, m] @ z[t + 8, m]), float(z[t, m] @ z[t + 16, m])) for t, m in enumerate(classes)]
-
-    phi, centers = expected(outputs.classes), system.centers
-    near = [float(outputs.classes[t, m].double() @ centers.value[m].double()) for t, m in enumerate(classes)]
-    terms = {
-        "asen_triplet": [hinge(p, n) for _, p, n in expected(outputs.attribute[:, OWN])],
-        "asen_pp_local": [hinge(p, n) for _, p, n in expected(outputs.local[:, OWN])],
-        "m3_instance": [hinge(p, n) for _, p, n in phi],
-        "m3_cluster": [hinge(c, n) for c, (m, _, n) in zip(near, phi, strict=True) if centers.seen[m]],
+    f, l, phi, centers = (  # noqa: E741
+        x.double() for x in (outputs.attribute[:, OWN], outputs.local[:, OWN], outputs.classes, system.centers.value)
+    )
+    triplets = list(enumerate(batch.anchors.class_id.tolist()))  # rows of a batch: anchors, positives, negatives
+    pairs = {
+        name: [(float(z[t, m] @ z[t + 8, m]), float(z[t, m] @ z[t + 16, m])) for t, m in triplets]
+        for name, z in {"asen_triplet": f, "asen_pp_local": l, "m3_instance": phi}.items()
     }
-    for name, values in terms.items():
-        assert float(got[name]) == pytest.approx(getattr(loss, name) * mean(values), rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("weights", "space"),
-    [
-        ({"m3_cluster": 1.0}, "classes"),
-        ({"modc_cluster": 1.0}, "attribute"),
-        ({"asen_triplet": 1.0, "m3_instance": 1.0}, None),
-    ],
-)
-def test_centers_follow_the_space_of_the_loss_that_uses_them(weights, space):
-    outputs, batch, system, untouched = make_outputs(), make_batch("multi"), make_system(), make_system()
-    objective.update_centers(outputs, batch.labels, system, replace(ZERO, **weights))
-    for m in range(M):
-        before, images = untouched.centers.value[m].double(), batch.labels[:, m].nonzero().flatten().tolist()
-        if space is None or not images:
-            assert torch.equal(system.centers.value[m], untouched.centers.value[m])
-            continue
-        of = m if space == "classes" else OF[m]
-        middle = torch.stack([getattr(outputs, space)[i, of].double() for i in images]).mean(dim=0)
-        middle /= middle.norm()
-        moved = 0.7 * before + 0.3 * middle if untouched.centers.seen[m] else middle
-        torch.testing.assert_close(system.centers.value[m].double(), moved / moved.norm(), rtol=0, atol=1e-6)
-        assert system.centers.seen[m]
+    pairs["m3_cluster"] = [
+        (float(phi[t, m] @ centers[m]), float(phi[t, m] @ phi[t + 16, m]))
+        for t, m in triplets
+        if system.centers.seen[m]
+    ]
+    for name, expected in pairs.items():
+        assert float(got[name]) == pytest.approx(WEIGHTS[name] * naive_triplet(expected), rel=1e-5)

@@ -109,4 +109,4 @@ def test_published_sizes(network):
     if network == "asen_pp":
         assert seen == {"read": (ATTRIBUTES, 3, 112, 112), "X": (ATTRIBUTES, 7 * 7, 256)}
         assert outputs.local.shape == (1, ATTRIBUTES, 1024)
-        assert system.stored_attribute(outputs).shape == (1, ATTRIBUTES, 2048)
+        assert system.retrieval_embedding(outputs).shape == (1, ATTRIBUTES, 2048)

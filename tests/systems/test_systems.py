@@ -163,22 +163,22 @@ def test_forward_against_the_formulas(network, model, side):
             np.testing.assert_allclose(as_float64(parts[name][b]), value, rtol=1e-8, atol=1e-10, err_msg=name)
 
 
-WANTED = [[0, 4, 8], [2], [], list(range(M)), [m for m in range(M) if OWN[m] != 1]]
+SELECTED = [[0, 4, 8], [2], [], list(range(M)), [m for m in range(M) if OWN[m] != 1]]
 
 
-@pytest.mark.parametrize("wanted", WANTED, ids=len)
+@pytest.mark.parametrize("selected", SELECTED, ids=len)
 @pytest.mark.parametrize("network", ["m3_a", "m3_c", "m3"])
-def test_some_classes_are_made_as_among_all(network, wanted):
-    """Their embeddings, everything else, and the gradient that they send back."""
+def test_embedding_selected_classes_changes_nothing_else(network, selected):
+    """Their embeddings, all other outputs, and their gradients are those of embedding all classes."""
     system, images = make_system(network).double().eval(), make_images().double()
-    wanted, found = torch.tensor(wanted, dtype=torch.int64), []
+    class_ids, found = torch.tensor(selected, dtype=torch.int64), []
     with in_float64():
-        for outputs in (system(images), system(images, wanted)):
-            phi = outputs.classes if outputs.wanted is not None else outputs.classes[:, wanted]
+        for outputs in (system(images), system(images, class_ids)):
+            phi = outputs.classes if outputs.class_ids is not None else outputs.classes[:, class_ids]
             system.zero_grad()
             (phi * torch.randn(phi.shape, generator=generator(), dtype=torch.float64)).sum().backward()
             grads = {name: weight.grad for name, weight in system.named_parameters() if weight.grad is not None}
-            found.append(given_parts(outputs) | {"classes": phi, "wanted": wanted} | grads)
+            found.append(given_parts(outputs) | {"classes": phi, "class_ids": class_ids} | grads)
     assert found[0].keys() == found[1].keys()
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, rtol=1e-8, atol=1e-12, msg=name)
@@ -188,7 +188,7 @@ def test_posterior_is_a_softmax_or_a_sigmoid_each():
     system = make_system("classifier")
     system.positive_weight.copy_(1 + torch.rand(M, generator=generator(1)))
     logits = 3 * torch.randn(B, M, generator=generator())
-    found = system.posterior(Outputs(logits=logits))
+    found = system.class_probabilities(Outputs(logits=logits))
     shifted = as_float64(logits) - np.log(as_float64(system.positive_weight))
     for b in range(B):
         for n, attribute in enumerate(TAXONOMY.attributes):
@@ -200,7 +200,7 @@ def test_posterior_is_a_softmax_or_a_sigmoid_each():
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_network_has_a_posterior_from_logits_or_from_centers(network):
     system = make_whole_system(network).eval()
-    found = system.posterior(system(make_images()))
+    found = system.class_probabilities(system(make_images()))
     assert (found is not None) == bool(compatibility.declaration(network).outputs & {"logits", "centers"})
 
 
@@ -210,7 +210,7 @@ def test_modcs_posterior_is_a_softmax_over_the_centers_seen(temperature):
     system.centers.value.copy_(unit_rows(M, 16, seed=1))
     system.centers.seen.copy_(torch.tensor([m not in missing for m in range(M)]))
     f = unit_rows(B, N, 16)
-    found = system.posterior(Outputs(f))
+    found = system.class_probabilities(Outputs(f))
     for b in range(B):
         for n in range(N):
             own = range(M)[TAXONOMY.classes_of(n)]
@@ -229,7 +229,7 @@ def test_posterior_recovers_the_probability_that_the_weighted_loss_was_fitted_to
     for m, count in zip(range(details.start, details.stop), (4, 30, 50, 90), strict=True):
         labels[torch.randperm(100, generator=generator(m))[:count], m] = True
     labels[:, details.start] |= ~labels.any(dim=1)  # none unknown
-    system.count_classes(labels, power=1)
+    system.set_positive_weights(labels, power=1)
     logits = torch.zeros(1, M, requires_grad=True)
     optimizer = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
 
@@ -242,14 +242,14 @@ def test_posterior_recovers_the_probability_that_the_weighted_loss_was_fitted_to
     optimizer.step(closure)
     assert (system.positive_weight[details] > 1.5).any()
     share = labels.float().mean(dim=0)[details]
-    found = system.posterior(Outputs(logits=logits.detach()))[0, details]
+    found = system.class_probabilities(Outputs(logits=logits.detach()))[0, details]
     torch.testing.assert_close(found, share, atol=1e-3, rtol=1e-3)
 
 
 def test_count_classes_sets_the_positive_weights():
     system = make_system("classifier")
     labels = torch.from_numpy(random_labels("partial", 50, np.random.default_rng(0)))
-    system.count_classes(labels, 0.5)
+    system.set_positive_weights(labels, 0.5)
     assert torch.equal(system.positive_weight, losses.positive_weights(labels, OWN, 0.5))
 
 
@@ -270,7 +270,7 @@ def shown(network: str, **model: object) -> list[Tensor]:
         system.centers.seen.fill_(True)
     with torch.no_grad():
         outputs = system(images)
-        parts = [*outputs, system.stored_attribute(outputs), system.posterior(outputs)]
+        parts = [*outputs, system.retrieval_embedding(outputs), system.class_probabilities(outputs)]
     return [part for part in parts if part is not None]
 
 

@@ -14,14 +14,16 @@ from tqdm import tqdm
 
 from m3lib import systems
 from m3lib.config import Variant
-from m3lib.data import files
+from m3lib.data import code, files
 from m3lib.errors import InputError
 from m3lib.systems.base import System
+from m3lib.training import checkpoint
 from m3lib.training import trainer as training
-from m3lib.training.schedule import Plan
-from m3lib.training.trainer import Trainer, run_fingerprint
+from m3lib.training.checkpoint import run_fingerprint
+from m3lib.training.schedule import StageSchedule
+from m3lib.training.trainer import Trainer
 from stripes import PARTIAL, PREPARED, STRIPES, moved, run, same, short, weights
-from tiny import make_prepared
+from tiny import ROOT, make_prepared
 
 NETWORKS = list(systems.SYSTEMS)
 
@@ -95,7 +97,7 @@ def test_a_run_killed_after_any_epoch_ends_as_the_undisturbed_one(name, tmp_path
         patch.setattr(Trainer, "save", keep)
         patch.setattr(Trainer, "refresh_centers", spy)
         whole, curves = run(variant, path, prepared=PARTIAL)
-    assert len(kept) == len(curves) == Plan(variant).epochs
+    assert len(kept) == len(curves) == StageSchedule(variant).epochs
     assert guessed == [variant.network == "modc" and epoch >= 3 for epoch in range(len(kept))]
     final = load_file(kept[-1])
     for copy in kept[:-1]:
@@ -125,7 +127,7 @@ def test_a_checkpoint_holds_all_that_a_trainer_holds(network, tmp_path):
         assert all(torch.equal(value, states[1][number][name]) for name, value in state.items())
 
 
-def checkpoint(path: Path, variant: Variant, seed: int = 0) -> str:
+def write_checkpoint(path: Path, variant: Variant, seed: int = 0) -> str:
     trainer = Trainer(PREPARED, variant, seed, 1)
     trainer.run_epoch(tqdm(disable=True))
     fingerprint = run_fingerprint(PREPARED, variant, seed, 1)
@@ -133,30 +135,51 @@ def checkpoint(path: Path, variant: Variant, seed: int = 0) -> str:
     return fingerprint
 
 
-def left_aside(path: Path, fingerprint: str, network: str = "m3") -> bool:
-    """Whether a trainer does not take it up, and is as new."""
+def set_aside(path: Path, fingerprint: str, network: str = "m3") -> bool:
+    """Return whether a trainer refuses the checkpoint and stays as it was initialised."""
     trainer = Trainer(PREPARED, short(network), 0, 1)
-    taken = trainer.resume(path, fingerprint)
-    return not taken and not trainer.history and same(trainer.system, Trainer(PREPARED, short(network), 0, 1).system)
+    resumed = trainer.resume(path, fingerprint)
+    return not resumed and not trainer.history and same(trainer.system, Trainer(PREPARED, short(network), 0, 1).system)
 
 
-def test_a_checkpoint_of_other_settings_or_of_another_system_is_left_aside(tmp_path):
-    own = run_fingerprint(PREPARED, short("m3"), 0, 1)
-    for number, other in enumerate([short("m3", lr=0.02), short("m3_c"), short("classifier")]):
-        checkpoint(tmp_path / f"{number}.safetensors", other)
-        assert left_aside(tmp_path / f"{number}.safetensors", own)
+@pytest.mark.parametrize(
+    "other", [short("m3", lr=0.02), short("m3_c"), short("classifier")], ids=["lr", "m3_c", "plain"]
+)
+def test_a_checkpoint_of_other_settings_or_of_another_network_is_set_aside(other, tmp_path, capfd, undisturbed):
+    """And the run says so, then ends as if there had been none."""
+    path = tmp_path / "c.safetensors"
+    write_checkpoint(path, other)
+    assert set_aside(path, run_fingerprint(PREPARED, short("m3"), 3, 1))
+    capfd.readouterr()
+    system, curves = run(short("m3"), path)
+    sentence = "checkpoint of other settings, data or code set aside: training m3 from the start\n"
+    assert capfd.readouterr().err.count(sentence) == 1
+    assert same(system, undisturbed[0])
+    assert curves == undisturbed[1]
+
+
+def test_a_resumed_run_and_a_new_run_set_nothing_aside(tmp_path, capfd):
+    variant, path = short("classifier"), tmp_path / "c.safetensors"
+    write_checkpoint(path, variant, 3)
+    for expected in (1, 0):
+        capfd.readouterr()
+        run(variant, path)
+        written = capfd.readouterr().err
+        assert "set aside" not in written
+        assert written.count("resumed after epoch 1") == expected
+        path.unlink()
 
 
 @pytest.mark.parametrize("spoil", ["missing", "empty", "cut", "text", "turned"])
-def test_a_spoilt_checkpoint_is_left_aside(tmp_path, spoil):
+def test_a_damaged_checkpoint_is_set_aside(tmp_path, spoil):
     path = tmp_path / "c.safetensors"
-    fingerprint = checkpoint(path, short("m3"))
+    fingerprint = write_checkpoint(path, short("m3"))
     content = path.read_bytes()
     path.unlink()
     spoilt = {"empty": b"", "cut": content[:-100], "text": b"no checkpoint", "turned": content[::-1]}
     if spoil != "missing":
         path.write_bytes(spoilt[spoil])
-    assert left_aside(path, fingerprint)
+    assert set_aside(path, fingerprint)
 
 
 def test_the_fingerprint_tells_runs_apart():
@@ -175,18 +198,60 @@ def test_the_fingerprint_tells_runs_apart():
     assert prints == [run_fingerprint(*given) for given in runs]
 
 
+def copied_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy m3lib, so that a test can edit it, and let fingerprints cover the copy."""
+    package = shutil.copytree(ROOT / "m3lib", folder / "m3lib", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(code, "PACKAGE", package)
+    return package
+
+
+EDITED = [  # a module of m3lib; whether editing it sets aside a checkpoint of asen
+    ("training/trainer.py", True),
+    ("training/augment.py", True),
+    ("systems/losses.py", True),
+    ("systems/asen.py", True),
+    ("retrieval/ranking.py", True),  # validation after every epoch
+    ("data/store.py", True),
+    ("config.py", True),
+    ("systems/m3net.py", False),
+    ("systems/modc.py", False),
+    ("figures/charts.py", False),
+    ("search/index.py", False),
+    ("analysis/record.py", False),
+    ("prepare/catalogue.py", False),
+    ("training/worker.py", False),
+]
+
+
+@pytest.mark.parametrize(("module", "counts"), EDITED)
+def test_a_checkpoint_outlives_edits_of_code_that_its_training_does_not_import(module, counts, tmp_path, monkeypatch):
+    package = copied_package(tmp_path, monkeypatch)
+    before = run_fingerprint(PREPARED, short("asen"), 0, 1)
+    assert (package / module).is_file()
+    (package / module).write_text((package / module).read_text() + "# an edit\n")
+    assert (run_fingerprint(PREPARED, short("asen"), 0, 1) != before) == counts
+
+
+def test_each_network_fingerprints_its_module_and_what_that_imports(tmp_path, monkeypatch):
+    package = copied_package(tmp_path, monkeypatch)
+    before = {network: run_fingerprint(PREPARED, short(network), 0, 1) for network in NETWORKS}
+    (package / "systems/asen.py").write_text((package / "systems/asen.py").read_text() + "# an edit\n")
+    changed = {network for network in NETWORKS if run_fingerprint(PREPARED, short(network), 0, 1) != before[network]}
+    assert changed == {"asen", "asen_v2", "modc"}  # MODC's network is ASEN_v2's
+
+
 def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "c.safetensors"
-    checkpoint(path, short("classifier"))
+    write_checkpoint(path, short("classifier"))
     before = path.read_bytes()
 
     def half(tensors: dict, partial: Path, metadata: dict) -> None:
         Path(partial).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(training, "save_file", half)
+    monkeypatch.setattr(checkpoint, "save_file", half)
     with pytest.raises(OSError, match="disk full"):
-        checkpoint(path, short("classifier"))
+        write_checkpoint(path, short("classifier"))
     assert path.read_bytes() == before
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
@@ -26,7 +26,7 @@ from m3lib.config import Machines, Variant
 from m3lib.data import manifest, store
 from m3lib.errors import InputError
 from m3lib.systems.losses import Batch
-from m3lib.training import augment, distributed
+from m3lib.training import augment, checkpoint, distributed
 from m3lib.training import trainer as training
 from m3lib.training.trainer import Trainer
 from stripes import PARTIAL, PREPARED, run, same, short
@@ -51,7 +51,7 @@ def train(variant: Variant, path: Path) -> list[int]:
         return pixels
 
     trainer.read = spy
-    for _ in range(trainer.plan.epochs):
+    for _ in range(trainer.schedule.epochs):
         trainer.run_epoch(tqdm(disable=True))
         trainer.save(path, json.dumps(trainer.history))
     return sizes
@@ -70,9 +70,9 @@ def meet(rank: int, folder: Path) -> None:
 
 def norm_of_two(rank: int, folder: Path) -> None:
     model, x = make_norm(), torch.randn(6, 5, 3, 2, generator=generator(1), dtype=torch.float64) + 3
-    distributed.share_norms(model)
-    own = x[distributed.share(6)].clone().requires_grad_()
-    model(own).pow(3).mul(weights_of(x)[distributed.share(6)]).sum().backward()
+    distributed.convert_batch_norms(model)
+    own = x[distributed.rank_slice(6)].clone().requires_grad_()
+    model(own).pow(3).mul(weights_of(x)[distributed.rank_slice(6)]).sum().backward()
     torch.save((own.grad, model.state_dict()), folder / f"norm-{rank}.pt")
 
 
@@ -91,7 +91,7 @@ def gathered_of_two(rank: int, folder: Path) -> None:
     whole = distributed.gather(own)
     (whole * torch.arange(4.0)[:, None]).sum().backward()
     sums = [torch.full((2,), rank + 1.0), torch.full((3, 1), rank + 5.0, dtype=torch.float64)]
-    distributed.add_up(sums)
+    distributed.all_reduce_sum(sums)
     torch.save((whole.detach(), own.grad, sums), folder / f"gathered-{rank}.pt")
 
 
@@ -104,8 +104,8 @@ def resumed_of_two(rank: int, folder: Path) -> None:
     trainer.save(folder / f"resumed-{rank}.safetensors", "print")
     states = trainer.optimizer.state_dict()["state"]
     torch.save((trainer.history, trainer.system.state_dict(), states), folder / f"resumed-{rank}.pt")
-    assert distributed.agree("as the other")
-    assert not distributed.agree(f"one of {rank}")
+    assert distributed.all_equal("as the other")
+    assert not distributed.all_equal(f"one of {rank}")
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_two_processes_reach_the_loss_curve_of_one(name, met, tmp_path):
 
 def follows(together: Path, alone: Path) -> None:
     """Whether one checkpoint has the loss curve and the weights of the other, but for rounding."""
-    curves = [training.history_in(path, read_fingerprint(path)) for path in (together, alone)]
+    curves = [checkpoint.read_history(path, read_fingerprint(path)) for path in (together, alone)]
     assert len(curves[0]) == len(curves[1]) > 1
     for two, one in zip(*curves, strict=True):
         assert two == pytest.approx(one, rel=1e-4, abs=1e-4)
@@ -142,7 +142,7 @@ def follows(together: Path, alone: Path) -> None:
 def test_a_checkpoint_that_the_first_process_has_is_taken_up_by_both(met):
     kept = load_file(met / "m3.safetensors")
     for history, system, states in (torch.load(met / f"resumed-{rank}.pt") for rank in (0, 1)):
-        assert history == training.history_in(met / "m3.safetensors", read_fingerprint(met / "m3.safetensors"))
+        assert history == checkpoint.read_history(met / "m3.safetensors", read_fingerprint(met / "m3.safetensors"))
         for prefix, values in [("system", system), *((f"optimizer.{n}", state) for n, state in states.items())]:
             assert all(torch.equal(value, kept[f"{prefix}.{name}"]) for name, value in values.items())
     assert not (met / "resumed-1.safetensors").exists()
@@ -154,9 +154,8 @@ def machine(folder: Path, rendezvous: str) -> Path:
     shutil.copy(ROOT / "dvc.yaml", folder)
     short_run = vars(VARIANTS["m3"].train) | {"epochs": 2}
     changes = {"threads": 1, "accelerator": "cpu", "nodes": 2, "rendezvous": rendezvous, "variants": ["m3"]}
-    (folder / "params.yaml").write_text(
-        yaml.safe_dump(VALUES | changes | {"model": VALUES["model"] | MODEL, "train": short_run})
-    )
+    values = VALUES | changes | {"model": VALUES["model"] | MODEL, "train": short_run}
+    (folder / "params.yaml").write_text(json.dumps(values))  # YAML without aliases
     prepared = folder / "data" / "prepared"
     prepared.mkdir(parents=True)
     PARTIAL.taxonomy.save(prepared / "taxonomy.json")
@@ -176,7 +175,7 @@ def test_two_machines_reach_the_loss_curve_of_one(tmp_path, monkeypatch):
         try:
             monkeypatch.chdir(first)
             monkeypatch.setattr(config, "__file__", str(first / "m3lib" / "config.py"))
-            monkeypatch.setattr(distributed, "PATIENCE", timedelta(seconds=60))
+            monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=60))
             settings, prepared = config.load(first / "params.yaml"), manifest.open_prepared(first / "data" / "prepared")
             variant, path = settings.variant("m3"), first / "data" / "work" / "m3.safetensors"
             training.fit(prepared, variant, settings.seed, settings.threads, path, "cpu", settings.machines)
@@ -190,7 +189,7 @@ def test_two_machines_reach_the_loss_curve_of_one(tmp_path, monkeypatch):
 
 
 def read_fingerprint(path: Path) -> str:
-    with training.safe_open(path, framework="pt") as file:
+    with safe_open(path, framework="pt") as file:
         return file.metadata()["fingerprint"]
 
 
@@ -232,14 +231,14 @@ def test_shares_are_all_of_it(monkeypatch):
         parts = []
         for rank in range(processes):
             monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
-            parts += list(range(size))[distributed.share(size)]
+            parts += list(range(size))[distributed.rank_slice(size)]
         assert parts == list(range(size))
 
 
 def test_a_norm_that_cannot_be_shared_and_a_batch_that_cannot_be_cut_are_told(monkeypatch):
-    monkeypatch.setattr(distributed, "count", lambda: 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     with pytest.raises(InputError, match=r"BatchNorm3d of this backbone can't be shared; set devices and nodes to 1"):
-        distributed.share_norms(nn.Sequential(nn.BatchNorm3d(4)))
+        distributed.convert_batch_norms(nn.Sequential(nn.BatchNorm3d(4)))
     with pytest.raises(InputError, match=r"train\.batch 8 can't be shared by 3 processes: set it to a multiple"):
         Trainer(PREPARED, short("m3"), 0, 1)
 
@@ -254,7 +253,7 @@ def test_a_machine_says_which_one_it_is(capsys, monkeypatch):
 
 
 def test_machines_that_are_not_alike_are_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "agree", lambda own: False)
+    monkeypatch.setattr(distributed, "all_equal", lambda own: False)
     with pytest.raises(InputError, match=r"^m3: the machines differ in params\.yaml, data/prepared or code"):
         training.fit(PREPARED, short("m3"), 3, 1, tmp_path / "c.safetensors")
 
@@ -278,7 +277,7 @@ def test_a_fit_in_processes_starts_them_and_takes_up_what_they_left(tmp_path, mo
         trainer = Trainer(PREPARED, variant, 3, 1)
         for _ in range(3):
             trainer.run_epoch(tqdm(disable=True))
-            trainer.save(path, training.run_fingerprint(PREPARED, variant, 3, 1, "cpu", 2))
+            trainer.save(path, checkpoint.run_fingerprint(PREPARED, variant, 3, 1, "cpu", 2))
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr("os.cpu_count", lambda: 2)

@@ -12,7 +12,7 @@ from m3lib.config import Train
 from m3lib.errors import InputError
 from m3lib.systems import losses
 from m3lib.training import samplers
-from m3lib.training.samplers import Batch, Triplets
+from m3lib.training.samplers import Batch, TripletSampler
 from tiny import OWN, SETTINGS, TAXONOMY, generator, random_labels
 
 KINDS = ["asen", "asen_pp", "asen_pp_exact"]
@@ -86,7 +86,7 @@ def test_an_epoch_has_the_steps_it_announces(sampler):
     for batch, triplets in [(7, 21), (8, 23), (30, 64), (31, 9)]:
         train = make_train(sampler, batch=batch, triplets=triplets)
         found = list(samplers.epoch(labels, OWN, train, generator()))
-        size = 30 if sampler in samplers.WHOLE else triplets
+        size = 30 if sampler in samplers.IMAGE_SAMPLERS else triplets
         assert len(found) == samplers.steps_per_epoch(30, train) == max(1, size // batch)
 
 
@@ -95,9 +95,9 @@ def indices(found: list[Batch]) -> list[int]:
 
 
 @pytest.mark.parametrize(("size", "batch", "sizes"), [(23, 5, [5] * 4), (20, 5, [5] * 4), (3, 5, [3]), (5, 5, [5])])
-def test_shuffled_shows_each_image_once_but_for_the_rest(size, batch, sizes):
+def test_uniform_yields_each_image_once_except_an_incomplete_batch(size, batch, sizes):
     labels = draw_labels("partial", size)
-    found = list(samplers.shuffled(labels, OWN, batch, generator()))
+    found = list(samplers.uniform(labels, OWN, batch, generator()))
     assert [len(part.index) for part in found] == sizes
     assert len(set(indices(found))) == sum(sizes)
     for part in found:
@@ -149,7 +149,9 @@ def test_rare_classes_take_turns_where_a_batch_has_no_room_for_all():
 def test_balanced_without_rare_classes_is_the_plain_sampler():
     labels = draw_labels("single", 60)
     assert labels.sum(dim=0).min() * 30 >= 120
-    found = [list(samplers.epoch(labels, OWN, make_train(kind, batch=30), generator())) for kind in samplers.WHOLE]
+    found = [
+        list(samplers.epoch(labels, OWN, make_train(kind, batch=30), generator())) for kind in samplers.IMAGE_SAMPLERS
+    ]
     assert [batch.index.tolist() for batch in found[0]] == [batch.index.tolist() for batch in found[1]]
 
 
@@ -174,7 +176,7 @@ def test_an_epoch_is_the_generators(sampler):
 @pytest.mark.parametrize("labelled", ["single", "multi", "partial"])
 def test_triplets_keep_their_rule(kind, labelled):
     labels = draw_labels(labelled, seed=3)
-    drawn = [Triplets(labels, OWN, kind).draw(draws) for draws in [generator(1)] for _ in range(1500)]
+    drawn = [TripletSampler(labels, OWN, kind).draw(draws) for draws in [generator(1)] for _ in range(1500)]
     assert len({m for *_, m in drawn}) == M
     for anchor, positive, negative, m in drawn:
         assert anchor != positive
@@ -188,7 +190,7 @@ def test_triplets_keep_their_rule(kind, labelled):
 @pytest.mark.parametrize("kind", KINDS)
 def test_classes_and_negatives_are_as_frequent_as_the_released_code_makes_them(kind):
     labels = uneven_labels()
-    draws, sampler = generator(2), Triplets(labels, OWN, kind)
+    draws, sampler = generator(2), TripletSampler(labels, OWN, kind)
     drawn = [sampler.draw(draws) for _ in range(8000)]
     asked, pairs = expected_shares(labels, kind)
     assert 6 not in asked
@@ -203,7 +205,7 @@ def test_classes_and_negatives_are_as_frequent_as_the_released_code_makes_them(k
 def test_a_batch_of_triplets_knows_no_more_than_its_attribute_and_compares_no_others(kind):
     labels, size = draw_labels("multi", seed=4), 6
     draws = generator(7)
-    drawn = [Triplets(labels, OWN, kind).draw(draws) for _ in range(3 * size)]
+    drawn = [TripletSampler(labels, OWN, kind).draw(draws) for _ in range(3 * size)]
     found = list(samplers.epoch(labels, OWN, make_train(kind, batch=size, triplets=3 * size + 2), generator(7)))
     for part, triplets in zip(found, (drawn[k : k + size] for k in range(0, len(drawn), size)), strict=True):
         roles = list(zip(*triplets, strict=True))
@@ -237,7 +239,7 @@ def test_too_few_images_are_refused(kind, pairs):
 def test_an_attribute_without_rivals_is_passed_over(kind):
     labels = torch.zeros(6, M, dtype=torch.bool)
     labels[:4, 0] = labels[:2, 7] = labels[2:, 8] = True
-    draws, sampler = generator(), Triplets(labels, OWN, kind)
+    draws, sampler = generator(), TripletSampler(labels, OWN, kind)
     assert {sampler.draw(draws)[3] for _ in range(60)} == {7, 8}
 
 
@@ -256,7 +258,7 @@ def test_a_class_whose_rivals_all_carry_it_too_is_drawn_again(monkeypatch):
     counted(monkeypatch, 10_000)
     labels = torch.zeros(6, M, dtype=torch.bool)
     labels[:4, 3] = labels[:3, 4] = True  # every image with 4 has 3: only 4 can be asked for
-    draws, sampler = generator(), Triplets(labels, OWN, "asen_pp_exact")
+    draws, sampler = generator(), TripletSampler(labels, OWN, "asen_pp_exact")
     assert {sampler.draw(draws)[2:] for _ in range(60)} == {(3, 4)}
 
 
@@ -265,4 +267,4 @@ def test_asen_pp_exact_refuses_labels_without_any_negative(monkeypatch):
     labels = torch.zeros(4, M, dtype=torch.bool)
     labels[:3, 3:5] = True
     with pytest.raises(InputError, match=r"train\.sampler asen_pp_exact"):
-        Triplets(labels, OWN, "asen_pp_exact").draw(generator())
+        TripletSampler(labels, OWN, "asen_pp_exact").draw(generator())

@@ -1,4 +1,4 @@
-"""Schedule: learning rates, the plan of stages, and which parameters an optimiser moves how fast."""
+"""Schedule: learning rates, the schedule of stages, and which parameters an optimiser moves how fast."""
 
 from dataclasses import replace
 from itertools import product
@@ -10,7 +10,7 @@ import torch
 from m3lib import systems
 from m3lib.config import Stage, Variant
 from m3lib.training import schedule
-from m3lib.training.schedule import Plan
+from m3lib.training.schedule import StageSchedule
 from m3lib.training.trainer import Trainer
 from stripes import PREPARED, short
 from tiny import SETTINGS
@@ -44,7 +44,7 @@ def test_the_step_schedule_falls_after_every_few_epochs(step_epochs, factor):
     assert rates == pytest.approx(expected)
 
 
-PLANS = [  # (share, restart) of the stages, epochs; the stage of every epoch, and the schedules
+STAGES = [  # (share, restart) of the stages, epochs; the stage of every epoch, and the schedules
     ([(1.0, False)], 4, [0] * 4, [(0, 4)]),
     ([(1.0, True)], 4, [0] * 4, [(0, 4)]),
     ([(0.4, False), (0.3, False), (0.3, False)], 4, [0, 0, 1, 2], [(0, 4)]),
@@ -66,29 +66,29 @@ def staged(*stages: tuple[float, bool], epochs: int, **changes: object) -> Varia
     return replace(base, stages=tuple(made))
 
 
-@pytest.mark.parametrize(("stages", "epochs", "numbers", "schedules"), PLANS)
-def test_a_plan_gives_each_epoch_its_stage_and_schedule(stages, epochs, numbers, schedules):
+@pytest.mark.parametrize(("stages", "epochs", "numbers", "cycles"), STAGES)
+def test_each_epoch_has_its_stage_and_its_learning_rate_cycle(stages, epochs, numbers, cycles):
     variant = staged(*stages, epochs=epochs)
-    plan = Plan(variant)
-    assert plan.epochs == len(numbers)
-    found = [plan.stage(epoch) for epoch in range(plan.epochs)]
+    schedule = StageSchedule(variant)
+    assert schedule.epochs == len(numbers)
+    found = [schedule.stage(epoch) for epoch in range(schedule.epochs)]
     assert [next(k for k, stage in enumerate(variant.stages) if stage is own) for own in found] == numbers
-    expected = [(first, last) for first, last in schedules for _ in range(first, last)]
-    assert [plan.schedule(epoch) for epoch in range(plan.epochs)] == expected
+    expected = [(first, last) for first, last in cycles for _ in range(first, last)]
+    assert [schedule.cycle(epoch) for epoch in range(schedule.epochs)] == expected
 
 
 @pytest.mark.parametrize("name", SETTINGS.variants)
 def test_the_rows_of_the_comparison_share_one_budget(name):
     """Passes through a backbone; ASEN++'s second stage makes two of them an epoch."""
-    plan = Plan(SETTINGS.variant(name))
-    stages = [plan.stage(epoch) for epoch in range(plan.epochs)]
+    schedule = StageSchedule(SETTINGS.variant(name))
+    stages = [schedule.stage(epoch) for epoch in range(schedule.epochs)]
     assert sum(2 if stage.loss.asen_pp_local else 1 for stage in stages) == SETTINGS.train.epochs
 
 
 def rates(trainer: Trainer) -> dict[bool, list[float]]:
     """The learning rates of all steps, of the global (True) and the local parameters."""
     found: dict[bool, list[float]] = {}
-    for epoch, number in product(range(trainer.plan.epochs), range(trainer.steps_per_epoch)):
+    for epoch, number in product(range(trainer.schedule.epochs), range(trainer.steps_per_epoch)):
         trainer.set_learning_rate(epoch, number)
         for group in trainer.optimizer.param_groups:
             found.setdefault(group["global"], []).append(group["lr"])

@@ -14,7 +14,7 @@ from m3lib.retrieval import metrics, ranking
 from m3lib.systems import losses
 from m3lib.systems.losses import Batch
 from m3lib.training import augment, inference, samplers
-from m3lib.training.schedule import Plan
+from m3lib.training.schedule import StageSchedule
 from m3lib.training.trainer import Trainer
 from stripes import PREPARED, SIDE, STRIPES, moved, run, short, weights
 from tiny import OWN, PUBLISHED, SETTINGS, TAXONOMY, make_prepared, make_variant, random_labels
@@ -97,7 +97,7 @@ def test_embed_covers_the_rows_in_order_and_equals_a_forward_pass(network, monke
         outputs = system.eval()(batches.to_tensor(PREPARED.images[rows]))
     for got, expected in zip(
         vars(found).values(),
-        (found.rows, system.stored_attribute(outputs), system.posterior(outputs), outputs.classes),
+        (found.rows, system.retrieval_embedding(outputs), system.class_probabilities(outputs), outputs.classes),
         strict=True,
     ):
         assert (got is None) == (expected is None)
@@ -144,7 +144,7 @@ def test_a_step_moves_the_centers_to_the_batchs_classes():
     trainer.set_learning_rate(0, 0)
     trainer.system.train()
     batch = whole_batch(trainer)
-    trainer.step(batch, trainer.read(batch), trainer.plan.stage(0), torch.Generator().manual_seed(0), None)
+    trainer.step(batch, trainer.read(batch), trainer.schedule.stage(0), torch.Generator().manual_seed(0), None)
     centers = trainer.system.centers
     assert centers.seen.all()
     torch.testing.assert_close(centers.value.norm(dim=1), torch.ones(5))
@@ -159,7 +159,7 @@ def test_a_step_asks_for_the_classes_of_its_batch_and_learns_the_same(network, m
         trainer.set_learning_rate(0, 0)
         trainer.system.train()
         index = torch.nonzero(~trainer.labels[:, 0] & ~trainer.labels[:, 3]).flatten()[:8]
-        batch = samplers.batch_of(index, trainer.labels, trainer.own)
+        batch = samplers.make_batch(index, trainer.labels, trainer.attribute_of_class)
         forward = trainer.system.forward
 
         def spy(images, wanted, forward=forward, every=every):
@@ -167,7 +167,9 @@ def test_a_step_asks_for_the_classes_of_its_batch_and_learns_the_same(network, m
             return forward(images) if every else forward(images, wanted)
 
         monkeypatch.setattr(trainer.system, "forward", spy)
-        parts = trainer.step(batch, trainer.read(batch), trainer.plan.stage(0), torch.Generator().manual_seed(0), None)
+        parts = trainer.step(
+            batch, trainer.read(batch), trainer.schedule.stage(0), torch.Generator().manual_seed(0), None
+        )
         found.append((parts, {name: weight.grad for name, weight in trainer.system.named_parameters()}))
     assert [wanted.tolist() for wanted in asked] == [[1, 2, 4]] * 2
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
@@ -222,7 +224,7 @@ def test_centers_are_the_exact_means_and_guesses_are_near_and_clear(seed, monkey
     system, labels = trainer.system, prepared.labels[1:]
     system.centers.value[0] = torch.eye(16)[1]  # to be replaced
     before = {name: value.clone() for name, value in system.state_dict().items() if "centers" not in name}
-    assert trainer.refresh_centers(trainer.plan.stages[0].loss) is None
+    assert trainer.refresh_centers(trainer.schedule.stages[0].loss) is None
     assert not system.centers.seen.any()
     assert trainer.refresh_centers(trainer.variant.stages[1].loss) is None
     pseudo = trainer.refresh_centers(trainer.variant.stages[2].loss)
@@ -277,5 +279,5 @@ def test_the_published_settings_train_with_their_own_sampler_optimiser_and_sched
     system, curves = run(variant, tmp_path / "c.safetensors")
     assert variant.train.sampler in ("asen", "asen_pp", "asen_pp_exact")
     assert (variant.train.optimizer, variant.train.schedule, variant.train.lr) == ("adam", "step", 1e-4)
-    assert len(curves) == Plan(variant).epochs == (4 if name == "asen_pp" else 3)
+    assert len(curves) == StageSchedule(variant).epochs == (4 if name == "asen_pp" else 3)
     assert all(parameter.isfinite().all() for parameter in system.parameters())
