@@ -1,7 +1,7 @@
-"""Likeness inside a class: do nearer results share finer traits that no label tells?
+"""Do scores order images of one class by finer traits that no label states?
 
-The drawn benchmark keeps hidden factors of every picture, such as the pitch of its stripes. Among the candidates that
-carry the query's class, a score is worth more than the class alone if it puts those first whose factor is close.
+The drawn benchmark keeps hidden factors of every image, such as the pitch of its stripes. Among the candidates of the
+query's class, a score carries more than the class if it ranks those with a similar factor first.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ FINER = {  # attribute of the drawn benchmark to the hidden factors that are fin
     "skirt length": ("lower_hem",),
     "pant length": ("lower_hem",),
 }
-FEWEST = 10  # relevant candidates, below which a rank correlation says nothing
+MIN_CANDIDATES = 10  # relevant candidates; a rank correlation over fewer is mostly noise
 CYCLIC = "hue"  # in [0, 1), where 0 and 1 are one colour
 
 
@@ -40,39 +40,34 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def closeness(query: np.ndarray, candidate: np.ndarray, factor: str) -> np.ndarray:
-    """(Q, C) minus the distance between a factor's values (Q,) and (C,)."""
+    """(Q, C) negative distance between the values of a factor, (Q,) and (C,)."""
     distance = np.abs(query[:, None] - candidate[None])
     return -np.minimum(distance, 1 - distance) if factor == CYCLIC else -distance
 
 
-def inside_classes(prepared: Prepared, split: str, score: str, embeddings: Embeddings) -> dict[str, float]:
-    """ "attribute: factor" to the mean rank correlation over (query, class) pairs, in [-1, 1]; empty without factors.
+def within_classes(prepared: Prepared, split: str, score: str, embeddings: Embeddings) -> dict[str, float]:
+    """Return the mean rank correlation of similarity and closeness, in [-1, 1], by "attribute: factor".
 
-    Of similarity with closeness in the factor, over the candidates that carry the class.
+    For each (query, class) pair, over the candidates of that class. Empty for a data set without hidden factors.
     """
-    taxonomy, found = prepared.taxonomy, {}
-    for n, name in enumerate(taxonomy.names):
-        of_attribute = embeddings.of_attribute(n, taxonomy)
-        values = {f: prepared.manifest[f"factor_{f}"].to_numpy() for f in FINER.get(name, ()) if known(prepared, f)}
-        parts: dict[str, list[np.ndarray]] = {factor: [] for factor in values}
-        for asking, answering in class_pairs(prepared, split, taxonomy.classes_of(n)) if values else ():
-            query, candidate = of_attribute.take(asking), of_attribute.take(answering)
-            alike = similarity(score, query, candidate)
+    means = {}
+    for n, name in enumerate(prepared.taxonomy.names):
+        factors = [factor for factor in FINER.get(name, ()) if f"factor_{factor}" in prepared.manifest]
+        values = {factor: prepared.manifest[f"factor_{factor}"].to_numpy() for factor in factors}
+        correlations: dict[str, list[np.ndarray]] = {factor: [] for factor in factors}
+        of_attribute = embeddings.of_attribute(n, prepared.taxonomy)
+        for queries, candidates in class_rows(prepared, split, prepared.taxonomy.classes_of(n)) if factors else ():
+            similar = similarity(score, of_attribute.take(queries), of_attribute.take(candidates)).numpy()
             for factor, x in values.items():
-                close = closeness(x[asking], x[answering], factor)
-                parts[factor].append(rank_correlation(alike.numpy(), close))
-        found |= {f"{name}: {factor}": float(np.concatenate(part).mean()) for factor, part in parts.items() if part}
-    return found
+                correlations[factor].append(rank_correlation(similar, closeness(x[queries], x[candidates], factor)))
+        means |= {f"{name}: {f}": float(np.concatenate(rows).mean()) for f, rows in correlations.items() if rows}
+    return means
 
 
-def known(prepared: Prepared, factor: str) -> bool:
-    return f"factor_{factor}" in prepared.manifest
-
-
-def class_pairs(prepared: Prepared, split: str, classes: slice) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Manifest rows of the queries and of the candidates that carry a class, for every class with enough of them."""
-    rows = prepared.rows(split, "query"), prepared.rows(split, "candidate")
+def class_rows(prepared: Prepared, split: str, classes: slice) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the manifest rows of the queries and candidates of each class that has enough of them."""
     for m in range(classes.start, classes.stop):
-        asking, answering = (part[prepared.labels[part, m]] for part in rows)
-        if len(asking) and len(answering) >= FEWEST:
-            yield asking, answering
+        rows = [prepared.rows(split, role) for role in ("query", "candidate")]
+        queries, candidates = (r[prepared.labels[r, m]] for r in rows)
+        if len(queries) and len(candidates) >= MIN_CANDIDATES:
+            yield queries, candidates

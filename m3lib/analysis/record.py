@@ -1,8 +1,9 @@
-"""Collect finished experiments into a small table in git, and write README's result tables from those.
+"""Collect finished experiments into data/results and write README's result tables from them.
 
-`make record NAME=catalogue` gathers every experiment of `dvc exp run` whose name starts with `catalogue-`, one row per
-experiment, variant, split, score and metric, into data/results/catalogue.csv, and what their reports compared into
-data/results/catalogue-pairs.csv. It also writes the tables between the markers of README.md and data/results/README.md.
+`make record NAME=catalogue` gathers every experiment of `dvc exp run` whose name starts with `catalogue-` into
+data/results/catalogue.csv, one row per experiment, variant, split, score, metric and attribute, and the paired
+comparisons of their reports into data/results/catalogue-pairs.csv. It also writes the tables between the markers of
+README.md and data/results/README.md. Columns: `own` marks rows by the score that the variant is reported with.
 """
 
 import io
@@ -16,12 +17,15 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from m3lib.analysis import sweeps
 from m3lib.analysis.comparison import COLUMNS
+from m3lib.analysis.markdown import markdown_table
 from m3lib.compatibility import SCORES
 from m3lib.config import find_root
 from m3lib.errors import InputError
 
 MARKER = re.compile(r"(<!-- (results|summary|sweep|scores): ([\w\- ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+VARIES_ANYWAY = ("seed", "threads", "variants")  # settings that differ between experiments of one question
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -29,94 +33,82 @@ def git(root: Path, *arguments: str) -> str:
 
 
 def experiments(root: Path, prefix: str) -> dict[str, str]:
-    """Name to commit of the finished experiments that are named <prefix>-..."""
+    """Return the commit of each finished experiment named <prefix>-..., by name."""
     lines = git(root, "for-each-ref", "refs/exps", "--format=%(refname) %(objectname)").splitlines()
-    found = {ref.rsplit("/", 1)[-1]: commit for ref, commit in (line.split() for line in lines)}
-    return {name: found[name] for name in sorted(found) if name.startswith(f"{prefix}-")}
+    commits = {ref.rsplit("/", 1)[-1]: commit for ref, commit in (line.split() for line in lines)}
+    return {name: commits[name] for name in sorted(commits) if name.startswith(f"{prefix}-")}
 
 
-def show(root: Path, commit: str, path: str) -> str | None:
-    """A file as the commit has it, or None."""
-    try:
-        return git(root, "show", f"{commit}:{path}")
-    except subprocess.CalledProcessError:
-        return None
-
-
-def settings_of(params: dict) -> dict[str, str]:
-    """Dotted name to value of every setting, but those that tell experiments of one question apart anyway."""
+def dotted_settings(values: dict, path: str = "") -> dict[str, str]:
+    """Return the text of every setting by its dotted name, except VARIES_ANYWAY."""
     flat = {}
-
-    def walk(values: dict, path: str) -> None:
-        for key, value in values.items():
-            if isinstance(value, dict):
-                walk(value, f"{path}{key}.")
-            else:
-                flat[f"{path}{key}"] = str(value)
-
-    walk({key: value for key, value in params.items() if key not in ("seed", "threads", "variants")}, "")
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= dotted_settings(value, f"{path}{key}.")
+        elif path or key not in VARIES_ANYWAY:
+            flat[f"{path}{key}"] = str(value)
     return flat
 
 
-def differing(params: dict[str, dict]) -> dict[str, str]:
-    """Experiment to the settings that all have and that differ, as `train.lr=0.004 train.epochs=8`."""
-    flat = {name: settings_of(values) for name, values in params.items()}
+def varied_settings(params: dict[str, dict]) -> dict[str, str]:
+    """Return the settings that differ between experiments, by experiment, as `train.lr=0.004 train.epochs=8`."""
+    flat = {name: dotted_settings(values) for name, values in params.items()}
     shared = sorted(set.intersection(*(set(values) for values in flat.values())))
     varied = [key for key in shared if len({values[key] for values in flat.values()}) > 1]
-    varied = [key for key in varied if not all(follows(key, values) for values in flat.values())]
+    varied = [key for key in varied if not all(repeats_general(key, values) for values in flat.values())]
     return {name: " ".join(f"{key}={values[key]}" for key in varied) for name, values in flat.items()}
 
 
-def follows(key: str, values: dict[str, str]) -> bool:
-    """Whether a row's own setting, such as systems.asen.train.lr, says what the general one says."""
+def repeats_general(key: str, values: dict[str, str]) -> bool:
+    """Whether a setting of one row, such as systems.asen.train.lr, has the value of the general setting train.lr."""
     general = key.split(".", 2)[2:] if key.startswith("systems.") else []
     return bool(general) and values[key] == values.get(general[0])
 
 
-def rows_of(root: Path, commit: str, params: dict) -> list[dict]:
-    """One experiment's metrics: of each variant every score on valid and test, by its own score all of them."""
-    rows, systems = [], [params["systems"][variant] for variant in params["variants"]]
-    unseen = {class_ for system in systems for class_ in system.get("train", {}).get("held_out", [])}
+def rows_of(root: Path, commit: str, params: dict) -> Iterator[dict]:
+    """Yield one experiment's metrics: overall MAP@all by every score, and all metrics by the reported score on test."""
+    held_out = {c for v in params["variants"] for c in params["systems"][v].get("train", {}).get("held_out", [])}
     for variant in params["variants"]:
         result = json.loads(git(root, "show", f"{commit}:data/metrics/{variant}.json"))
-        found = [("test", "random", result["random"])]
-        found += [(split, score, s) for split in ("valid", "test") for score, s in result[split].items()]
-        for split, score, summary in found:
-            own = score in ("random", result["score"])
+        summaries = [("test", "random", result["random"])]
+        summaries += [(split, score, s) for split in ("valid", "test") for score, s in result[split].items()]
+        for split, score, summary in summaries:
+            reported = score in ("random", result["score"])
             key = {"seed": params["seed"], "variant": "random" if score == "random" else variant}
-            key |= {"split": split, "score": score, "own": own}
-            for metric, attribute, value in numbers(summary, whole=own and split == "test"):
-                rows.append(key | {"metric": metric, "attribute": attribute, "percent": 100 * value})
-        for metric, score, attribute, value in beyond(result, unseen):
+            key |= {"split": split, "score": score, "own": reported}
+            for metric, attribute, value in summary_values(summary, everything=reported and split == "test"):
+                yield key | {"metric": metric, "attribute": attribute, "percent": 100 * value}
+        for metric, score, attribute, value in extra_metrics(result, held_out):
             key = {"seed": params["seed"], "variant": variant, "split": "test", "score": score, "own": False}
-            rows.append(key | {"metric": metric, "attribute": attribute, "percent": 100 * value})
-    return rows
+            yield key | {"metric": metric, "attribute": attribute, "percent": 100 * value}
 
 
-def numbers(summary: dict, whole: bool) -> Iterator[tuple[str, str, float]]:
-    """(metric, attribute or "", fraction): overall MAP@all, or all metrics and attributes."""
+def summary_values(summary: dict, everything: bool) -> Iterator[tuple[str, str, float]]:
+    """Yield (metric, attribute or "", fraction): overall MAP@all only, or all metrics and attributes."""
     for column, (metric, mean) in COLUMNS.items():
-        if whole or column == "MAP@all":
+        if everything or column == "MAP@all":
             yield column, "", summary[metric][mean]
-    if whole:
+    if everything:
         for attribute, value in summary["map_all"]["attributes"].items():
             yield "MAP@all", attribute, value
 
 
-def beyond(result: dict, unseen: set[str]) -> Iterator[tuple[str, str, str, float]]:
-    """(metric, score, attribute, fraction): likeness inside a class, and the classes that some variant never saw."""
-    for score, found in result["likeness"].items():
-        for factor, value in found.items():
+def extra_metrics(result: dict, held_out: set[str]) -> Iterator[tuple[str, str, str, float]]:
+    """Yield (metric, score, factor or class, fraction): factor correlations, and classes that some variant held out."""
+    for score, correlations in result["likeness"].items():
+        for factor, value in correlations.items():
             yield "likeness", score, factor, value
     for score, classes in result["classes"].items():
-        for class_ in sorted(unseen & set(classes)):
+        for class_ in sorted(held_out & set(classes)):
             yield "MAP@all of a class", score, class_, classes[class_]
 
 
-def pair_rows(root: Path, commit: str, seed: int) -> pd.DataFrame:
-    """The paired comparisons of one experiment's report; empty where it stopped before the report."""
-    text = show(root, commit, "data/pairs.csv")
-    return pd.read_csv(io.StringIO(text)).assign(seed=seed) if text else pd.DataFrame()
+def pair_rows(root: Path, commit: str) -> pd.DataFrame:
+    """Return the paired comparisons of one experiment's report; empty if it stopped before the report."""
+    try:
+        return pd.read_csv(io.StringIO(git(root, "show", f"{commit}:data/pairs.csv")))
+    except subprocess.CalledProcessError:
+        return pd.DataFrame()
 
 
 def collect(root: Path, name: str) -> Path:
@@ -124,16 +116,16 @@ def collect(root: Path, name: str) -> Path:
 
     Raises InputError when no such experiment has finished.
     """
-    found = experiments(root, name)
-    if not found:
+    commits = experiments(root, name)
+    if not commits:
         raise InputError(f"no finished experiment is named {name}...; `dvc exp run -n {name}-1 ...` makes one")
-    params = {e: yaml.safe_load(git(root, "show", f"{commit}:params.yaml")) for e, commit in found.items()}
-    settings = differing(params)
+    params = {e: yaml.safe_load(git(root, "show", f"{commit}:params.yaml")) for e, commit in commits.items()}
+    settings = varied_settings(params)
     tables, pairs = [], []
-    for experiment, commit in found.items():
+    for experiment, commit in commits.items():
         key = {"experiment": experiment, "settings": settings[experiment]}
         tables.append(pd.DataFrame(rows_of(root, commit, params[experiment])).assign(**key))
-        pairs.append(pair_rows(root, commit, params[experiment]["seed"]).assign(**key))
+        pairs.append(pair_rows(root, commit).assign(seed=params[experiment]["seed"], **key))
     folder = root / "data" / "results"
     table = pd.concat(tables).drop_duplicates(["seed", "variant", "settings", "split", "score", "metric", "attribute"])
     table.round(2).to_csv(folder / f"{name}.csv", index=False)
@@ -144,114 +136,102 @@ def collect(root: Path, name: str) -> Path:
     return folder / f"{name}.csv"
 
 
-def own_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The test rows of every variant by the score it is reported with."""
-    return table[table["own"] & (table["split"] == "test")]
+# ---- tables of README.md and data/results/README.md, in percent
 
 
-def mean_and_spread(table: pd.DataFrame, rows: str = "variant") -> pd.DataFrame:
-    """Text cells `mean ± standard deviation over seeds`; a column per metric and per attribute."""
-    keys = table["metric"].where(table["attribute"].isna(), table["attribute"])
-    order = list(dict.fromkeys(keys))
-    grouped = table.assign(key=keys).groupby([rows, "key"], sort=False)["percent"]
-    cells = grouped.agg(lambda values: cell(values.mean(), values.std())).unstack()
-    return cells.reindex(columns=order).fillna("-")
+def cell(values: pd.Series) -> str:
+    """Return `mean ± standard deviation`; only the mean for one seed or a deviation that rounds to 0."""
+    mean, spread = values.mean(), values.std()
+    return f"{mean:.1f} ± {spread:.1f}" if spread >= 0.05 else f"{mean:.1f}"
 
 
-def cell(mean: float, spread: float) -> str:
-    return f"{mean:.1f}" if not spread >= 0.05 else f"{mean:.1f} ± {spread:.1f}"  # no spread: one seed
+def reported_cells(table: pd.DataFrame) -> pd.DataFrame:
+    """Test metrics by each variant's reported score: one row per variant, one column per metric and attribute."""
+    table = table[table["own"] & (table["split"] == "test")]
+    keys = table["metric"].where(table["attribute"] == "", table["attribute"])
+    grouped = table.assign(key=keys).groupby(["variant", "key"], sort=False)["percent"]
+    return grouped.agg(cell).unstack().reindex(columns=list(dict.fromkeys(keys))).fillna("-")
 
 
-def markdown(path: Path) -> str:
-    """The tables of one recorded result: overall metrics, MAP@all by attribute, neighbours in the published order."""
-    table = own_rows(pd.read_csv(path))
-    cells = mean_and_spread(table)
-    seeds = ", ".join(str(seed) for seed in sorted(table["seed"].unique()))
-    used = table.groupby("variant", sort=False)["score"].first()
+def results_tables(path: Path) -> str:
+    """Return all tables of one recorded result: overall metrics, MAP@all by attribute, paired differences."""
+    table = sweeps.read(path)
+    cells = reported_cells(table)
     overall, attributes = cells[list(COLUMNS)], cells.drop(columns=list(COLUMNS))
-    overall.insert(0, "score", used[overall.index])
-    parts = [f"Percent, mean ± standard deviation over seeds {seeds}.", pipes(overall), "MAP@all by attribute:"]
-    parts.append(pipes(attributes))
+    reported = table[table["own"] & (table["split"] == "test")].groupby("variant", sort=False)["score"].first()
+    overall.insert(0, "score", reported[overall.index])
+    seeds = ", ".join(str(seed) for seed in sorted(table["seed"].unique()))
+    texts = [f"Percent, mean ± standard deviation over seeds {seeds}.", markdown_table(overall)]
+    texts += ["MAP@all by attribute:", markdown_table(attributes)]
     pairs = path.with_name(f"{path.stem}-pairs.csv")
     if pairs.exists():
-        parts += ["Differences in overall MAP@all (points):", pipes(pair_table(pd.read_csv(pairs)))]
-    return "\n\n".join(parts) + "\n"
+        texts += ["Differences in overall MAP@all (points):", markdown_table(pair_table(pd.read_csv(pairs)))]
+    return "\n\n".join(texts) + "\n"
 
 
 def pair_table(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Mean and spread over seeds, and in how many runs the paired bootstrap over queries tells the two apart."""
+    """Difference of each pair over seeds, and in how many runs its bootstrap interval excludes 0."""
     keys = [pairs["higher"] + " - " + pairs["lower"]]
     grouped = pairs.assign(ahead=pairs["low"] > 0, behind=pairs["high"] < 0).groupby(keys, sort=False)
     runs = grouped.size()
     return pd.DataFrame(
         {
-            "difference": grouped["difference"].agg(lambda values: cell(values.mean(), values.std())),
+            "difference": grouped["difference"].agg(cell),
             "ahead in": [f"{n} of {k}" for n, k in zip(grouped["ahead"].sum(), runs, strict=True)],
             "behind in": [f"{n} of {k}" for n, k in zip(grouped["behind"].sum(), runs, strict=True)],
         }
     ).rename_axis("pair")
 
 
-def pipes(cells: pd.DataFrame) -> str:
-    lines = [[cells.index.name, *cells.columns], ["---"] * (cells.shape[1] + 1)]
-    lines += [[str(name), *row] for name, row in zip(cells.index, cells.to_numpy(), strict=True)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def summary(folder: Path, names: list[str]) -> str:
-    """Overall MAP@all of every variant by its own score; a row per variant, a column per recorded result."""
-    columns = {}
-    for name in names:
-        path = folder / f"{name}.csv"
-        if path.exists():
-            table = own_rows(pd.read_csv(path))
-            cells = mean_and_spread(table[(table["metric"] == "MAP@all") & table["attribute"].isna()])
-            columns[name] = cells["MAP@all"]
+def summary_table(folder: Path, *names: str) -> str:
+    """Overall MAP@all by the reported score: one row per variant, one column per recorded result."""
+    paths = {name: folder / f"{name}.csv" for name in names}
+    columns = {name: reported_cells(sweeps.read(path))["MAP@all"] for name, path in paths.items() if path.exists()}
     if not columns:
         return "Not recorded yet.\n"
     order = list(dict.fromkeys(variant for column in columns.values() for variant in column.index))
-    return pipes(pd.DataFrame(columns, index=order).fillna("-").rename_axis("variant")) + "\n"
+    return markdown_table(pd.DataFrame(columns, index=order).fillna("-").rename_axis("variant")) + "\n"
 
 
-def sweep(path: Path, split: str) -> str:
-    """Overall MAP@all of every variant by its own score on a split; a column per setting that was tried."""
-    table = pd.read_csv(path, keep_default_na=False)
-    chosen = table["own"] & (table["split"] == split) & (table["metric"] == "MAP@all") & (table["attribute"] == "")
-    grouped = table[chosen].groupby(["variant", "settings"], sort=False)["percent"]
-    cells = grouped.agg(lambda values: cell(values.mean(), values.std())).unstack()
-    return pipes(cells.fillna("-").rename_axis(columns=None)) + "\n"
+def overall_rows(path: Path, split: str) -> pd.DataFrame:
+    table = sweeps.read(path)
+    return table[(table["split"] == split) & (table["metric"] == "MAP@all") & (table["attribute"] == "")]
 
 
-def scores(path: Path, split: str) -> str:
-    """Overall MAP@all of every variant by every score that it can be asked with; its own is bold."""
-    table = pd.read_csv(path, keep_default_na=False)
-    chosen = (table["split"] == split) & (table["metric"] == "MAP@all") & (table["attribute"] == "")
-    grouped = table[chosen & (table["score"] != "random")].groupby(["variant", "score"], sort=False)
-    cells = grouped["percent"].agg(lambda values: cell(values.mean(), values.std()))
-    own = grouped["own"].first()
-    cells = cells.where(~own, "**" + cells + "**").unstack()
-    order = [score for score in SCORES if score in cells]
-    return pipes(cells[order].fillna("-").rename_axis(columns=None)) + "\n"
+def sweep_table(path: Path, split: str) -> str:
+    """Overall MAP@all by the reported score: one row per variant, one column per combination of settings."""
+    table = overall_rows(path, split)
+    cells = table[table["own"]].groupby(["variant", "settings"], sort=False)["percent"].agg(cell).unstack()
+    return markdown_table(cells.fillna("-").rename_axis(columns=None)) + "\n"
+
+
+def score_table(path: Path, split: str) -> str:
+    """Overall MAP@all: one row per variant, one column per score; the reported score is bold."""
+    table = overall_rows(path, split)
+    grouped = table[table["score"] != "random"].groupby(["variant", "score"], sort=False)
+    cells = grouped["percent"].agg(cell)
+    cells = cells.where(~grouped["own"].first(), "**" + cells + "**").unstack()
+    computed = [score for score in SCORES if score in cells]
+    return markdown_table(cells[computed].fillna("-").rename_axis(columns=None)) + "\n"
 
 
 def write_tables(root: Path) -> None:
-    """Replace what stands between the markers of README.md and data/results/README.md.
+    """Replace the text between the markers of README.md and data/results/README.md.
 
-    `summary: NAME ...` a column a result; `results: NAME` all of one; `sweep: NAME SPLIT` a column a setting;
-    `scores: NAME SPLIT` a column a score.
+    `summary: NAME ...` one column per result; `results: NAME` all tables of one; `sweep: NAME SPLIT` one column per
+    combination of settings; `scores: NAME SPLIT` one column per score.
     """
     folder = root / "data" / "results"
+    tables = {"results": results_tables, "sweep": sweep_table, "scores": score_table}
 
     def filled(match: re.Match) -> str:
         kind, (name, *more) = match[2], match[3].split()
         if kind == "summary":
-            text = summary(folder, [name, *more])
-        elif not (folder / f"{name}.csv").exists():
-            text = "Not recorded yet.\n"
-        elif kind == "results":
-            text = markdown(folder / f"{name}.csv")
+            text = summary_table(folder, name, *more)
+        elif (folder / f"{name}.csv").exists():
+            text = tables[kind](folder / f"{name}.csv", *more)
         else:
-            text = {"sweep": sweep, "scores": scores}[kind](folder / f"{name}.csv", *more)
+            text = "Not recorded yet.\n"
         return f"{match[1]}\n{text}\n{match[4]}"
 
     for page in (root / "README.md", folder / "README.md"):

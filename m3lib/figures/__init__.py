@@ -1,1 +1,6 @@
-"""Charts, panels and UMAP plots."""
+"""Figures of the notebooks: arrays and tables in, a matplotlib figure out.
+
+charts   the style, and bars, curves, heatmaps, scatter plots
+panels   retrieval results and attention overlays
+umap     two-dimensional UMAP positions of embeddings
+"""

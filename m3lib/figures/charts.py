@@ -1,4 +1,4 @@
-"""The figures of evaluation, UMAP and the report: arrays and tables in, a matplotlib figure out."""
+"""The style, and the charts of evaluation, UMAP, the report, the ablation and sweeps: tables in, a figure out."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,23 +12,22 @@ from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from m3lib.taxonomy import caption
 
-RIGHT, WRONG, QUERY = "#2a9d3f", "#d1383d", "#222222"  # frames of the retrieval panels, as on the poster
-OTHER = "#c9ccd1"
+MEAN, OTHER = "#2a9d3f", "#c9ccd1"
 PLAIN = {"random": (0.8, 0.8, 0.8), "classifier": (0.55, 0.55, 0.55)}
-GLOW = 0.75  # at the peak of an attention map; the rest is the picture
-SHOWN_CLASSES = 10  # more colours than this can't be told apart
+MAX_COLORS = 10  # more cannot be distinguished
 
 
 def use_style() -> None:
-    """Call once, before the first figure."""
+    """Set the style of figures and tables; call once, before the first figure."""
+    pd.set_option("display.html.use_mathjax", False)  # a `$` in a name is not a formula
     sns.set_theme(style="ticks", font_scale=0.9, rc={"figure.dpi": 110, "axes.spines.top": False})
     plt.rcParams.update({"axes.spines.right": False, "legend.frameon": False, "savefig.bbox": "tight"})
 
 
 def attribute_bars(percent: pd.DataFrame, floor: pd.Series, ylabel: str) -> Figure:
-    """Grouped bars, one group an attribute and one bar a variant, with the random ranking as a line across each group.
+    """Grouped bars: one group per attribute, one bar per variant, and the random ranking as a line across the group.
 
-    percent: a row per variant, a column per attribute. floor: the random ranking's value per attribute.
+    percent: one row per variant, one column per attribute. floor: the value of the random ranking by attribute.
     """
     long = percent.rename_axis("variant").reset_index().melt("variant", var_name="attribute", value_name="value")
     figure, axis = plt.subplots(figsize=(max(7, 1.5 * percent.shape[1]), 3.4))
@@ -44,14 +43,14 @@ def attribute_bars(percent: pd.DataFrame, floor: pd.Series, ylabel: str) -> Figu
 
 
 def palette(variants: Sequence[str]) -> dict[str, tuple]:
-    """Greys for the plain rows, then one colour a system, the same in every figure."""
+    """Return one colour per variant, the same in every figure: greys for the rows of PLAIN."""
     systems = [variant for variant in variants if variant not in PLAIN]
     colours = dict(zip(systems, sns.color_palette("colorblind", len(systems)), strict=True))
     return colours | {variant: PLAIN[variant] for variant in variants if variant in PLAIN}
 
 
 def learning_curves(curves: pd.DataFrame) -> Figure:
-    """Validation MAP@all over epochs, a line a variant; curves: index (variant, row), columns epoch, valid_map_all."""
+    """Validation MAP@all over epochs, one line per variant; curves: index (variant, row), epoch and valid_map_all."""
     table = curves.rename_axis(["variant", None]).reset_index("variant")
     table["valid MAP@all (%)"] = 100 * table["valid_map_all"]
     figure, axis = plt.subplots(figsize=(5.5, 3))
@@ -62,15 +61,15 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
     return figure
 
 
-def score_heatmap(percent: pd.DataFrame, chosen: Mapping[str, str], label: str) -> Figure:
-    """A cell per variant (row) and score (column); empty where a variant can't give the score.
+def score_heatmap(percent: pd.DataFrame, configured: Mapping[str, str], label: str) -> Figure:
+    """One cell per variant (row) and score (column), empty where a variant's embeddings lack what the score compares.
 
-    The frame marks the score that stands for the variant in the main table.
+    The frame marks the configured score of each variant, {variant: score}, as in the main table.
     """
     figure, axis = plt.subplots(figsize=(1.5 + 1.1 * percent.shape[1], 0.7 + 0.45 * len(percent)))
     sns.heatmap(percent, annot=True, fmt=".1f", cmap="crest", cbar_kws={"label": label}, linewidths=1, ax=axis)
     for row, variant in enumerate(percent.index):
-        column = list(percent.columns).index(chosen[variant])
+        column = list(percent.columns).index(configured[variant])
         axis.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, edgecolor="black", linewidth=2))
     axis.set(xlabel="score", ylabel="")
     axis.tick_params(axis="y", rotation=0)
@@ -78,55 +77,22 @@ def score_heatmap(percent: pd.DataFrame, chosen: Mapping[str, str], label: str) 
 
 
 def difference_chart(pairs: pd.DataFrame, xlabel: str) -> Figure:
-    """A line a pair of systems: the difference of the second to the first, and its interval.
+    """One line per pair of systems: the second minus the first, and its interval.
 
     pairs: columns lower, higher, difference, low, high.
     """
     figure, axis = plt.subplots(figsize=(6, 0.6 + 0.3 * len(pairs)))
-    place = np.arange(len(pairs))
-    reach = np.stack([pairs["difference"] - pairs["low"], pairs["high"] - pairs["difference"]])
-    axis.errorbar(pairs["difference"], place, xerr=reach, fmt="o", color="black", markersize=4, capsize=3)
+    positions = np.arange(len(pairs))
+    interval = np.stack([pairs["difference"] - pairs["low"], pairs["high"] - pairs["difference"]])
+    axis.errorbar(pairs["difference"], positions, xerr=interval, fmt="o", color="black", markersize=4, capsize=3)
     axis.axvline(0, color=OTHER, linewidth=1.2, zorder=0)
-    axis.set(yticks=place, yticklabels=pairs["higher"] + " - " + pairs["lower"], xlabel=xlabel)
+    axis.set(yticks=positions, yticklabels=pairs["higher"] + " - " + pairs["lower"], xlabel=xlabel)
     axis.invert_yaxis()
     return figure
 
 
-def overlay(picture: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8: the picture in grey, and over it a glow as strong as the map is there, relative to its peak.
-
-    picture: (H, W, 3) uint8; level: (H, W), not negative. A map of zeros leaves the grey picture, a uniform one glows
-    all over. The glow runs from violet to yellow by lightness, so it is read without telling red from green.
-    """
-    heat = level / level.max() if level.max() > 0 else np.zeros_like(level)  # (H, W) in [0, 1]
-    grey = picture @ np.array([0.299, 0.587, 0.114]) / 255  # (H, W), luma of BT.601
-    share = GLOW * heat[..., None]
-    mixed = (1 - share) * grey[..., None] + share * plt.get_cmap("inferno")(heat)[..., :3]
-    return np.rint(255 * mixed).astype(np.uint8)
-
-
-def attention_panel(pictures: np.ndarray, maps: np.ndarray, names: Sequence[str]) -> Figure:
-    """A row a picture, a column an attribute: the picture, glowing where the attention is strong (see `overlay`).
-
-    pictures: (B, H, W, 3) uint8; maps: (B, N, H, W).
-    """
-    rows, columns = maps.shape[:2]
-    figure, axes = plt.subplots(rows, columns + 1, figsize=(1.25 * (columns + 1), 1.35 * rows), squeeze=False)
-    for row in range(rows):
-        axes[row, 0].imshow(pictures[row])
-        for column in range(columns):
-            axes[row, column + 1].imshow(overlay(pictures[row], maps[row, column]))
-            if row == 0:
-                axes[row, column + 1].set_title(caption(names[column]), fontsize=8)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        sns.despine(ax=axis, left=True, bottom=True)
-    figure.subplots_adjust(wspace=0.05, hspace=0.05)
-    return figure
-
-
 def sweep_panels(runs: pd.DataFrame, setting: str, ylabel: str) -> Figure:
-    """A panel a variant: its figure against one setting, a dot a seed and a line through their means.
+    """One panel per variant: its metric against one setting, one dot per seed and a line through the means.
 
     runs: columns variant, percent, and the setting, on a logarithmic axis where its numbers span fourfold or more.
     """
@@ -137,37 +103,36 @@ def sweep_panels(runs: pd.DataFrame, setting: str, ylabel: str) -> Figure:
     numeric = pd.api.types.is_numeric_dtype(runs[setting])
     wide = numeric and runs[setting].min() > 0 and runs[setting].max() >= 4 * runs[setting].min()
     for variant, axis in grid.axes_dict.items():
-        own = runs[runs["variant"] == variant]
-        axis.scatter(own[setting], own["percent"], color="black", s=16, alpha=0.6, linewidth=0)
+        of_variant = runs[runs["variant"] == variant]
+        axis.scatter(of_variant[setting], of_variant["percent"], color="black", s=16, alpha=0.6, linewidth=0)
         axis.set_title(caption(variant), fontsize=9)
         if numeric:
             axis.set_xscale("log" if wide else "linear")
-            axis.set_xticks(
-                sorted(runs[setting].unique()), [tick_text(value) for value in sorted(runs[setting].unique())]
-            )
+            ticks = sorted(runs[setting].unique())
+            axis.set_xticks(ticks, [tick_text(value) for value in ticks])
             axis.xaxis.set_minor_locator(NullLocator())
     grid.set_axis_labels(setting, ylabel)
     return grid.figure
 
 
 def parallel_coordinates(runs: pd.DataFrame, settings: Sequence[str], label: str) -> Figure:
-    """A line a run, from setting to setting and on to its figure, the darker the better.
+    """One line per run, through the values of its settings to its metric; darker is better.
 
-    runs: columns percent and the settings; values of a setting stand at even steps, in their order.
+    runs: columns percent and the settings; the values of a setting are evenly spaced, in their order.
     """
     columns = [*settings, "percent"]
-    place = {name: {value: k for k, value in enumerate(np.unique(runs[name]))} for name in settings}
+    positions = {name: {value: k for k, value in enumerate(np.unique(runs[name]))} for name in settings}
     low, high = runs["percent"].min(), runs["percent"].max()
     colour = plt.get_cmap("viridis_r")
     figure, axis = plt.subplots(figsize=(2.2 * len(columns), 3.4))
     for _, run in runs.sort_values("percent").iterrows():
-        heights = [place[name][run[name]] / max(1, len(place[name]) - 1) for name in settings]
+        heights = [positions[name][run[name]] / max(1, len(positions[name]) - 1) for name in settings]
         share = (run["percent"] - low) / max(high - low, 1e-9)
         axis.plot(range(len(columns)), [*heights, share], color=colour(share), linewidth=1.3)
     for number, name in enumerate(columns):
         axis.axvline(number, color=OTHER, linewidth=1, zorder=0)
         last = name == "percent"
-        ticks = {f"{low:.1f}": 0, f"{high:.1f}": 1} if last else {tick_text(v): k for v, k in place[name].items()}
+        ticks = {f"{low:.1f}": 0, f"{high:.1f}": 1} if last else {tick_text(v): k for v, k in positions[name].items()}
         top = 1 if last else max(1, len(ticks) - 1)
         for text, height in ticks.items():
             behind = {"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1}
@@ -182,57 +147,21 @@ def tick_text(value: float | str) -> str:
 
 
 def seed_dots(rows: pd.DataFrame, xlabel: str) -> Figure:
-    """A line a variant: a dot a seed, and a bar at their mean; rows: columns variant, percent."""
+    """One line per variant: one dot per seed, and a bar at the mean; rows: columns variant, percent."""
     order = list(dict.fromkeys(rows["variant"]))
     figure, axis = plt.subplots(figsize=(6, 0.7 + 0.28 * len(order)))
-    place = {name: number for number, name in enumerate(order)}
-    axis.scatter(rows["percent"], rows["variant"].map(place), color="black", s=14, alpha=0.6, linewidth=0)
+    positions = {name: number for number, name in enumerate(order)}
+    axis.scatter(rows["percent"], rows["variant"].map(positions), color="black", s=14, alpha=0.6, linewidth=0)
     for name, mean in rows.groupby("variant")["percent"].mean().items():
-        axis.plot([mean, mean], [place[name] - 0.3, place[name] + 0.3], color=RIGHT, linewidth=2)
+        axis.plot([mean, mean], [positions[name] - 0.3, positions[name] + 0.3], color=MEAN, linewidth=2)
     axis.set(yticks=range(len(order)), yticklabels=order, xlabel=xlabel)
     axis.grid(axis="x", color=OTHER, linewidth=0.5)
     axis.invert_yaxis()
     return figure
 
 
-def retrieval_panel(
-    queries: Sequence[np.ndarray],
-    results: Sequence[Sequence[np.ndarray]],
-    right: np.ndarray,
-    captions: Sequence[str],
-    maps: Mapping[str, np.ndarray] | None = None,
-) -> Figure:
-    """One row a query: its picture, then its top results, framed green where right and red where wrong.
-
-    queries: R pictures (H, W, 3); results: R lists of K pictures; right: (R, K) bool; captions: R texts over the query.
-    maps: (R, H, W) by name, laid over the query and shown beside it (see `overlay`).
-    """
-    maps = maps or {}
-    rows, shift = len(right), 1 + len(maps)
-    columns = shift + right.shape[1]
-    figure, axes = plt.subplots(rows, columns, figsize=(1.05 * columns, 1.28 * rows), squeeze=False)
-    for row in range(rows):
-        framed(axes[row, 0], queries[row], QUERY)
-        axes[row, 0].set_title(caption(captions[row], 80), fontsize=7, loc="left", pad=3)
-        for column, (name, levels) in enumerate(maps.items(), 1):
-            framed(axes[row, column], overlay(queries[row], levels[row]), QUERY)
-            if row == rows - 1:
-                axes[row, column].set_xlabel(name, fontsize=7)
-        for column, picture in enumerate(results[row]):
-            framed(axes[row, column + shift], picture, RIGHT if right[row, column] else WRONG)
-    figure.subplots_adjust(wspace=0.06, hspace=0.28)
-    return figure
-
-
-def framed(axis: Axes, picture: np.ndarray, colour: str) -> None:
-    axis.imshow(picture)
-    axis.set(xticks=[], yticks=[])
-    for spine in axis.spines.values():
-        spine.set(visible=True, color=colour, linewidth=2.2)
-
-
 def umap_panels(points: Mapping[str, pd.DataFrame], columns: int = 2) -> Figure:
-    """A panel an attribute of embedded points, coloured by class; classes past the ten largest are grey.
+    """One scatter plot per attribute, coloured by class; all but the ten largest classes are grey.
 
     points: attribute to a table with x, y and class_.
     """
@@ -248,21 +177,21 @@ def umap_panels(points: Mapping[str, pd.DataFrame], columns: int = 2) -> Figure:
 
 
 def scatter(axis: Axes, table: pd.DataFrame) -> None:
-    shown = table["class_"].value_counts(sort=True).index[:SHOWN_CLASSES].tolist()
-    colours = dict(zip(shown, sns.color_palette("tab10", SHOWN_CLASSES), strict=False))
+    shown = table["class_"].value_counts(sort=True).index[:MAX_COLORS].tolist()
+    colours = dict(zip(shown, sns.color_palette("tab10", MAX_COLORS), strict=False))
     rest = ~table["class_"].isin(shown)
     if rest.any():
         axis.scatter(table["x"][rest], table["y"][rest], s=7, color=OTHER, linewidth=0, label="other classes")
     for name in shown:
-        own = table[table["class_"] == name]
-        axis.scatter(own["x"], own["y"], s=9, color=colours[name], linewidth=0, label=caption(name))
+        of_class = table[table["class_"] == name]
+        axis.scatter(of_class["x"], of_class["y"], s=9, color=colours[name], linewidth=0, label=caption(name))
     axis.set(xticks=[], yticks=[])
     sns.despine(ax=axis, left=True, bottom=True)
     axis.legend(fontsize=7, markerscale=1.8, bbox_to_anchor=(1, 1), loc="upper left", handletextpad=0.1)
 
 
 def class_chart(table: pd.DataFrame) -> Figure:
-    """Average precision against how common a class is, a dot a class.
+    """Average precision against the number of training images, one dot per class.
 
     table: columns attribute, class_, images (training images), ap (percent), floor (random ranking, percent).
     """

@@ -1,4 +1,4 @@
-"""UMAP, with its compiled code kept on disk."""
+"""Two-dimensional UMAP positions; the compiled code of UMAP is cached on disk."""
 
 import functools
 import warnings
@@ -8,14 +8,14 @@ import numpy as np
 
 from m3lib.config import Umap
 
-# UMAP compiles for ten seconds in every process unless numba is told to keep the result: once per machine is enough.
+# Without a cache, numba compiles UMAP for ten seconds in every process.
 numba.njit = functools.partial(numba.njit, cache=True)
 
 from umap import UMAP  # noqa: E402
 
 
-def place(vectors: np.ndarray, settings: Umap, seed: int) -> np.ndarray:
-    """(A, 2) positions of (A, d) vectors by cosine; one thread and one seed, so that the picture repeats."""
+def positions(vectors: np.ndarray, settings: Umap, seed: int) -> np.ndarray:
+    """(A, 2) UMAP positions of (A, d) vectors by cosine; one thread and a seed make the result repeatable."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="n_jobs value 1 overridden")
         options = {"n_neighbors": settings.neighbors, "min_dist": settings.min_dist, "metric": "cosine"}

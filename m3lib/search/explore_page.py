@@ -19,7 +19,7 @@ from PIL import Image
 from m3lib.data import manifest
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
-from m3lib.figures import charts
+from m3lib.figures import panels
 from m3lib.prepare import photos
 from m3lib.search.index import Index, Match
 
@@ -100,7 +100,7 @@ class ExplorePage:
             return
         queries, results = [figure(image, f"the query, {title}", "the query", title)], []
         for name, level in maps.items():
-            queries.append(figure(charts.overlay(image, level), f"attention to {name}", f"attention to {name}"))
+            queries.append(figure(panels.overlay(image, level), f"attention to {name}", f"attention to {name}"))
         for i, match in enumerate(matches, 1):
             caption = f"{i}. {match.class_}, {match.score:.3f}" if match.class_ else f"{i}. {match.score:.3f}"
             result = self.prepared.images[match.row]

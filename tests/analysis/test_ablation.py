@@ -45,12 +45,12 @@ def test_differences_are_within_each_seed(table):
 
 
 def test_likeness_and_unseen_classes(table):
-    assert ablation.likeness(table, ("m3",)).loc[("m3", "concat"), "texture: pitch"] == pytest.approx(0.145)
+    assert ablation.factor_correlation(table, ("m3",)).loc[("m3", "concat"), "texture: pitch"] == pytest.approx(0.145)
     assert ablation.unseen(table).loc["concat"].to_dict() == {"m3": 15.0, "m3_unseen": 4.0}
 
 
 def test_the_reading_has_a_sentence_for_each_question(table):
-    lines = ablation.reading(table)
-    assert lines[0] == "1: -1.0 points to M3-Net (-1.0 to -1.0 over the seeds)."
+    lines = ablation.summary_sentences(table)
+    assert lines[0] == "1: -1.0 points compared with M3-Net (-1.0 to -1.0 over the seeds)."
     assert "texture: pitch +0.10" in lines[-2]
-    assert lines[-1] == "Classes left out of training, by score: concat 4.0."
+    assert lines[-1] == "Held-out classes, by score: concat 4.0."

@@ -10,7 +10,7 @@ import torch
 
 from m3lib.analysis import comparison
 from m3lib.errors import InputError
-from m3lib.figures import charts
+from m3lib.figures import panels
 from m3lib.retrieval import metrics
 from m3lib.retrieval.ranking import Ranking
 from tiny import ROOT, TAXONOMY, make_prepared
@@ -78,7 +78,7 @@ def test_score_table_shows_every_score_a_variant_can_give():
 
 
 def test_flat_lists_fractions():
-    flat = comparison.flat(RESULTS, "test")
+    flat = comparison.metrics_for_dvc(RESULTS, "test")
     assert list(flat) == ["random", "asen", "m3"]
     expected = {"map_all": 0.6, "map_all_mean": 0.625, "map_100": 0.61, "recall_100": 0.63}
     assert flat["m3"] == pytest.approx(expected)
@@ -151,7 +151,7 @@ def numbers(images: list) -> list:
 
 
 def test_panel_of_a_class_shows_its_queries_and_what_carries_it():
-    queries, results, right, captions = comparison.panel_content(*make_panel_case(), 0, "red", rows=3, top=3)
+    queries, results, right, captions = comparison.retrieval_examples(*make_panel_case(), 0, "red", rows=3, top=3)
     assert numbers(queries) == [0, 2]
     assert numbers(results) == [[4, 5, 6], [5, 4, 7]]
     assert right.tolist() == [[True, False, False], [False, True, True]]
@@ -159,7 +159,7 @@ def test_panel_of_a_class_shows_its_queries_and_what_carries_it():
 
 
 def test_panel_without_a_class_shows_queries_of_different_classes():
-    queries, results, right, captions = comparison.panel_content(*make_panel_case(), 0, None, rows=3, top=2)
+    queries, results, right, captions = comparison.retrieval_examples(*make_panel_case(), 0, None, rows=3, top=2)
     assert numbers(queries) == [0, 1, 3]
     assert numbers(results) == [[4, 5], [8, 7], [6, 4]]
     assert right.tolist() == [[True, False], [True, False], [True, False]]
@@ -167,17 +167,17 @@ def test_panel_without_a_class_shows_queries_of_different_classes():
 
 
 def test_panel_of_several_classes_per_photo_takes_any_shared_one():
-    queries, _, right, captions = comparison.panel_content(*make_panel_case(), 1, None, rows=2, top=5)
+    queries, _, right, captions = comparison.retrieval_examples(*make_panel_case(), 1, None, rows=2, top=5)
     assert numbers(queries) == [0, 2]
     assert captions == ["pocket", "collar"]
     assert right.tolist() == [[True, False, True, False, True], [True, False, True, False, False]]
-    _, _, right, captions = comparison.panel_content(*make_panel_case(), 1, "pocket", rows=5, top=5)
+    _, _, right, captions = comparison.retrieval_examples(*make_panel_case(), 1, "pocket", rows=5, top=5)
     assert captions == ["pocket", "pocket"]
     assert right[1].tolist() == [True, False, True, False, True]
 
 
 def test_panel_of_given_queries_shows_them_all():
-    queries, results, _, captions = comparison.panel_content(
+    queries, results, _, captions = comparison.retrieval_examples(
         *make_panel_case(), 0, None, rows=1, top=2, among=[0, 2, 7]
     )
     assert numbers(queries) == [0, 2]  # row 7 is a candidate
@@ -190,47 +190,50 @@ def test_looks_are_the_maps_of_known_queries():
     prepared.labels[2, :3] = False  # the colour of picture 2 is not known
     maps = np.random.default_rng().random((3, 3, 4, 4))  # of pictures 0, 2, 3 by attribute
     kept = {"rows": np.array([0, 2, 3]), "attribute": maps, "class": maps + 1}
-    rows, colour = comparison.looks(prepared, "test", 0, kept)
+    rows, colour = comparison.attention_examples(prepared, "test", 0, kept)
     assert rows.tolist() == [0, 3]
     np.testing.assert_array_equal(colour["attribute"], [maps[0, 0], maps[2, 0]])
     np.testing.assert_array_equal(colour["class"], [maps[0, 0] + 1, maps[2, 0] + 1])
-    rows, details = comparison.looks(prepared, "test", 1, kept)
+    rows, details = comparison.attention_examples(prepared, "test", 1, kept)
     assert rows.tolist() == [0, 2, 3]
     np.testing.assert_array_equal(details["attribute"], maps[:, 1])
-    assert comparison.looks(prepared, "valid", 1, kept)[0].tolist() == []
+    assert comparison.attention_examples(prepared, "valid", 1, kept)[0].tolist() == []
 
 
 def test_panel_puts_maps_between_the_query_and_its_results():
     prepared, ranking = make_panel_case()
-    content = comparison.panel_content(prepared, ranking, 0, None, top=2, among=[0, 2])
+    content = comparison.retrieval_examples(prepared, ranking, 0, None, top=2, among=[0, 2])
     maps = {"attribute": np.random.default_rng().random((2, 4, 4)), "class": np.ones((2, 4, 4))}
-    figure = charts.retrieval_panel(*content, maps)
+    figure = panels.retrieval_panel(*content, maps)
     drawn = np.array([axis.images[0].get_array()[0, 0] for axis in figure.axes]).reshape(2, 5, 3)
     for row, query in enumerate([0, 2]):
         assert drawn[row, 0].tolist() == [query] * 3
         for column, name in enumerate(maps, 1):
             picture = np.full((4, 4, 3), query, np.uint8)
-            np.testing.assert_array_equal(drawn[row, column], charts.overlay(picture, maps[name][row])[0, 0])
+            np.testing.assert_array_equal(drawn[row, column], panels.overlay(picture, maps[name][row])[0, 0])
         assert drawn[row, 3:, 0].tolist() == [[4, 5], [5, 4]][row]
     plt.close(figure)
 
 
 def test_panel_refuses_a_class_that_is_not_there():
     with pytest.raises(InputError, match="'rd'; did you mean 'red'"):
-        comparison.panel_content(*make_panel_case(), 0, "rd")
+        comparison.retrieval_examples(*make_panel_case(), 0, "rd")
 
 
 def test_typical_class_is_of_middling_frequency():
     labels = np.zeros((12, TAXONOMY.num_classes), bool)
     labels[np.arange(12), [POCKET] * 6 + [COLLAR] * 3 + [5] * 2 + [6]] = True
     queries = make_prepared(labels, [("test", "query")] * 12)
-    assert comparison.typical_class(queries, "test", "details") == "collar"
+    assert comparison.median_frequency_class(queries, "test", "details") == "collar"
 
 
 def test_neighbours_follow_the_published_order_whatever_the_variants_order():
-    assert comparison.neighbours(["m3", "random", "modc", "asen"]) == [("asen", "modc"), ("modc", "m3")]
-    assert comparison.neighbours(["m3", "classifier", "asen_v2_l1"]) == [("classifier", "m3"), ("asen_v2_l1", "m3")]
-    assert comparison.neighbours(["m3"]) == []
+    assert comparison.comparison_pairs(["m3", "random", "modc", "asen"]) == [("asen", "modc"), ("modc", "m3")]
+    assert comparison.comparison_pairs(["m3", "classifier", "asen_v2_l1"]) == [
+        ("classifier", "m3"),
+        ("asen_v2_l1", "m3"),
+    ]
+    assert comparison.comparison_pairs(["m3"]) == []
 
 
 def test_compare_is_higher_minus_lower_in_points_with_an_interval_over_images():
@@ -265,27 +268,27 @@ PAIRS = pd.DataFrame(
 
 
 def test_order_is_told_in_words_for_published_neighbours_alone():
-    lines = comparison.order_lines(PAIRS, PUBLISHED)
+    lines = comparison.order_sentences(PAIRS, PUBLISHED)
     assert [line.rsplit(": ", 1)[1] for line in lines] == [
         "holds.",
         "does not hold.",
         "does not hold.",
-        "the order is open there.",
+        "the published order is open.",
     ]
     assert lines[0].startswith("ASEN_v2 to ASEN: published ahead on all three; here ahead (+1.0 points")
     assert "here behind" in lines[1]
-    assert "here not told apart" in lines[2]
+    assert "here not significantly different" in lines[2]
 
 
 def test_the_reading_tells_order_difference_and_chance():
     table, per_attribute = (f(RESULTS, "test") for f in (comparison.main_table, comparison.attribute_table))
     heat, _ = comparison.score_table(RESULTS, "test")
-    text = comparison.reading(table, per_attribute, heat, PAIRS[:0], PUBLISHED)
-    assert text.splitlines() == [
+    lines = comparison.summary_sentences(table, per_attribute, heat, PAIRS[:0], PUBLISHED)
+    assert lines == [
         "Order by overall MAP@all: m3 60.0, asen 40.0.",
-        "M3-Net to ASEN: +50 % relative in overall MAP@all.",
-        "asen stays within a fifth of the random ranking on sleeve.",
-        "m3: class-specific embeddings change MAP by +2.0 over class probabilities alone.",
+        "M3-Net compared with ASEN: +50 % relative in overall MAP@all.",
+        "asen is within a fifth of the random ranking on sleeve.",
+        "m3: class-specific embeddings change MAP by +2.0 over class probabilities only.",
     ]
 
 

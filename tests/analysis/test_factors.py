@@ -53,19 +53,19 @@ def test_hue_goes_round():
 
 def test_embeddings_that_follow_the_factor():
     prepared, embeddings = make_case(on_a_circle(FACTOR))
-    assert factors.inside_classes(prepared, "test", "attribute", embeddings) == {"texture: pitch": pytest.approx(1)}
+    assert factors.within_classes(prepared, "test", "attribute", embeddings) == {"texture: pitch": pytest.approx(1)}
     prepared, embeddings = make_case(on_a_circle(np.random.default_rng(0).random(60)))
-    assert abs(factors.inside_classes(prepared, "test", "attribute", embeddings)["texture: pitch"]) < 0.3
+    assert abs(factors.within_classes(prepared, "test", "attribute", embeddings)["texture: pitch"]) < 0.3
 
 
 def test_candidates_of_other_classes_take_no_part():
     """Embeddings that follow the factor inside each class, and put the two classes on the wrong sides."""
     away = np.where(np.arange(60) % 2, 0.0, 0.3)
     prepared, embeddings = make_case(on_a_circle(FACTOR + away))
-    assert factors.inside_classes(prepared, "test", "attribute", embeddings) == {"texture: pitch": pytest.approx(1)}
+    assert factors.within_classes(prepared, "test", "attribute", embeddings) == {"texture: pitch": pytest.approx(1)}
 
 
 def test_without_hidden_factors_there_is_nothing_to_tell():
     prepared, embeddings = make_case(on_a_circle(FACTOR))
     del prepared.manifest["factor_pitch"]
-    assert factors.inside_classes(prepared, "test", "attribute", embeddings) == {}
+    assert factors.within_classes(prepared, "test", "attribute", embeddings) == {}

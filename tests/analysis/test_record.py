@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from m3lib.analysis import record
+from m3lib.analysis import record, sweeps
 from m3lib.analysis.comparison import COLUMNS
 from m3lib.errors import InputError
 
@@ -70,8 +70,8 @@ def test_says_when_no_experiment_has_that_name(repository):
 
 
 def test_cells_are_mean_and_sample_deviation(repository):
-    table = pd.read_csv(record.collect(repository, "sweep"))
-    cells = record.mean_and_spread(table[table["own"] & (table["split"] == "test")])
+    record.collect(repository, "sweep")
+    cells = record.reported_cells(sweeps.read(repository / "data/results/sweep.csv"))
     assert cells.loc["m3", "MAP@all"] == f"37.5 ± {np.std([25, 50], ddof=1):.1f}"
     assert cells.loc["m3", "shape"] == f"18.8 ± {np.std([12.5, 25], ddof=1):.1f}"
     assert cells.loc["random", "MAP@all"] == "10.0"
@@ -120,15 +120,15 @@ def test_pairs_are_counted_over_runs(repository):
 def test_settings_that_differ_are_told_and_others_are_not():
     base = {"seed": 0, "threads": 1, "variants": ["m3"], "train": {"lr": 0.1, "epochs": 4}}
     other = {"seed": 1, "threads": 2, "variants": ["asen"], "train": {"lr": 0.2, "epochs": 4}}
-    found = record.differing({"a": base, "b": other})
+    found = record.varied_settings({"a": base, "b": other})
     assert found == {"a": "train.lr=0.1", "b": "train.lr=0.2"}
-    assert record.differing({"a": base, "c": base | {"seed": 5}}) == {"a": "", "c": ""}
+    assert record.varied_settings({"a": base, "c": base | {"seed": 5}}) == {"a": "", "c": ""}
 
 
 def test_a_rows_own_setting_is_told_where_it_differs_from_the_general_one():
     found = [{"train": {"lr": lr}, "systems": {"m3": {"train": {"lr": own}}}} for lr, own in [(1, 1), (2, 2), (1, 2)]]
-    assert record.differing(dict(zip("ab", found[:2], strict=True))) == {"a": "train.lr=1", "b": "train.lr=2"}
-    told = record.differing(dict(zip("ac", found[::2], strict=True)))
+    assert record.varied_settings(dict(zip("ab", found[:2], strict=True))) == {"a": "train.lr=1", "b": "train.lr=2"}
+    told = record.varied_settings(dict(zip("ac", found[::2], strict=True)))
     assert told == {"a": "systems.m3.train.lr=1", "c": "systems.m3.train.lr=2"}
 
 
@@ -142,7 +142,7 @@ def test_a_sweep_has_a_column_per_setting(tmp_path):
     rows.append([0, "m3", "valid", "concat", False, "MAP@all", "", 90.0, "train.lr=1"])
     columns = ["seed", "variant", "split", "score", "own", "metric", "attribute", "percent", "settings"]
     pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "lr.csv", index=False)
-    assert record.sweep(tmp_path / "lr.csv", "valid").splitlines() == [
+    assert record.sweep_table(tmp_path / "lr.csv", "valid").splitlines() == [
         "| variant | train.lr=1 | train.lr=2 |",
         "| --- | --- | --- |",
         "| m3 | 22.0 ± 1.4 | 23.0 ± 1.4 |",
@@ -162,7 +162,7 @@ def test_scores_stand_beside_each_other_with_their_own_in_bold(tmp_path):
     rows.append([0, "random", "valid", "random", True, "MAP@all", "", 3.0])
     columns = ["seed", "variant", "split", "score", "own", "metric", "attribute", "percent"]
     pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "multi.csv", index=False)
-    assert record.scores(tmp_path / "multi.csv", "valid").splitlines() == [
+    assert record.score_table(tmp_path / "multi.csv", "valid").splitlines() == [
         "| variant | attribute | posterior |",
         "| --- | --- | --- |",
         "| asen | **11.0 ± 1.4** | - |",

@@ -30,9 +30,9 @@ def table():
 
 
 def test_settings_are_told_apart_with_numbers_as_numbers():
-    found = sweeps.settings_of("train.lr=0.004 systems.m3.train.held_out=['a: b', 'c'] images.fit=pad")
+    found = sweeps.parse_settings("train.lr=0.004 systems.m3.train.held_out=['a: b', 'c'] images.fit=pad")
     assert found == {"train.lr": 0.004, "systems.m3.train.held_out": "['a: b', 'c']", "images.fit": "pad"}
-    assert sweeps.settings_of("") == {}
+    assert sweeps.parse_settings("") == {}
 
 
 def test_runs_are_the_variants_own_overall_figures(table):
@@ -40,9 +40,9 @@ def test_runs_are_the_variants_own_overall_figures(table):
     assert len(runs) == 2 * 2 * len(RATES) * len(EPOCHS) * len(QUERIES)
     assert runs["percent"].max() < 99
     assert set(runs["variant"]) == {"m3", "asen"}
-    assert sweeps.tried(runs) == ["train.lr", "train.epochs", "model.queries"]
+    assert sweeps.varied(runs) == ["train.lr", "train.epochs", "model.queries"]
     assert set(runs["model.queries"]) == set(QUERIES)
-    assert sweeps.tried(runs[runs["train.lr"] == 0.004]) == ["train.epochs", "model.queries"]
+    assert sweeps.varied(runs[runs["train.lr"] == 0.004]) == ["train.epochs", "model.queries"]
 
 
 def test_the_best_is_chosen_by_the_mean_on_validation_and_reported_on_test(table):
@@ -64,7 +64,7 @@ def test_the_best_is_chosen_by_the_mean_on_validation_and_reported_on_test(table
 def test_a_sweep_over_seeds_alone_has_nothing_to_show(table):
     only = table.assign(settings="")
     runs = sweeps.runs(only, "valid")
-    assert sweeps.tried(runs) == []
+    assert sweeps.varied(runs) == []
     assert len(runs) == 32
 
 
@@ -85,7 +85,7 @@ def test_panels_hold_every_run(table, setting):
 
 def test_parallel_coordinates_have_a_line_a_run_that_ends_at_its_figure(table):
     runs = sweeps.runs(table, "valid")
-    figure = charts.parallel_coordinates(runs, sweeps.tried(runs), "valid")
+    figure = charts.parallel_coordinates(runs, sweeps.varied(runs), "valid")
     low, high = runs["percent"].min(), runs["percent"].max()
     ends = [line.get_ydata()[-1] for line in figure.axes[0].lines if len(line.get_xdata()) == 4]
     assert ends == pytest.approx(sorted((runs["percent"] - low) / (high - low)))

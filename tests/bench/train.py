@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from m3lib import config
+from m3lib.analysis.markdown import markdown_table
 from m3lib.config import Variant
 from m3lib.data import batches
 from m3lib.data.manifest import Prepared
@@ -283,16 +284,9 @@ def page(table: pd.DataFrame) -> str:
     parts = ["# Training, measured", "", "Written by `make bench WHAT=train` from `data/results/training.csv`.", about]
     columns = ["what", "against", "batch", "side", "classes", "attributes", "ratio", "ms", "peak_mb"]
     for keys, rows in table.groupby(["device", "backbone", "precision", "date"], sort=False):
-        parts += [
-            "",
-            f"## {', '.join(map(str, keys))}",
-            "",
-            f"| {' | '.join(columns)} |",
-            f"|{' --- |' * len(columns)}",
-        ]
-        whole = rows["peak_mb"].map(lambda value: "" if pd.isna(value) else f"{value:.0f}")
-        told = rows.assign(peak_mb=whole)[columns].astype(str)
-        parts += [f"| {' | '.join(row)} |" for row in told.itertuples(index=False)]
+        memory = rows["peak_mb"].map(lambda value: "" if pd.isna(value) else f"{value:.0f}")
+        cells = rows.assign(peak_mb=memory)[columns].astype(str).set_index("what")
+        parts += ["", f"## {', '.join(map(str, keys))}", "", markdown_table(cells)]
     return "\n".join(parts) + "\n"
 
 

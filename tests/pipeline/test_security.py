@@ -27,7 +27,7 @@ from test_run_notebook import Workspace, running, workspace
 from m3lib import checked, config
 from m3lib.data import manifest, store
 from m3lib.errors import InputError
-from m3lib.figures import charts
+from m3lib.figures import charts, panels
 from m3lib.retrieval.embeddings import Embeddings
 from m3lib.systems import backbone
 from m3lib.taxonomy import Attribute, caption, one_line
@@ -183,8 +183,8 @@ def test_every_figure_takes_hostile_names(tmp_path):
     table = pd.DataFrame({"attribute": names, "class_": names, "images": 9, "ap": 1.0, "floor": 0.5})
     drawn = [
         charts.attribute_bars(percent, percent.loc["m3"], "%"),
-        charts.attention_panel(pictures, maps, names),
-        charts.retrieval_panel(pictures[:1], [pictures], np.ones((1, 2), bool), [" + ".join(names)]),
+        panels.attention_panel(pictures, maps, names),
+        panels.retrieval_panel(pictures[:1], [pictures], np.ones((1, 2), bool), [" + ".join(names)]),
         charts.umap_panels(dict.fromkeys(names[:4], points)),
         charts.class_chart(table),
     ]

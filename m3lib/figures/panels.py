@@ -1,0 +1,83 @@
+"""Panels of images: retrieval results, and attention overlays."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from m3lib.taxonomy import caption
+
+RELEVANT, IRRELEVANT, QUERY = "#2a9d3f", "#d1383d", "#222222"  # frame colors, as on the poster
+GLOW = 0.75  # share of the heat color at the peak of an attention map; the rest is the image
+
+
+def overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: the image in grey, with a glow in proportion to the attention relative to its peak.
+
+    image: (H, W, 3) uint8; attention: (H, W), not negative. A map of zeros leaves the grey image, a uniform map glows
+    everywhere. The glow runs from violet to yellow by lightness, so it does not depend on telling red from green.
+    """
+    heat = attention / attention.max() if attention.max() > 0 else np.zeros_like(attention)  # (H, W) in [0, 1]
+    grey = image @ np.array([0.299, 0.587, 0.114]) / 255  # (H, W), luma of BT.601
+    share = GLOW * heat[..., None]
+    mixed = (1 - share) * grey[..., None] + share * plt.get_cmap("inferno")(heat)[..., :3]
+    return np.rint(255 * mixed).astype(np.uint8)
+
+
+def attention_panel(images: np.ndarray, maps: np.ndarray, names: Sequence[str]) -> Figure:
+    """One row per image: the image, then its attention overlay for each attribute (see `overlay`).
+
+    images: (B, H, W, 3) uint8; maps: (B, N, H, W).
+    """
+    rows, columns = maps.shape[:2]
+    figure, axes = plt.subplots(rows, columns + 1, figsize=(1.25 * (columns + 1), 1.35 * rows), squeeze=False)
+    for row in range(rows):
+        axes[row, 0].imshow(images[row])
+        for column in range(columns):
+            axes[row, column + 1].imshow(overlay(images[row], maps[row, column]))
+    for axis, name in zip(axes[0, 1:], names, strict=True):
+        axis.set_title(caption(name), fontsize=8)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        sns.despine(ax=axis, left=True, bottom=True)
+    figure.subplots_adjust(wspace=0.05, hspace=0.05)
+    return figure
+
+
+def retrieval_panel(
+    queries: Sequence[np.ndarray],
+    results: Sequence[Sequence[np.ndarray]],
+    relevant: np.ndarray,
+    captions: Sequence[str],
+    maps: Mapping[str, np.ndarray] | None = None,
+) -> Figure:
+    """One row per query: its image, then its top results, framed green if relevant and red if not.
+
+    queries: R images (H, W, 3); results: R lists of K images; relevant: (R, K) bool; captions: R texts over the query.
+    maps: (R, H, W) attention by name; each is overlaid on the query and shown beside it (see `overlay`).
+    """
+    maps = maps or {}
+    rows, shift = len(relevant), 1 + len(maps)
+    columns = shift + relevant.shape[1]
+    figure, axes = plt.subplots(rows, columns, figsize=(1.05 * columns, 1.28 * rows), squeeze=False)
+    for row in range(rows):
+        show_framed(axes[row, 0], queries[row], QUERY)
+        axes[row, 0].set_title(caption(captions[row], 80), fontsize=7, loc="left", pad=3)
+        for column, attention in enumerate(maps.values(), 1):
+            show_framed(axes[row, column], overlay(queries[row], attention[row]), QUERY)
+        for column, image in enumerate(results[row]):
+            show_framed(axes[row, column + shift], image, RELEVANT if relevant[row, column] else IRRELEVANT)
+    for column, name in enumerate(maps, 1):
+        axes[-1, column].set_xlabel(name, fontsize=7)
+    figure.subplots_adjust(wspace=0.06, hspace=0.28)
+    return figure
+
+
+def show_framed(axis: Axes, image: np.ndarray, color: str) -> None:
+    axis.imshow(image)
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set(visible=True, color=color, linewidth=2.2)
