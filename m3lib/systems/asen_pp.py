@@ -12,7 +12,7 @@ from m3lib.taxonomy import Taxonomy
 
 
 class ASENpp(System):
-    """ASEN++: the global branch finds each attribute's region, the local branch embeds it at a higher resolution.
+    """ASEN++: the global branch finds the region of each attribute, the local branch embeds it at a higher resolution.
 
     g_n = L2(FC h_n)                                 global branch: ASEN_v2's attention and an output layer
     region_n = box around strong alpha_n, cropped    from the stored image, which is larger where input_scale < 1

@@ -109,7 +109,7 @@ def advise_download(name: str, prefix: str) -> str:
 
     source = get_pretrained_cfg(name)
     if source is None or not source.hf_hub_id:
-        return f"timm has none for this backbone: set model.{prefix}weights to a file of your own"
+        return f"timm has none for this backbone: set model.{prefix}weights to a file of yours"
     path = f"data/weights/{name}.safetensors"
     file = f"model.safetensors of huggingface.co/{source.hf_hub_id}"
     return f"fetch {file} by hand, save it as {path}, and set model.{prefix}weights: {path}"

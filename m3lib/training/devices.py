@@ -42,7 +42,7 @@ def check_count(accelerator: str, processes: int) -> None:
     available = torch.cuda.device_count() if gpu else os.cpu_count()
     if processes > available:
         kind = "GPUs" if gpu else "CPU cores"
-        raise InputError(f"params.yaml, devices: {processes} were asked for, and this machine has {available} {kind}")
+        raise InputError(f"params.yaml, devices: {processes} requested, but this machine has {available} {kind}")
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -42,8 +42,8 @@ def check_batch(labels: Tensor, train: Train) -> None:
     if train.sampler not in IMAGE_SAMPLERS or pairs >= 1:
         return
     least = math.ceil(0.5 + math.sqrt(0.25 + 2 / shared)) if shared else math.inf  # shared * b * (b - 1) = 2
-    advice = f"set it to {least} or more" if least <= size else "no two training pictures share a class"
-    raise InputError(f"train.batch {train.batch} holds {pairs:.2g} pairs of pictures of one class on average; {advice}")
+    advice = f"set it to {least} or more" if least <= size else "no two training images share a class"
+    raise InputError(f"train.batch {train.batch} holds {pairs:.2g} pairs of images of one class on average; {advice}")
 
 
 def make_batch(index: Tensor, labels: Tensor, attribute_of_class: Tensor) -> Batch:

@@ -202,7 +202,7 @@ def check_finite(total: Tensor, norm: Tensor, values: dict[str, Tensor]) -> None
     if not torch.isfinite(total + norm):
         listed = ", ".join(f"{name} {value.item():g}" for name, value in values.items())
         what = "gradient" if torch.isfinite(total) else "loss"
-        raise FloatingPointError(f"the {what} became not a finite number ({listed})")
+        raise FloatingPointError(f"the {what} is not a finite number ({listed})")
 
 
 def fit(
@@ -230,7 +230,7 @@ def fit(
             print(f"waiting for the other machines: `{command}`, N from 1 to {machines.nodes - 1}", file=sys.stderr)
         distributed.launch(variant.name, accelerator, machines)
     if not distributed.all_equal(fingerprint):
-        raise InputError(f"{variant.name}: the machines differ in params.yaml, data/prepared or code; make them alike")
+        raise InputError(f"{variant.name}: the machines differ in params.yaml, data/prepared or code; make them equal")
     trainer = Trainer(prepared, variant, seed, threads, accelerator)
     main = distributed.is_main_process()
     if main:

@@ -1,19 +1,17 @@
 """The device that was asked for, and what is said where it, its precision or its memory is not to be had."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tqdm import tqdm
 
-from m3lib.data import batches
 from m3lib.errors import InputError
-from m3lib.training import devices, inference, samplers
+from m3lib.training import devices, inference
 from m3lib.training import trainer as training
 from m3lib.training.trainer import Trainer
-from stripes import PREPARED, moved, run, same, short, weights
-from tiny import TAXONOMY, make_prepared, make_variant
+from stripes import PREPARED, moved, short, weights
+from tiny import TAXONOMY
 
 M = TAXONOMY.num_classes
 
@@ -94,64 +92,3 @@ def test_another_runtime_error_is_not_taken_for_a_lack_of_memory(monkeypatch):
     monkeypatch.setattr(training, "total_loss", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
         Trainer(PREPARED, short("m3"), 0, 1).train_epoch(tqdm(disable=True))
-
-
-def rare(size: int = 100) -> torch.Tensor:
-    """Ten classes' worth of pairs among 100 pictures: two pictures of each of three classes, the rest unknown."""
-    labels = torch.zeros(size, M, dtype=torch.bool)
-    labels[0:2, 0] = labels[2:4, 1] = labels[4:6, 3] = True
-    return labels
-
-
-def test_a_batch_without_room_for_a_positive_is_refused_with_the_least_that_has():
-    """Three pairs of 4,950: b (b - 1) / 2 of them a batch, so that 58 pictures hold one on average."""
-    train = replace(make_variant("m3").train, sampler="uniform")
-    for batch in (58, 80):
-        samplers.check_batch(rare(), replace(train, batch=batch))
-    for batch in (2, 57):
-        with pytest.raises(InputError, match=rf"^train\.batch {batch} holds .* on average; set it to 58 or more$"):
-            samplers.check_batch(rare(), replace(train, batch=batch))
-    with pytest.raises(InputError, match="no two training pictures share a class"):
-        samplers.check_batch(torch.eye(M, dtype=torch.bool), replace(train, batch=4))
-    samplers.check_batch(rare(), replace(train, batch=2, sampler="asen_pp_exact"))  # triplets, whatever the batch
-
-
-def test_only_losses_that_compare_pictures_need_a_positive():
-    labels = rare(30).numpy()
-    prepared = make_prepared(labels, [("train", "")] * 30)
-    with pytest.raises(InputError, match=r"train\.batch 2 holds"):
-        Trainer(prepared, make_variant("m3", batch=2), 0, 1)
-    Trainer(prepared, make_variant("classifier", batch=2), 0, 1)
-
-
-def test_reading_ahead_keeps_order_and_pairs_and_passes_errors_on():
-    drawn, read = [], []
-
-    def items():
-        for k in range(5):
-            drawn.append(k)
-            yield k
-
-    def load(k: int) -> int:
-        read.append(k)
-        if k == 4:
-            raise InputError("damaged")
-        return 10 * k
-
-    pairs = batches.prefetch(items(), load)
-    for k in range(4):
-        assert next(pairs) == (k, 10 * k)
-        assert drawn == list(range(k + 2))  # the next one, and no more
-    with pytest.raises(InputError, match="damaged"):
-        next(pairs)
-    assert read == list(range(5))
-    assert list(batches.prefetch([], load)) == []
-
-
-def test_reading_ahead_changes_no_run(tmp_path, monkeypatch):
-    """However long a read takes: threads hold the pixels alone, and draw nothing."""
-    whole, curves = run(short("m3"), tmp_path / "a.safetensors")
-    monkeypatch.setattr(batches, "prefetch", lambda items, read: ((item, read(item)) for item in items))
-    system, found = run(short("m3"), tmp_path / "b.safetensors")
-    assert same(system, whole)
-    assert found == curves

@@ -261,9 +261,9 @@ def test_machines_that_are_not_alike_are_told(tmp_path, monkeypatch):
 def test_more_devices_than_there_are(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(InputError, match=r"devices: 3 were asked for, and this machine has 2 GPUs$"):
+    with pytest.raises(InputError, match=r"devices: 3 requested, but this machine has 2 GPUs$"):
         training.fit(PREPARED, short("m3"), 3, 1, tmp_path / "c.safetensors", "auto", Machines(3, 1, ""))
-    with pytest.raises(InputError, match=r"devices: 999 were asked for, and this machine has \d+ CPU cores$"):
+    with pytest.raises(InputError, match=r"devices: 999 requested, but this machine has \d+ CPU cores$"):
         training.fit(PREPARED, short("m3"), 3, 1, tmp_path / "c.safetensors", "cpu", Machines(999, 1, ""))
 
 

@@ -13,7 +13,8 @@ from m3lib.errors import InputError
 from m3lib.systems import losses
 from m3lib.training import samplers
 from m3lib.training.samplers import Batch, TripletSampler
-from tiny import OWN, SETTINGS, TAXONOMY, generator, random_labels
+from m3lib.training.trainer import Trainer
+from tiny import OWN, SETTINGS, TAXONOMY, generator, make_prepared, make_variant, random_labels
 
 KINDS = ["asen", "asen_pp", "asen_pp_exact"]
 M = TAXONOMY.num_classes
@@ -268,3 +269,31 @@ def test_asen_pp_exact_refuses_labels_without_any_negative(monkeypatch):
     labels[:3, 3:5] = True
     with pytest.raises(InputError, match=r"train\.sampler asen_pp_exact"):
         TripletSampler(labels, OWN, "asen_pp_exact").draw(generator())
+
+
+def rare_pairs(size: int = 100) -> torch.Tensor:
+    """Two images of each of three classes, and images without labels."""
+    labels = torch.zeros(size, M, dtype=torch.bool)
+    labels[0:2, 0] = labels[2:4, 1] = labels[4:6, 3] = True
+    return labels
+
+
+def test_a_batch_with_less_than_one_pair_of_a_class_is_refused_with_the_smallest_size_that_has_one():
+    """3 of 4,950 pairs share a class; a batch has b (b - 1) / 2 pairs, so that one of 58 images has 1.002 of them."""
+    train = replace(SETTINGS.train, sampler="uniform")
+    for batch in (58, 80):
+        samplers.check_batch(rare_pairs(), replace(train, batch=batch))
+    for batch in (2, 57):
+        with pytest.raises(InputError, match=rf"^train\.batch {batch} holds .* on average; set it to 58 or more$"):
+            samplers.check_batch(rare_pairs(), replace(train, batch=batch))
+    with pytest.raises(InputError, match="no two training images share a class"):
+        samplers.check_batch(torch.eye(M, dtype=torch.bool), replace(train, batch=4))
+    samplers.check_batch(rare_pairs(), replace(train, batch=2, sampler="asen_pp_exact"))  # draws triplets
+
+
+def test_only_triplet_losses_need_pairs_of_a_class():
+    labels = rare_pairs(30).numpy()
+    prepared = make_prepared(labels, [("train", "")] * 30)
+    with pytest.raises(InputError, match=r"train\.batch 2 holds"):
+        Trainer(prepared, make_variant("m3", batch=2), 0, 1)
+    Trainer(prepared, make_variant("classifier", batch=2), 0, 1)
