@@ -82,7 +82,7 @@ def relevant_ranks(
     """(P,) R of each pair, and (sum of R,) the ranks of its relevant candidates, rising, pair after pair.
 
     The rank of a value is 1 + the number of larger values in its row: looked up in the sorted row, since sorting values
-    is several times faster than sorting indices. Only rows with a tied relevant candidate need the sorted indices.
+    is several times faster than sorting indices. Among equal values, the number of earlier columns is added.
     """
     if np.isnan(similarity).any():
         raise FloatingPointError("some similarities are NaN, so there is no ranking")
@@ -95,11 +95,15 @@ def relevant_ranks(
                 rising, sorted_query = np.sort(similarity[q]), q
             values = np.sort(similarity[q][relevant_columns[m]])[::-1]  # (R,), falling
             not_larger = np.searchsorted(rising, values, side="right")
-            if (rising[not_larger - 2] == values).any():  # equal to the value before; see the test of ties
-                order = np.argsort(-similarity[q], kind="stable")
-                ranks.append(np.flatnonzero(candidate_labels[order, m]) + 1)
-            else:
-                ranks.append(1 + len(rising) - not_larger)
+            rank = 1 + len(rising) - not_larger  # of the first of equal values
+            tied = rising[not_larger - 2] == values
+            if tied.any():
+                columns = np.flatnonzero(np.isin(similarity[q], values[tied]))
+                columns = columns[np.argsort(-similarity[q][columns], kind="stable")]
+                falling = -similarity[q][columns]
+                behind_first = np.arange(len(columns)) - np.searchsorted(falling, falling)
+                rank[tied] += behind_first[candidate_labels[columns, m]]
+            ranks.append(rank)
         return ranks
 
     pairs = np.stack([query, class_id], axis=1)
