@@ -1,4 +1,4 @@
-"""24 striped pictures that a network learns by heart in seconds, and short trainings on them."""
+"""24 striped images that a network overfits in seconds, and short trainings on them."""
 
 from dataclasses import replace
 from itertools import product

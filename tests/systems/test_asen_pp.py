@@ -1,4 +1,4 @@
-"""ASEN++'s local branch: where it looks, what it cuts out, when it joins, and what it gives."""
+"""ASEN++'s local branch: regions, crops, when it joins, and its embeddings."""
 
 import numpy as np
 import pytest
@@ -181,7 +181,7 @@ def test_it_joins_as_a_copy_of_the_global_trunk(loss):
     assert system(make_images()).local is not None
 
 
-def test_it_joins_once_also_after_a_resume():
+def test_the_local_branch_joins_once_also_after_a_resume():
     """A later epoch of the stage must not overwrite what the local trunk has learned."""
     system = make_system("asen_pp")
     system.enter_stage(stage_loss(asen_pp_local=1))
@@ -198,7 +198,7 @@ def test_it_joins_once_also_after_a_resume():
     assert system(make_images(1)).local is not None
 
 
-def test_it_can_keep_a_trunk_of_its_own():
+def test_the_local_trunk_can_keep_its_initial_weights():
     system = make_system("asen_pp", local_from_global=False)
     before = {name: value.clone() for name, value in system.local_backbone.state_dict().items()}
     system.enter_stage(stage_loss(asen_pp_local=1))

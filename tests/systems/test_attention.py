@@ -40,7 +40,7 @@ def test_spatial_attention_against_its_formula(norm):
             np.testing.assert_allclose(got[b, q].detach(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_maps_are_shares_of_the_positions():
+def test_maps_sum_to_1_over_positions():
     maps = make_spatial()(20 * features(B, P, C), 20 * features(Q, W, seed=1))
     assert maps.shape == (B, Q, P)
     assert (maps >= 0).all()

@@ -1,4 +1,4 @@
-"""The backbone: its features by position, the size that it reads, and every way of getting it that fails plainly."""
+"""The backbone: features by position, scaled inputs, weights, and one sentence for each mistake."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def make_images(*sides: int) -> Tensor:
 
 
 @pytest.mark.parametrize("sides", [(48, 48), (33, 64)])
-def test_features_are_the_trunks_stride_16_map_by_position(sides):
+def test_features_are_the_stride_16_map_by_position(sides):
     own, images = make_system("classifier").eval().backbone, make_images(*sides)
     map_, X = own.trunk(images)[-1], own(images)
     rows, columns = map_.shape[2:]
@@ -79,7 +79,7 @@ def test_positions_are_the_trunks_own_grid_however_it_rounds(sides):
     assert own(images).shape == (2, rows * columns, 8)
 
 
-def test_a_copied_trunk_is_equal_and_apart():
+def test_a_copied_trunk_is_equal_and_independent():
     torch.manual_seed(0)
     source, target = (Backbone("resnet10t", BACKBONE) for _ in range(2))
     source.trunk(make_images(48, 48))  # so that the batch norms have seen something
@@ -92,7 +92,7 @@ def test_a_copied_trunk_is_equal_and_apart():
     assert all(torch.equal(value, stored[name]) for name, value in target.state_dict().items())
 
 
-def test_trunks_of_different_build_are_not_copied():
+def test_trunks_of_different_architectures_are_not_copied():
     target = Backbone("resnet10t", BACKBONE | {"channels": [8, 8, 24, 16]})
     with pytest.raises(InputError, match=r"model\.local_from_global .* their architectures differ"):
         backbone.copy_trunk(Backbone("resnet10t", BACKBONE), target)
@@ -113,7 +113,7 @@ def test_trunks_of_different_build_are_not_copied():
     ],
     ids=lambda part: str(part)[:40],
 )
-def test_a_backbone_that_cannot_be_made_is_told_plainly(model, message):
+def test_a_backbone_that_timm_refuses_is_one_sentence(model, message):
     with pytest.raises(InputError, match=message) as error:
         build(**model)
     assert "\n" not in str(error.value)
@@ -128,12 +128,12 @@ def test_a_backbone_that_cannot_be_made_is_told_plainly(model, message):
     ],
     ids=lambda part: str(part)[:40],
 )
-def test_a_local_backbone_that_cannot_be_made_names_its_own_setting(model, setting):
+def test_a_local_backbone_that_timm_refuses_names_its_setting(model, setting):
     with pytest.raises(InputError, match=setting):
         systems.build(make_variant("asen_pp", **model), TAXONOMY)
 
 
-def test_pretrained_without_a_net_tells_what_to_do(monkeypatch):
+def test_pretrained_without_internet_advises_which_file_to_download(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", refuse)
     advice = (
@@ -157,7 +157,7 @@ def weight_file(tmp_path):
     return tmp_path / "trunk.safetensors"
 
 
-def test_a_local_weight_file_is_what_the_trunk_starts_from(weight_file):
+def test_the_trunk_starts_from_a_local_weight_file(weight_file):
     stored = load_file(weight_file)
     torch.manual_seed(0)
     trunk = build(weights=str(weight_file)).backbone.trunk.state_dict()
@@ -167,7 +167,7 @@ def test_a_local_weight_file_is_what_the_trunk_starts_from(weight_file):
 
 
 @pytest.mark.parametrize("source", ["m3", "asen_pp"])
-def test_a_model_trained_here_is_what_either_trunk_starts_from(tmp_path, source):
+def test_either_trunk_can_start_from_a_model_trained_here(tmp_path, source):
     """Its own backbone, not its local one."""
     trained = make_system(source, seed=7)
     save_file(trained.state_dict(), tmp_path / "m3.safetensors")

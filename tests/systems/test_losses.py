@@ -45,7 +45,7 @@ def test_known_attributes_against_a_loop(kind):
     assert losses.known_attributes(labels, OWN).tolist() == expected
 
 
-def test_a_batch_that_knows_nothing_has_no_classification_loss():
+def test_a_batch_without_labels_has_no_classification_loss():
     logits = torch.randn(4, M, generator=generator(), requires_grad=True)
     value = losses.classification_loss(logits, torch.zeros(4, M, dtype=torch.bool), torch.ones(M), OWN)
     value.backward()
@@ -102,7 +102,7 @@ class Watched(TorchDispatchMode):
         return made
 
 
-def test_many_classes_are_compared_in_bounded_memory(monkeypatch):
+def test_memory_is_bounded_with_many_classes(monkeypatch):
     """2,000 classes, batch 32: all pairs in all spaces would be 2 million cosines; the embedding has 128,000."""
     monkeypatch.setattr(losses, "MAX_COSINES", 10 * 32 * 32)
     size, classes = 32, 2000

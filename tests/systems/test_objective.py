@@ -131,13 +131,13 @@ def test_total_loss_against_naive_loops(kind, seed):
     assert all(value > 0 for name, value in got.items() if name != "modc_pseudo" or kind == "partial")
 
 
-def test_without_guesses_there_is_no_pseudo_loss():
+def test_without_pseudo_labels_there_is_no_pseudo_loss():
     outputs = outputs_of(*random_raw())
     assert "modc_pseudo" not in values(outputs, draw_labels("partial"))
     assert values(outputs, draw_labels("partial"), torch.zeros(B, M, dtype=torch.bool))["modc_pseudo"] == 0
 
 
-def test_guesses_count_by_the_losses_that_they_are_for():
+def test_pseudo_loss_is_the_sum_of_its_two_losses():
     labels, outputs = draw_labels("partial"), outputs_of(*random_raw())
     pseudo = guess(labels)
     whole, *parts = (
@@ -148,7 +148,7 @@ def test_guesses_count_by_the_losses_that_they_are_for():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_of_weight_zero_is_not_there(name):
+def test_a_loss_of_weight_zero_is_left_out(name):
     labels = draw_labels("partial")
     assert set(values(outputs_of(*random_raw()), labels, guess(labels), **{name: 0})) == set(LOSSES) - {name}
 
@@ -191,7 +191,7 @@ def test_the_order_of_a_batch_changes_no_loss(kind):
 
 
 @pytest.mark.parametrize("hardness", [0, 4])
-def test_with_one_positive_and_one_negative_each_nothing_is_left_to_chance(hardness):
+def test_one_positive_and_one_negative_per_anchor_leave_nothing_to_chance(hardness):
     """Two red pictures and a green one: uniform draws too give each loss its formula, in any order."""
     labels, raw = torch.eye(M, dtype=torch.bool)[[0, 0, 1]], random_raw(3)
     expected = naive_total(outputs_of(*raw), labels, torch.zeros_like(labels), stub())
@@ -220,7 +220,7 @@ def test_draws_follow_the_softmax_of_hardness_times_similarity(hardness):
 
 
 @pytest.mark.parametrize("hardness", [0, 5])
-def test_triplets_are_allowed_and_lean_the_hard_way(hardness):
+def test_sampled_triplets_are_allowed_and_hard_ones_are_more_frequent(hardness):
     labels, phi = draw_labels("partial", 2, 16), unit_rows(16, M, D)
     anchors = losses.find_anchors(labels, OWN)
     alike = losses.anchor_cosines(phi, anchors.image, anchors.class_id)
@@ -273,7 +273,7 @@ def test_images_without_any_label_change_no_loss(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_attribute_that_nobody_labelled_changes_no_loss(kind):
+def test_an_attribute_without_labels_changes_no_loss(kind):
     """The taxonomy grows by three classes whose embeddings, logits, centers and weights are arbitrary."""
     labels, raw, system = draw_labels(kind, 1), random_raw(), stub()
     pseudo = guess(labels)
@@ -296,7 +296,7 @@ def test_an_attribute_that_nobody_labelled_changes_no_loss(kind):
 
 
 @pytest.mark.parametrize("n", range(N))
-def test_images_unknown_under_an_attribute_leave_its_losses_alone(n):
+def test_images_unknown_under_an_attribute_do_not_change_its_losses(n):
     """They are labelled elsewhere, and change what the other attributes' anchors have; here, nothing."""
     labels, more, raw, extra = draw_labels("partial", 1), draw_labels("multi", 2, 6), random_raw(), random_raw(6, 7)
     more[:, n == OWN] = False
@@ -320,7 +320,7 @@ def test_images_unknown_under_an_attribute_leave_its_losses_alone(n):
 
 
 @pytest.mark.parametrize("labels", [torch.zeros(4, M, dtype=torch.bool), torch.eye(M, dtype=torch.bool)[[0, 3, 7, 7]]])
-def test_a_batch_without_anchors_costs_nothing_and_trains_on(labels):
+def test_a_batch_without_anchors_has_zero_losses_and_finite_gradients(labels):
     batch, raw = batch_of(labels), [part.requires_grad_() for part in random_raw(4)]
     assert len(batch.anchors.image) == 0
     parts = objective.total_loss(
@@ -341,7 +341,7 @@ def test_a_batch_without_anchors_costs_nothing_and_trains_on(labels):
 @pytest.mark.parametrize(
     ("weights", "space"), [({"m3_cluster": 1}, 3), ({"modc_cluster": 1}, 0), ({"asen_triplet": 1}, None)]
 )
-def test_the_loss_in_use_says_in_which_space_centers_move(weights, space):
+def test_centers_move_in_the_space_of_the_loss_in_use(weights, space):
     labels, system, loss = draw_labels("multi"), stub(), make_loss(**dict.fromkeys(LOSSES, 0) | weights)
     outputs = outputs_of(*random_raw(dtype=torch.float32))
     expected = make_centers()

@@ -103,7 +103,7 @@ def test_the_order_of_a_batch_changes_no_output(network, training):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_an_image_is_read_alike_in_any_company(network):
+def test_an_image_has_the_same_outputs_in_any_batch(network):
     system, images, order = make_whole_system(network).eval(), make_images(5), torch.tensor([3, 0, 4, 1])
     whole, some = (given_parts(system(x)) for x in (images, images[order]))
     for name, part in whole.items():
@@ -184,7 +184,7 @@ def test_embedding_selected_classes_changes_nothing_else(network, selected):
         torch.testing.assert_close(found[1][name], value, rtol=1e-8, atol=1e-12, msg=name)
 
 
-def test_posterior_is_a_softmax_or_a_sigmoid_each():
+def test_class_probabilities_are_a_softmax_or_sigmoids():
     system = make_system("classifier")
     system.positive_weight.copy_(1 + torch.rand(M, generator=generator(1)))
     logits = 3 * torch.randn(B, M, generator=generator())
@@ -198,14 +198,14 @@ def test_posterior_is_a_softmax_or_a_sigmoid_each():
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_network_has_a_posterior_from_logits_or_from_centers(network):
+def test_class_probabilities_come_from_logits_or_from_centers(network):
     system = make_whole_system(network).eval()
     found = system.class_probabilities(system(make_images()))
     assert (found is not None) == bool(compatibility.declaration(network).outputs & {"logits", "centers"})
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
-def test_modcs_posterior_is_a_softmax_over_the_centers_seen(temperature):
+def test_modc_class_probabilities_are_a_softmax_over_the_centers_seen(temperature):
     system, missing = make_system("modc", temperature=temperature), {1, 7, 8}  # all of sleeve's
     system.centers.value.copy_(unit_rows(M, 16, seed=1))
     system.centers.seen.copy_(torch.tensor([m not in missing for m in range(M)]))
@@ -222,7 +222,7 @@ def test_modcs_posterior_is_a_softmax_over_the_centers_seen(temperature):
     assert found[:, 1].eq(0).all()
 
 
-def test_posterior_recovers_the_probability_that_the_weighted_loss_was_fitted_to():
+def test_class_probabilities_recover_the_frequencies_that_the_weighted_loss_was_fitted_to():
     """100 images of which a known share carries each class of details: at Loss 1's minimum, posterior = share."""
     system, details = make_system("classifier"), TAXONOMY.classes_of(1)
     labels = torch.zeros(100, M, dtype=torch.bool)
@@ -246,7 +246,7 @@ def test_posterior_recovers_the_probability_that_the_weighted_loss_was_fitted_to
     torch.testing.assert_close(found, share, atol=1e-3, rtol=1e-3)
 
 
-def test_count_classes_sets_the_positive_weights():
+def test_positive_weights_are_set_from_the_training_labels():
     system = make_system("classifier")
     labels = torch.from_numpy(random_labels("partial", 50, np.random.default_rng(0)))
     system.set_positive_weights(labels, 0.5)
@@ -275,7 +275,7 @@ def shown(network: str, **model: object) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_network_reads_the_settings_that_the_table_says_and_no_other(network):
+def test_a_network_reads_the_settings_that_it_declares_and_no_others(network):
     first = shown(network)
     others = OTHER | {"attention_batch_norm": not make_variant(network).model.attention_batch_norm}
     changed = set()
@@ -309,7 +309,7 @@ def test_centers_are_kept_but_never_trained(network):
 
 
 @pytest.mark.parametrize("network", ["asen_pp", "m3"])
-def test_building_is_the_seeds(network):
+def test_initial_weights_depend_on_the_seed_only(network):
     first, again, other = (make_system(network, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     assert any(not torch.equal(value, other[name]) for name, value in first.items())

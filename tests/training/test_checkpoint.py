@@ -80,7 +80,7 @@ STAGED = {
 
 
 @pytest.mark.parametrize("name", list(STAGED))
-def test_a_run_killed_after_any_epoch_ends_as_the_undisturbed_one(name, tmp_path, monkeypatch):
+def test_a_run_killed_after_any_epoch_ends_with_the_same_bytes(name, tmp_path, monkeypatch):
     variant, path, kept = STAGED[name], tmp_path / "c.safetensors", []
     save, refresh, guessed = Trainer.save, Trainer.refresh_centers, []
 
@@ -182,7 +182,7 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path, spoil):
     assert set_aside(path, fingerprint)
 
 
-def test_the_fingerprint_tells_runs_apart():
+def test_different_runs_have_different_fingerprints():
     labels = PREPARED.labels.copy()
     labels[0, :3] = np.roll(labels[0, :3], 1)
     relabelled = make_prepared(labels, list(zip(PREPARED.manifest["split"], PREPARED.manifest["role"], strict=True)))
@@ -240,7 +240,7 @@ def test_each_network_fingerprints_its_module_and_what_that_imports(tmp_path, mo
     assert changed == {"asen", "asen_v2", "modc"}  # MODC's network is ASEN_v2's
 
 
-def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_checkpoint_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "c.safetensors"
     write_checkpoint(path, short("classifier"))
     before = path.read_bytes()
@@ -281,7 +281,7 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(name, value, mo
     assert not trainer.system.centers.seen.any()
 
 
-def test_after_a_loss_that_is_not_finite_the_last_good_epoch_can_be_taken_up(undisturbed, tmp_path, monkeypatch):
+def test_after_a_loss_that_is_not_finite_the_run_resumes_from_the_last_epoch(undisturbed, tmp_path, monkeypatch):
     path, saved = tmp_path / "c.safetensors", []
     save = Trainer.save
 
@@ -301,7 +301,7 @@ def test_after_a_loss_that_is_not_finite_the_last_good_epoch_can_be_taken_up(und
     assert curves == undisturbed[1]
 
 
-def test_a_run_that_would_not_fit_on_the_disk_is_told_before_its_first_step(tmp_path, monkeypatch):
+def test_a_run_that_does_not_fit_on_the_disk_fails_before_its_first_step(tmp_path, monkeypatch):
     monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(InputError, match=r"embeddings of m3 take [\d.]+ GB, but 0.0 GB are free in .*: free"):
         run(short("m3"), tmp_path / "c.safetensors")

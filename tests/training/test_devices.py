@@ -1,4 +1,4 @@
-"""The device that was asked for, and what is said where it, its precision or its memory is not to be had."""
+"""Choosing devices and precision; missing devices, precision and memory are one sentence each."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
 
 
-def test_auto_takes_a_gpu_where_there_is_one(monkeypatch):
+def test_auto_takes_a_gpu_if_there_is_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert devices.choose("auto", "bf16").type == devices.choose("cpu", "bf16").type == "cpu"
     pretend(monkeypatch, bf16=True)
@@ -32,14 +32,14 @@ def test_auto_takes_a_gpu_where_there_is_one(monkeypatch):
         assert devices.choose(accelerator, "bf16").type == expected
 
 
-def test_no_gpu_is_told_in_a_sentence(monkeypatch):
+def test_a_missing_gpu_is_one_sentence(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=r"accelerator: cuda, but torch finds no GPU; set it to cpu or auto$"):
         Trainer(PREPARED, short("m3"), 0, 1, "cuda")
 
 
 @pytest.mark.parametrize("accelerator", ["auto", "cuda"])
-def test_a_gpu_without_bf16_is_told_in_a_sentence(accelerator, monkeypatch):
+def test_a_gpu_without_bf16_is_one_sentence(accelerator, monkeypatch):
     pretend(monkeypatch, bf16=False)
     with pytest.raises(InputError, match=r"train\.precision: Old GPU does not compute in bf16; set it to auto$"):
         devices.choose(accelerator, "bf16")
@@ -47,7 +47,7 @@ def test_a_gpu_without_bf16_is_told_in_a_sentence(accelerator, monkeypatch):
 
 
 @pytest.mark.parametrize("bf16", [True, False])
-def test_precision_auto_is_bf16_where_the_device_computes_in_it(bf16, monkeypatch):
+def test_precision_auto_is_bf16_if_the_device_computes_in_it(bf16, monkeypatch):
     pretend(monkeypatch, bf16)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x", "avx2": True, "amx_bf16": bf16})
     for wanted, expected in (("auto", "bf16" if bf16 else "fp32"), ("bf16", "bf16"), ("fp32", "fp32")):
@@ -59,7 +59,7 @@ def test_precision_auto_is_bf16_where_the_device_computes_in_it(bf16, monkeypatc
     assert devices.choose("auto", "auto").type == "cuda"
 
 
-def test_a_cpus_instructions_are_known():
+def test_bf16_instructions_of_this_cpu_are_detected():
     try:
         flags = set(Path("/proc/cpuinfo").read_text().split())
     except FileNotFoundError:
@@ -85,7 +85,7 @@ def test_out_of_memory_names_the_setting_to_lower(error, monkeypatch):
     assert not moved(before, weights(trainer.system))
 
 
-def test_another_runtime_error_is_not_taken_for_a_lack_of_memory(monkeypatch):
+def test_other_runtime_errors_are_not_reported_as_out_of_memory(monkeypatch):
     def broken(*_: object) -> None:
         raise RuntimeError("shapes differ")
 

@@ -1,4 +1,4 @@
-"""Several processes train as one does: the same loss curve, weights and centers, from a share of each batch."""
+"""Several processes train as one does: the same loss curve, weights and centers, each on a slice of every batch."""
 
 import json
 import os
@@ -41,7 +41,7 @@ VARIANTS = {
 
 
 def train(variant: Variant, path: Path) -> list[int]:
-    """Three epochs or two; leaves a checkpoint, and tells how many pictures each step read."""
+    """Train all epochs, write a checkpoint, and return how many images each step read."""
     trainer, sizes = Trainer(PARTIAL, variant, 0, 1), []
     read = trainer.read
 
@@ -110,7 +110,7 @@ def resumed_of_two(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def met(tmp_path_factory) -> Path:
-    """What two processes left."""
+    """Run two processes and return the folder of their results."""
     folder = tmp_path_factory.mktemp("two")
     mp.set_forkserver_preload(["m3lib.training.trainer", "timm"])  # imported once for both
     mp.start_processes(meet, (folder,), nprocs=2, start_method="forkserver")
@@ -118,7 +118,7 @@ def met(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
-def test_two_processes_reach_the_loss_curve_of_one(name, met, tmp_path):
+def test_two_processes_have_the_loss_curve_of_one(name, met, tmp_path):
     """Random draws, triplets across the two shares, statistics, centers and pseudo-labels are those of one process."""
     sizes = train(VARIANTS[name], tmp_path / "one.safetensors")
     follows(met / f"{name}.safetensors", tmp_path / "one.safetensors")
@@ -139,7 +139,7 @@ def follows(together: Path, alone: Path) -> None:
             torch.testing.assert_close(two[key], one[key], rtol=1e-2, atol=2e-3)
 
 
-def test_a_checkpoint_that_the_first_process_has_is_taken_up_by_both(met):
+def test_both_processes_resume_from_the_main_ones_checkpoint(met):
     kept = load_file(met / "m3.safetensors")
     for history, system, states in (torch.load(met / f"resumed-{rank}.pt") for rank in (0, 1)):
         assert history == checkpoint.read_history(met / "m3.safetensors", read_fingerprint(met / "m3.safetensors"))
@@ -165,7 +165,7 @@ def machine(folder: Path, rendezvous: str) -> Path:
     return folder
 
 
-def test_two_machines_reach_the_loss_curve_of_one(tmp_path, monkeypatch):
+def test_two_machines_have_the_loss_curve_of_one(tmp_path, monkeypatch):
     """Here they are two folders; the second is started by its own command, the first by the pipeline's stage."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         rendezvous = f"127.0.0.1:{free.getsockname()[1]}"
@@ -193,7 +193,7 @@ def read_fingerprint(path: Path) -> str:
         return file.metadata()["fingerprint"]
 
 
-def test_a_shared_norm_is_the_norm_of_all_rows(met):
+def test_a_synchronised_batch_norm_has_the_statistics_of_all_rows(met):
     model, x = make_norm(), torch.randn(6, 5, 3, 2, generator=generator(1), dtype=torch.float64) + 3
     x.requires_grad_()
     model(x).pow(3).mul(weights_of(x)).sum().backward()
@@ -205,7 +205,7 @@ def test_a_shared_norm_is_the_norm_of_all_rows(met):
             torch.testing.assert_close(state[name], value)
 
 
-def test_gathering_gives_all_rows_and_each_process_its_own_gradient(met):
+def test_gather_returns_all_rows_and_a_gradient_for_this_processes_rows(met):
     for rank in (0, 1):
         whole, grad, sums = torch.load(met / f"gathered-{rank}.pt")
         assert whole[:, 0].tolist() == [0, 0, 1, 1]
@@ -215,7 +215,7 @@ def test_gathering_gives_all_rows_and_each_process_its_own_gradient(met):
 
 
 @pytest.mark.parametrize("changes", [{}, {"crop": 0.5}, {"crop": 0.5, "jitter": 0.2}])
-def test_a_share_of_a_batch_is_seen_as_in_the_whole(changes):
+def test_augmentation_does_not_depend_on_the_slice_of_a_batch(changes):
     settings = replace(short("m3").train, flip=True, shift=0.2, **changes)
     images = torch.randn(6, 3, 10, 8, generator=generator(1))
     whole = augment.augment(images, generator(2), settings)
@@ -224,7 +224,7 @@ def test_a_share_of_a_batch_is_seen_as_in_the_whole(changes):
         assert torch.allclose(own, whole[part])
 
 
-def test_shares_are_all_of_it(monkeypatch):
+def test_rank_slices_cover_all_rows(monkeypatch):
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     for size, processes in [(8, 2), (9, 4), (2, 3), (0, 2), (7, 7)]:
         monkeypatch.setattr(dist, "get_world_size", lambda processes=processes: processes)
@@ -235,7 +235,7 @@ def test_shares_are_all_of_it(monkeypatch):
         assert parts == list(range(size))
 
 
-def test_a_norm_that_cannot_be_shared_and_a_batch_that_cannot_be_cut_are_told(monkeypatch):
+def test_a_norm_that_can_not_be_synchronised_and_an_indivisible_batch_are_refused(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     with pytest.raises(InputError, match=r"BatchNorm3d of this backbone can't be shared; set devices and nodes to 1"):
         distributed.convert_batch_norms(nn.Sequential(nn.BatchNorm3d(4)))
@@ -243,7 +243,7 @@ def test_a_norm_that_cannot_be_shared_and_a_batch_that_cannot_be_cut_are_told(mo
         Trainer(PREPARED, short("m3"), 0, 1)
 
 
-def test_a_machine_says_which_one_it_is(capsys, monkeypatch):
+def test_a_further_machine_is_started_with_its_number(capsys, monkeypatch):
     monkeypatch.setattr(config, "load", lambda path: replace(SETTINGS, nodes=3, rendezvous="127.0.0.1:29500"))
     for given in [(), ("m3",), ("m3", "0"), ("m3", "3"), ("m3", "-1"), ("m3", "second"), ("m3", "1", "2")]:
         assert distributed.main(given) == 1
@@ -252,13 +252,13 @@ def test_a_machine_says_which_one_it_is(capsys, monkeypatch):
     assert "did you mean" in capsys.readouterr().err
 
 
-def test_machines_that_are_not_alike_are_told(tmp_path, monkeypatch):
+def test_machines_with_different_fingerprints_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "all_equal", lambda own: False)
     with pytest.raises(InputError, match=r"^m3: the machines differ in params\.yaml, data/prepared or code"):
         training.fit(PREPARED, short("m3"), 3, 1, tmp_path / "c.safetensors")
 
 
-def test_more_devices_than_there_are(tmp_path, monkeypatch):
+def test_more_processes_than_devices_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match=r"devices: 3 requested, but this machine has 2 GPUs$"):
@@ -267,7 +267,7 @@ def test_more_devices_than_there_are(tmp_path, monkeypatch):
         training.fit(PREPARED, short("m3"), 3, 1, tmp_path / "c.safetensors", "cpu", Machines(999, 1, ""))
 
 
-def test_a_fit_in_processes_starts_them_and_takes_up_what_they_left(tmp_path, monkeypatch):
+def test_fit_starts_its_processes_and_continues_from_their_checkpoint(tmp_path, monkeypatch):
     """And starts none where they have been, on other machines say; a run that they did not end is told."""
     path, commands, variant = tmp_path / "c.safetensors", [], short("m3")
     whole, curves = run(variant, tmp_path / "alone.safetensors")

@@ -1,4 +1,4 @@
-"""Samplers: what a triplet may be, how often each is drawn, and what the losses may know of it."""
+"""Samplers: which triplets are allowed, how often each is drawn, and which labels the losses see."""
 
 from collections import Counter
 from dataclasses import replace
@@ -82,7 +82,7 @@ def assert_distributed(drawn: list, shares: dict) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "balanced", *KINDS])
-def test_an_epoch_has_the_steps_it_announces(sampler):
+def test_an_epoch_has_steps_per_epoch_batches(sampler):
     labels = draw_labels("single")
     for batch, triplets in [(7, 21), (8, 23), (30, 64), (31, 9)]:
         train = make_train(sampler, batch=batch, triplets=triplets)
@@ -118,7 +118,7 @@ def long_tail(size: int = 400) -> torch.Tensor:
     return labels
 
 
-def test_every_balanced_batch_has_two_images_of_the_rare_classes():
+def test_every_balanced_batch_has_pairs_of_rare_classes():
     """Two rare classes and room for two pairs: each batch holds both, for the budget of the plain sampler."""
     labels = long_tail()
     found = list(samplers.epoch(labels, OWN, make_train("balanced", batch=20), generator()))
@@ -138,7 +138,7 @@ def test_every_balanced_batch_has_two_images_of_the_rare_classes():
     assert {i for batch in found for i in batch.index[batch.labels[:, 1]].tolist()} == set(range(100, 105))
 
 
-def test_rare_classes_take_turns_where_a_batch_has_no_room_for_all():
+def test_rare_classes_take_turns_if_a_batch_has_no_room_for_all():
     """One pair a batch of 8, for two rare classes."""
     found = list(samplers.epoch(long_tail(), OWN, make_train("balanced", batch=8), generator()))
     asked = [[int(batch.labels[:, m].sum() >= 2) for m in (1, 2)] for batch in found]
@@ -147,7 +147,7 @@ def test_rare_classes_take_turns_where_a_batch_has_no_room_for_all():
     assert turns.tolist() == pytest.approx([25, 25], abs=2)
 
 
-def test_balanced_without_rare_classes_is_the_plain_sampler():
+def test_balanced_without_rare_classes_equals_uniform():
     labels = draw_labels("single", 60)
     assert labels.sum(dim=0).min() * 30 >= 120
     found = [
@@ -156,7 +156,7 @@ def test_balanced_without_rare_classes_is_the_plain_sampler():
     assert [batch.index.tolist() for batch in found[0]] == [batch.index.tolist() for batch in found[1]]
 
 
-def test_the_pair_of_a_rare_class_is_any_two_of_its_images():
+def test_the_pairs_of_a_rare_class_are_uniform():
     draws, pairs = generator(), []
     for _ in range(40):
         for batch in samplers.epoch(long_tail(), OWN, make_train("balanced", batch=20), draws):
@@ -166,7 +166,7 @@ def test_the_pair_of_a_rare_class_is_any_two_of_its_images():
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "balanced", *KINDS])
-def test_an_epoch_is_the_generators(sampler):
+def test_an_epoch_depends_on_the_generator_only(sampler):
     labels, train, draws = draw_labels("multi"), make_train(sampler, batch=5, triplets=20), generator()
     first, second = (indices(list(samplers.epoch(labels, OWN, train, draws))) for _ in range(2))
     assert first != second
@@ -175,7 +175,7 @@ def test_an_epoch_is_the_generators(sampler):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("labelled", ["single", "multi", "partial"])
-def test_triplets_keep_their_rule(kind, labelled):
+def test_triplets_follow_their_samplers_rule(kind, labelled):
     labels = draw_labels(labelled, seed=3)
     drawn = [TripletSampler(labels, OWN, kind).draw(draws) for draws in [generator(1)] for _ in range(1500)]
     assert len({m for *_, m in drawn}) == M
@@ -203,7 +203,7 @@ def test_classes_and_negatives_are_as_frequent_as_the_released_code_makes_them(k
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_of_triplets_knows_no_more_than_its_attribute_and_compares_no_others(kind):
+def test_a_batch_of_triplets_hides_other_attributes_and_compares_only_its_triplets(kind):
     labels, size = draw_labels("multi", seed=4), 6
     draws = generator(7)
     drawn = [TripletSampler(labels, OWN, kind).draw(draws) for _ in range(3 * size)]
@@ -228,7 +228,7 @@ def test_a_batch_of_triplets_knows_no_more_than_its_attribute_and_compares_no_ot
     [[], [(0, 0), (1, 1), (2, 4), (3, 8)], [(0, 0), (1, 0), (2, 3), (3, 3), (4, 7)]],
     ids=["no label", "no class with two images", "no attribute with two classes"],
 )
-def test_too_few_images_are_refused(kind, pairs):
+def test_labels_without_any_triplet_are_refused(kind, pairs):
     labels = torch.zeros(5, M, dtype=torch.bool)
     for image, m in pairs:
         labels[image, m] = True
@@ -237,7 +237,7 @@ def test_too_few_images_are_refused(kind, pairs):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_attribute_without_rivals_is_passed_over(kind):
+def test_an_attribute_with_a_single_class_is_skipped(kind):
     labels = torch.zeros(6, M, dtype=torch.bool)
     labels[:4, 0] = labels[:2, 7] = labels[2:, 8] = True
     draws, sampler = generator(), TripletSampler(labels, OWN, kind)
@@ -255,7 +255,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr(samplers, "pick", limited)
 
 
-def test_a_class_whose_rivals_all_carry_it_too_is_drawn_again(monkeypatch):
+def test_a_class_without_an_exact_negative_is_never_drawn(monkeypatch):
     counted(monkeypatch, 10_000)
     labels = torch.zeros(6, M, dtype=torch.bool)
     labels[:4, 3] = labels[:3, 4] = True  # every image with 4 has 3: only 4 can be asked for

@@ -78,7 +78,7 @@ def test_each_epoch_has_its_stage_and_its_learning_rate_cycle(stages, epochs, nu
 
 
 @pytest.mark.parametrize("name", SETTINGS.variants)
-def test_the_rows_of_the_comparison_share_one_budget(name):
+def test_the_rows_of_the_comparison_have_the_same_budget(name):
     """Passes through a backbone; ASEN++'s second stage makes two of them an epoch."""
     schedule = StageSchedule(SETTINGS.variant(name))
     stages = [schedule.stage(epoch) for epoch in range(schedule.epochs)]
@@ -96,7 +96,7 @@ def rates(trainer: Trainer) -> dict[bool, list[float]]:
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "step"])
-def test_global_lr_slows_all_but_the_local_branch_and_restart_begins_the_schedule_anew(schedule):
+def test_global_lr_scales_all_but_the_local_branch_and_restart_restarts_the_schedule(schedule):
     variant = short("asen_pp", 4, (1.0, 0.5), schedule=schedule, step_epochs=1, step_factor=0.5, warmup=0.25)
     found = rates(Trainer(PREPARED, variant, 0, 1))
 
@@ -112,7 +112,7 @@ def test_global_lr_slows_all_but_the_local_branch_and_restart_begins_the_schedul
     assert found[True] == pytest.approx(expected(4) + [0.1 * rate for rate in expected(2)])
 
 
-def test_a_stage_may_have_a_schedule_of_its_own():
+def test_a_stage_can_change_the_schedule():
     """As published for ASEN++: times 0.9 after every third epoch, then after every epoch, from the top again."""
     variant = short("asen_pp", 5, (1.0, 0.6), schedule="step", step_epochs=3, step_factor=0.9)
     own = replace(variant.stages[1], train=replace(variant.stages[1].train, step_epochs=1, lr=0.02))
@@ -122,7 +122,7 @@ def test_a_stage_may_have_a_schedule_of_its_own():
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_every_parameter_is_in_one_group_and_the_local_branchs_in_their_own(network):
+def test_every_parameter_is_in_one_group_and_local_ones_in_a_separate_one(network):
     trainer = Trainer(PREPARED, short(network), 0, 1)
     groups = {group["global"]: {id(p) for p in group["params"]} for group in trainer.optimizer.param_groups}
     assert sum(len(group["params"]) for group in trainer.optimizer.param_groups) == len(
@@ -134,7 +134,7 @@ def test_every_parameter_is_in_one_group_and_the_local_branchs_in_their_own(netw
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam)])
-def test_the_optimizer_is_the_one_asked_for(name, kind):
+def test_the_optimizer_is_the_configured_one(name, kind):
     optimizer = Trainer(PREPARED, short("asen_pp", optimizer=name, weight_decay=0.25), 0, 1).optimizer
     assert type(optimizer) is kind
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.25] * 2

@@ -1,4 +1,4 @@
-"""Training: it learns what it should, from what it should, and embeds what it is asked to."""
+"""Training steps and epochs: what is trained, on which images, with which settings; embedding."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ NETWORKS = list(systems.SYSTEMS)
 
 
 @pytest.mark.parametrize("global_lr", [0.1, 0.0])
-def test_the_local_branch_waits_for_its_stage(global_lr):
+def test_the_local_branch_is_trained_from_its_stage_on(global_lr):
     variant = short("asen_pp", 2, (0.5, 0.5))
     variant = replace(variant, stages=(variant.stages[0], replace(variant.stages[1], global_lr=global_lr)))
     trainer = Trainer(PREPARED, variant, 0, 1)
@@ -49,7 +49,7 @@ LEARNED += [("m3", None, {"sampler": "asen_pp_exact", "batch": 8, "triplets": 8}
 
 
 @pytest.mark.parametrize(("network", "score", "changes"), LEARNED)
-def test_each_network_learns_24_pictures_by_heart(network, score, changes, tmp_path):
+def test_each_network_overfits_24_images(network, score, changes, tmp_path):
     """By its row's score, and once Loss 1 is on, by the class probabilities; so do the samplers as released."""
     settings = {
         "batch": 24,
@@ -113,7 +113,7 @@ def test_embedding_changes_nothing_in_the_system():
     assert all(torch.equal(value, before[name]) for name, value in system.state_dict().items())
 
 
-def test_the_trainer_learns_from_training_rows_alone(monkeypatch):
+def test_only_training_rows_are_trained_on(monkeypatch):
     trainer, seen = Trainer(PREPARED, short("m3"), 0, 1), []
     monkeypatch.setattr(trainer, "step", lambda batch, *_: seen.extend(trainer.rows[batch.index].tolist()) or {})
     trainer.train_epoch(tqdm(disable=True))
@@ -122,7 +122,7 @@ def test_the_trainer_learns_from_training_rows_alone(monkeypatch):
     torch.testing.assert_close(trainer.system.positive_weight, expected)
 
 
-def test_every_epoch_and_every_seed_draws_anew(monkeypatch):
+def test_every_epoch_and_every_seed_draws_other_numbers(monkeypatch):
     seen = []
     for seed in (0, 1):
         trainer = Trainer(PREPARED, short("classifier"), seed, 1)
@@ -151,8 +151,8 @@ def test_a_step_moves_the_centers_to_the_batchs_classes():
 
 
 @pytest.mark.parametrize("network", ["m3_a", "m3_c", "m3"])
-def test_a_step_asks_for_the_classes_of_its_batch_and_learns_the_same(network, monkeypatch):
-    """Eight pictures that carry three of five classes; against a step that makes all."""
+def test_embedding_only_the_classes_of_a_batch_gives_the_same_losses_and_gradients(network, monkeypatch):
+    """Eight images that carry three of five classes, against a step that embeds all classes."""
     found, asked = [], []
     for every in (False, True):
         trainer = Trainer(PREPARED, short(network, clip=0), 0, 1)
@@ -175,7 +175,7 @@ def test_a_step_asks_for_the_classes_of_its_batch_and_learns_the_same(network, m
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
-def test_a_step_reads_the_images_of_its_batch_as_its_stage_asks(monkeypatch):
+def test_a_step_reads_the_images_of_its_batch_with_the_augmentation_of_its_stage(monkeypatch):
     """The rows of the training split stand anywhere in the manifest, and a stage has an augmentation of its own."""
     labels = np.tile(PREPARED.labels[:24], (2, 1))
     parts = [("valid", "query" if i % 2 else "candidate") if i < 24 else ("train", "") for i in range(48)]
@@ -192,7 +192,7 @@ def test_a_step_reads_the_images_of_its_batch_as_its_stage_asks(monkeypatch):
     assert all(torch.equal(images, batches.to_tensor(PREPARED.images[[3, 5, 5, 20]])) for images, _ in seen)
 
 
-def test_held_out_classes_are_learned_and_looked_at_nowhere():
+def test_held_out_classes_are_neither_trained_nor_validated():
     trainer = Trainer(PREPARED, short("m3", held_out=["colour: red", "stripes: down"]), 0, 1)
     assert not trainer.labels[:, [0, 4]].any()
     assert torch.equal(trainer.labels[:, 1:4], torch.from_numpy(PREPARED.labels[:24, 1:4]))
@@ -217,7 +217,7 @@ def random_photos(seed: int = 0, size: int = 40) -> Prepared:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_centers_are_the_exact_means_and_guesses_are_near_and_clear(seed, monkeypatch):
+def test_refreshed_centers_are_exact_means_and_pseudo_labels_near_and_clear(seed, monkeypatch):
     monkeypatch.setattr(inference, "EMBED_BATCH", 7)
     prepared = random_photos(seed)
     trainer = Trainer(prepared, short("modc", loss={"pseudo_margin": 1e-4}), seed, 1)
@@ -273,7 +273,7 @@ def test_the_best_epoch_is_what_fit_returns(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [name for name in SETTINGS.variants if name != "classifier"])
-def test_the_published_settings_train_with_their_own_sampler_optimiser_and_schedule(name, tmp_path):
+def test_the_published_preset_trains_with_the_papers_sampler_optimiser_and_schedule(name, tmp_path):
     tiny = {"epochs": 3, "triplets": 8, "batch": 4}
     variant = make_variant(name, settings=PUBLISHED, **tiny)
     system, curves = run(variant, tmp_path / "c.safetensors")
