@@ -1,8 +1,7 @@
-"""Execute a notebook as a pipeline stage: `python -m m3lib.pipeline.run_notebook 02_train m3`.
+"""Run a notebook as a pipeline stage: `python -m m3lib.pipeline.run_notebook 02_train m3`.
 
-The stage hands a notebook one value at most, the variant's name; everything else the notebook reads from params.yaml.
-What is written to notebooks/executed/ holds no time, duration or random id, so that equal runs give equal bytes; how
-long a stage took goes to timings.csv in data/work instead.
+A stage passes a notebook at most one value, the name of a row; the notebook reads everything else from params.yaml.
+The executed copy has no time, duration or random id, so that equal runs write equal bytes.
 """
 
 import fcntl
@@ -11,9 +10,8 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import nbformat
 from nbclient.exceptions import DeadKernelError
@@ -23,145 +21,118 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from m3lib.config import find_root
+from m3lib.data.files import FULL_DISK
 from m3lib.errors import InputError
 from m3lib.validation import NAME
 
-ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # where an object lay in memory
-VOLATILE = [
-    "metadata.papermill",
-    "cell.metadata.papermill",
-    "cell.metadata.execution",
-    "metadata.language_info.version",
-]
-MEMORY = "memory ran out: lower train.batch, or images.height and images.width (params.yaml), or free some"
-TOLD = {  # what a cell's error says where no code of ours is to blame, and what a person is told
-    r"No space left on device|Disk quota exceeded|File too large": "the disk is full: free some space, then run again",
-    r"MemoryError|[Cc]an't allocate memory|Cannot allocate memory|[Oo]ut of memory": MEMORY,
+OBJECT_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the representation of a Python object
+VARYING = ["metadata.papermill", "cell.metadata.papermill", "cell.metadata.execution", "metadata.language_info.version"]
+OUT_OF_MEMORY = "memory ran out: lower train.batch, or images.height and images.width (params.yaml), or free some"
+KNOWN_FAILURES = {  # pattern in the message of an error: the sentence that is printed instead of a traceback
+    "|".join(map(os.strerror, FULL_DISK)): "the disk is full: free some space, then run again",
+    r"MemoryError|[Cc]an't allocate memory|Cannot allocate memory|[Oo]ut of memory": OUT_OF_MEMORY,
 }
 
 
-def run(root: Path, notebook: str, variant: str | None) -> Path:
-    """Execute data/notebooks/<notebook>.ipynb from the repository's root; returns the executed copy's path.
+def run(root: Path, notebook: str, variant: str | None = None) -> None:
+    """Execute data/notebooks/<notebook>.ipynb, in the repository's root, to notebooks/executed/.
 
-    Raises InputError with a person's mistake as its sentence, PapermillExecutionError for any other failing cell. The
-    executed copy then ends at that cell.
+    Raises PapermillExecutionError if a cell fails, and InputError if the notebook can't be started. The executed copy
+    of a failed run ends at the failed cell.
     """
     for name in (notebook, variant):
         if name is not None and not NAME.fullmatch(name):
-            raise InputError(f"{name!r} is no name of a notebook or a variant")
+            raise InputError(f"{name!r} can't name a notebook or a row")
     source = root / "data" / "notebooks" / f"{notebook}.ipynb"
-    if not source.is_file():
-        raise InputError(f"{source.relative_to(root)} does not exist; run the stages with `dvc repro`")
+    try:
+        nbformat.validate(nbformat.read(source, as_version=4))
+    except Exception:  # nbformat raises many types
+        raise InputError(f"{source} is missing or is not a notebook; run `dvc repro --force notebooks`") from None
     stem = f"{notebook}-{variant}" if variant else notebook
     executed = root / "notebooks" / "executed" / f"{stem}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
-    with only_writer(root, stem):
+    with locked(root / "data" / "work" / f"{stem}.lock"):
         executed.unlink(missing_ok=True)
-        for left in (root / "data" / "work").glob(f"{stem}-ipc-*"):  # sockets of a run that was killed
-            left.unlink()
+        for socket in (root / "data" / "work").glob(f"{stem}-ipc-*"):  # of a run that was killed
+            socket.unlink()
         started = time.time()
         try:
             execute(source, executed, {"variant": variant} if variant else {}, root)
-        except BaseException:
-            if executed.exists():
-                print(f"\nexecuted up to there: {executed.relative_to(root)}", file=sys.stderr)
-            raise
         finally:
             if executed.exists():
-                record(root, stem, started, clean(executed))
-    return executed
+                finish(root, executed, started)
 
 
 def execute(source: Path, executed: Path, parameters: dict[str, str], root: Path) -> None:
-    """Run the cells; a cell that raises InputError is reported as that sentence.
+    """Run the cells; the executed copy is saved after each cell.
 
-    The kernel listens on sockets in data/work. ipykernel itself adds one port on loopback, for the output of forked
-    children, which takes nothing without a random key.
+    The kernel listens on sockets in data/work instead of ports. ipykernel adds one port on loopback for the output of
+    forked children, which accepts only messages with a random key.
     """
-    try:
-        nbformat.validate(nbformat.read(source, as_version=4))
-    except Exception:  # nbformat raises whatever it stumbles over
-        raise InputError(f"{source.relative_to(root)} is no notebook; run `dvc repro --force notebooks`") from None
     sockets = Config({"KernelManager": {"transport": "ipc", "ip": str(Path("data", "work", f"{executed.stem}-ipc"))}})
-    try:
-        execute_notebook(
-            source,
-            executed,
-            parameters,
-            kernel_name="python3",
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,  # a cell's tqdm bar reaches the terminal as it is
-            cwd=root,
-            config=sockets,
-            shutdown_kernel="immediate",  # nothing is left to do; asked to end, it may print a traceback of its own
-        )
-    except PapermillExecutionError as error:
-        if error.ename == InputError.__name__:
-            raise InputError(error.evalue) from None
-        for pattern, sentence in TOLD.items():
-            if re.search(pattern, f"{error.ename}: {error.evalue}"):
-                raise InputError(sentence) from None
-        raise
+    options = {"kernel_name": "python3", "cwd": root, "config": sockets, "progress_bar": False}
+    options |= {"shutdown_kernel": "immediate"}  # a kernel that shuts down by itself may print a traceback
+    execute_notebook(source, executed, parameters, **options, stdout_file=sys.stdout, stderr_file=sys.stderr)
 
 
-def clean(executed: Path) -> float:
-    """Take out what differs between equal runs; returns the seconds that the cells took."""
+def finish(root: Path, executed: Path, started: float) -> None:
+    """Remove what differs between equal runs from the executed copy; append durations to timings.csv."""
     notebook = nbformat.read(executed, as_version=4)
-    cells = sum(cell.metadata.get("papermill", {}).get("duration") or 0.0 for cell in notebook.cells)
-    strip_output(notebook, True, True, False, extra_keys=VOLATILE, drop_output_types={"stream:stderr"})
+    cell_seconds = sum(cell.metadata.get("papermill", {}).get("duration") or 0.0 for cell in notebook.cells)
+    strip_output(notebook, True, True, False, extra_keys=VARYING, drop_output_types={"stream:stderr"})
     for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
         if "text/plain" in output.get("data", {}):
-            output.data["text/plain"] = ADDRESS.sub("", output.data["text/plain"])
+            output.data["text/plain"] = OBJECT_ADDRESS.sub("", output.data["text/plain"])
     nbformat.write(notebook, executed)
-    return cells
+    timings = root / "data" / "work" / "timings.csv"
+    header = "" if timings.exists() else "notebook,started,seconds,cell_seconds,peak_mb\n"
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # of the largest process, the kernel
+    line = f"{executed.stem},{started:.1f},{time.time() - started:.2f},{cell_seconds:.2f},{peak:.0f}\n"
+    with timings.open("a") as file:
+        file.write(header + line)
 
 
-def record(root: Path, stem: str, started: float, cells: float) -> None:
-    """Append to the timings, which are no output of any stage; `make bench` reads them."""
-    path = root / "data" / "work" / "timings.csv"
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # the largest process: the kernel
-    new = not path.exists()
-    with path.open("a") as file:
-        if new:
-            file.write("notebook,started,seconds,cell_seconds,peak_mb\n")
-        file.write(f"{stem},{started:.1f},{time.time() - started:.2f},{cells:.2f},{peak:.0f}\n")
+def locked(path: Path) -> TextIO:
+    """Open a file and lock it until it is closed. Raises InputError if another run of the notebook holds the lock."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{path.stem} is already being run in this folder; wait, or end that process") from None
+    return file
 
 
-@contextmanager
-def only_writer(root: Path, stem: str) -> Iterator[None]:
-    """Hold a lock on this notebook's results: an orphan of a killed run must not write over a new one's."""
-    folder = root / "data" / "work"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{stem}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{stem} is already being run in this folder; wait for it, or end that process") from None
-        yield
+def describe(error: Exception, stem: str) -> str:
+    """Return what a user reads about a failed run: a sentence for a known failure, the cell's traceback for others."""
+    if isinstance(error, DeadKernelError):
+        return f"error: the kernel of {stem} died; most likely {OUT_OF_MEMORY}"
+    in_cell = isinstance(error, PapermillExecutionError)
+    kind, message = (error.ename, error.evalue) if in_cell else (type(error).__name__, str(error))
+    if kind == InputError.__name__:
+        return f"error: {message}"
+    for pattern, sentence in KNOWN_FAILURES.items():
+        if re.search(pattern, f"{kind}: {message}"):
+            return f"error: {sentence}"
+    return "\n".join(error.traceback) if in_cell else f"error: {error.filename or stem}: {error.strerror or error}"
 
 
 def main(arguments: list[str]) -> int:
-    """Run one notebook; 0 when it went through, 1 with a sentence (or the cell's traceback) when it didn't."""
+    """Run one notebook; return 0, or 1 after printing what failed, or 2 for a wrong command."""
     if not 1 <= len(arguments) <= 2:
-        print("usage: python -m m3lib.pipeline.run_notebook NOTEBOOK [VARIANT]", file=sys.stderr)
+        print("usage: python -m m3lib.pipeline.run_notebook NOTEBOOK [ROW]", file=sys.stderr)
         return 2
     os.environ.setdefault("TQDM_MININTERVAL", "1")
     stem = "-".join(arguments)
     try:
-        run(find_root(), *arguments, *[None] * (2 - len(arguments)))
-    except InputError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-    except DeadKernelError:
-        print(f"\nerror: the kernel of {stem} died; most likely {MEMORY}", file=sys.stderr)
-    except PapermillExecutionError as error:
-        print("\n".join(error.traceback), file=sys.stderr)
-    except OSError as error:
-        print(f"\nerror: {error.filename or stem}: {error.strerror or error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print(f"\n{stem} was interrupted; `dvc repro` goes on from its last checkpoint", file=sys.stderr)
-    else:
+        run(find_root(), *arguments)
         return 0
+    except (InputError, DeadKernelError, PapermillExecutionError, OSError) as error:
+        if isinstance(error, PapermillExecutionError | DeadKernelError):
+            print(f"\nexecuted up to the failed cell: notebooks/executed/{stem}.ipynb", file=sys.stderr)
+        print(f"\n{describe(error, stem)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"\n{stem} was interrupted; `dvc repro` continues from its last checkpoint", file=sys.stderr)
     return 1
 
 

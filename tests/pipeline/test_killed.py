@@ -1,13 +1,13 @@
-"""Killed anywhere: SIGKILL, Ctrl-C and a full disk at random moments of every stage, and the bytes come out the same.
+"""Stages that are killed, interrupted, or run out of disk: the next run ends with the same bytes.
 
-A stage's notebook runs in a forked child (see `forked`), its outputs removed before each try, as DVC does. Through
-papermill and `dvc repro` the same is done a few times in test_pipeline; epoch by epoch in test_checkpoints; the image
-store in test_store.
+A stage's notebook runs in a forked child (see `forked`); its outputs are removed before each try, as DVC does.
+test_pipeline kills stages under `dvc repro`; test_checkpoint covers every epoch, test_pack every shard of images.
 """
 
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from contextlib import suppress
@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from forked import Server
-from m3lib.pipeline import run_notebook as runner
+from m3lib.pipeline.run_notebook import KNOWN_FAILURES
 from tiny import ROOT
 from workspace import Copy
 
@@ -26,95 +26,88 @@ KILLS = 4  # of each stage
 EPOCHS = "6"
 
 
-def outs_of(notebook: str, variant: str) -> list[str]:
-    """What DVC removes before it runs the stage, but for the executed notebook."""
+def outputs_of(notebook: str, row: str) -> list[str]:
+    """The paths that DVC removes before it runs a stage, except the executed notebook."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
-    (outs,) = [
-        stage["outs"]
-        for stage in stages
-        if notebook in str(stage["cmd"]) and "m3lib.pipeline.run_notebook" in str(stage["cmd"])
-    ]
-    named = [next(iter(out)) if isinstance(out, dict) else out for out in outs]
-    return [out.replace("${item.variant}", variant) for out in named if not out.startswith("notebooks/")]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Everything under data/ that a stage wrote, the working folder too."""
-    files = (path for path in sorted((folder / "data").rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    (outs,) = [stage["outs"] for stage in stages if f"m3lib.pipeline.run_notebook {notebook}" in str(stage["cmd"])]
+    paths = [next(iter(out)) if isinstance(out, dict) else out for out in outs]
+    return [path.replace("${item.variant}", row) for path in paths if not path.startswith("notebooks/")]
 
 
 class Workshop:
-    """A tiny copy of the repository in which every stage ran once, undisturbed: what it left, and how long it took."""
+    """A tiny copy of the repository in which every stage ran once: the files it wrote, and its duration."""
 
     def __init__(self, folder: Path):
-        self.copy, self.folder = Copy(folder), folder
-        for setting in ({"train.epochs": EPOCHS, "threads": "1"}).items():
-            self.copy.put(*setting)
+        copy, self.folder = Copy(folder), folder
+        copy.put("train.epochs", EPOCHS)
         self.server = Server(folder)
-        self.seconds, self.expected = {}, {}
-        self.go("02_train", "m3")  # a child that ends at once: by then the server has imported everything
+        self.seconds = {}
+        self.run(("02_train", "m3"))  # fails at once; then the server has imported everything
         for stage in [STAGES[0], ("02_train", "asen"), ("03_evaluate", "asen"), *STAGES[1:]]:
-            started = time.monotonic()
-            assert self.go(*stage) == 0, self.server.said.read_text()[-2000:]
-            self.seconds[stage] = time.monotonic() - started
-        self.expected = contents(folder)
+            self.run_to_end(stage)
+        self.expected = self.contents()
 
-    def clear(self, stage: tuple[str, str]) -> None:
-        for out in map(self.folder.joinpath, outs_of(*stage)):
-            if out.is_dir():
-                for path in sorted(out.rglob("*"), reverse=True):
-                    path.rmdir() if path.is_dir() else path.unlink()
-            else:
-                out.unlink(missing_ok=True)
+    def contents(self) -> dict[str, bytes]:
+        """All files under data/, those in data/work too."""
+        files = (path for path in sorted((self.folder / "data").rglob("*")) if path.is_file())
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
 
-    def go(self, notebook: str, variant: str, limit: int = 0) -> int:
-        self.server.start(notebook, variant, limit)
+    def run(self, stage: tuple[str, str], limit: int = 0) -> tuple[int, str]:
+        """Remove a stage's outputs and run it; return its exit status and error."""
+        self.clear(stage)
+        self.server.start(*stage, limit)
         return self.server.wait()
 
-    def killed(self, stage: tuple[str, str], moment: float, how: signal.Signals) -> bool:
-        """Whether the stage was ended by the signal, `moment` seconds after its start, rather than by itself."""
+    def run_to_end(self, stage: tuple[str, str]) -> None:
+        started = time.monotonic()
+        assert self.run(stage) == (0, "")
+        self.seconds[stage] = time.monotonic() - started
+
+    def clear(self, stage: tuple[str, str]) -> None:
+        for path in map(self.folder.joinpath, outputs_of(*stage)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
+
+    def kill(self, stage: tuple[str, str], share: float, how: signal.Signals) -> bool:
+        """Send a signal to a stage after a share of its last duration; return whether the signal ended it."""
         self.clear(stage)
+        started = time.monotonic()
         child = self.server.start(*stage)
-        time.sleep(moment)
-        with suppress(ProcessLookupError):  # it has ended, or has not yet its own session
+        time.sleep(share * self.seconds[stage])
+        with suppress(ProcessLookupError):  # it has ended, or has no session of its own yet
             os.killpg(child, how)
-        return self.server.wait() != 0
+        if self.server.wait()[0] != 0:
+            return True
+        self.seconds[stage] = time.monotonic() - started  # the machine is faster now
+        return False
 
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory):
-    made = Workshop(tmp_path_factory.mktemp("workshop"))
-    yield made
-    made.server.close()
+    workshop = Workshop(tmp_path_factory.mktemp("workshop"))
+    yield workshop
+    workshop.server.close()
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage[0])
-def test_killed_at_random_moments_a_stage_ends_with_the_same_bytes(workshop, stage):
-    chance, counted, tries = random.Random(stage[0]), 0, 0
-    while counted < KILLS:
-        tries += 1
-        assert tries < 60
-        moment = chance.uniform(0.02, 0.9) * workshop.seconds[stage]
-        how = signal.SIGINT if counted == 1 else signal.SIGKILL
-        counted += workshop.killed(stage, moment, how)
-    workshop.clear(stage)
-    assert workshop.go(*stage) == 0, workshop.server.said.read_text()[-2000:]
-    found = contents(workshop.folder)
-    assert found.keys() == workshop.expected.keys()
-    assert [name for name, data in found.items() if data != workshop.expected[name]] == []
+def test_a_stage_killed_at_random_moments_ends_with_the_same_bytes(workshop, stage):
+    rng = random.Random(stage[0])
+    for how in [signal.SIGKILL, signal.SIGINT] + [signal.SIGKILL] * (KILLS - 2):
+        while not workshop.kill(stage, rng.uniform(0.02, 0.9), how):
+            pass
+    workshop.run_to_end(stage)
+    contents = workshop.contents()
+    assert contents.keys() == workshop.expected.keys()
+    assert [name for name, data in contents.items() if data != workshop.expected[name]] == []
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage[0])
-def test_a_disk_that_fills_is_told_and_the_next_run_ends_with_the_same_bytes(workshop, stage):
-    """A limit of the largest file stands for it: half of the largest that the stage writes."""
-    own = [len(data) for name, data in workshop.expected.items() if name.startswith(tuple(outs_of(*stage)))]
-    workshop.clear(stage)
-    assert workshop.go(*stage, max(own) // 2) == 1
-    said = workshop.server.said.read_text().splitlines()[-1]
-    assert re.search("|".join([*runner.TOLD, "the disk of .* is full"]), said), (
-        said
-    )  # what the runner tells in a sentence
-    workshop.clear(stage)
-    assert workshop.go(*stage) == 0
-    assert contents(workshop.folder) == workshop.expected
+def test_a_full_disk_is_one_sentence_and_the_next_run_ends_with_the_same_bytes(workshop, stage):
+    """The disk is simulated by a limit on the size of a file: half of the largest that the stage writes."""
+    sizes = [len(data) for name, data in workshop.expected.items() if name.startswith(tuple(outputs_of(*stage)))]
+    status, error = workshop.run(stage, max(sizes) // 2)
+    assert status == 1
+    assert re.search("|".join([next(iter(KNOWN_FAILURES)), "the disk of .* is full"]), error)
+    workshop.run_to_end(stage)
+    assert workshop.contents() == workshop.expected

@@ -1,252 +1,192 @@
-"""The notebook runner, on small notebooks made on the spot in a small workspace of its own."""
+"""The notebook runner, on small notebooks: equal bytes, error sentences, locks, interrupts."""
 
 import csv
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
-import nbformat
 import pytest
 import yaml
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-ROOT = Path(__file__).parents[2]
-PARAMETERS = 'variant = "none"'
-PATIENCE = 90  # seconds that a kernel gets to start on a busy machine
-
-
-class Workspace:
-    """A folder with dvc.yaml, a copy of m3lib, and notebooks as the pipeline hands them to the runner."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        shutil.copytree(ROOT / "m3lib", folder / "m3lib", ignore=shutil.ignore_patterns("__pycache__"))
-        (folder / "dvc.yaml").write_text("stages: {}\n")
-        (folder / "data" / "notebooks").mkdir(parents=True)
-
-    def notebook(self, name: str, *cells: str) -> None:
-        parts = [new_markdown_cell("# A title"), new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})]
-        notebook = new_notebook(cells=parts + [new_code_cell(cell) for cell in cells])
-        notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-        nbformat.write(notebook, self.folder / "data" / "notebooks" / f"{name}.ipynb")
-
-    def start(self, *arguments: str, **options) -> subprocess.Popen:
-        command = [sys.executable, "-m", "m3lib.pipeline.run_notebook", *arguments]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=self.folder, start_new_session=True, **pipes, **options)
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess:
-        process = self.start(*arguments)
-        stdout, stderr = process.communicate(timeout=PATIENCE)
-        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
-
-    def executed(self, stem: str) -> Path:
-        return self.folder / "notebooks" / "executed" / f"{stem}.ipynb"
-
-    def wait_for(self, name: str, process: subprocess.Popen) -> None:
-        end = time.monotonic() + PATIENCE
-        while not (self.folder / name).exists():
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < end, f"{name} never came"
-            time.sleep(0.05)
+from m3lib.errors import InputError
+from m3lib.pipeline import run_notebook
+from notebook_runs import MAX_WAIT, PARAMS, Workspace, check_sentence, listing, outputs
+from tiny import ROOT
 
 
-@pytest.fixture
-def workspace(tmp_path):
-    (tmp_path / "w").mkdir()
-    return Workspace(tmp_path / "w")
-
-
-@contextmanager
-def running(workspace, *arguments):
-    """A run that has reached its cell, which waits for the file `go`; ended with the test, kernel included."""
-    workspace.notebook(
-        "slow",
-        "from pathlib import Path\nimport time",
-        'Path("reached").touch()\nwhile not Path("go").exists():\n    time.sleep(0.05)',
-        'print("went through")',
-    )
-    process = workspace.start("slow", *arguments)
-    try:
-        workspace.wait_for("reached", process)
-        yield process
-    finally:
-        (workspace.folder / "go").touch()
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def everything(folder):
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if "__pycache__" not in path.parts}
-
-
-def outputs(path):
-    return [output for cell in nbformat.read(path, as_version=4).cells for output in cell.get("outputs", [])]
-
-
-def test_equal_runs_give_equal_bytes_here_and_in_another_folder(workspace, tmp_path):
+def test_equal_runs_write_equal_bytes_in_any_folder(notebooks, tmp_path):
     cells = [
         "import sys, time\nfrom tqdm import tqdm\nimport m3lib",
         'for _ in tqdm(range(3), desc="bar"):\n    time.sleep(0.01)\nprint("variant:", variant)',
         'print("a warning", file=sys.stderr)\nprint("to stdout")\n{"a": 1}',
         "import matplotlib.pyplot as plt\nplt.plot([1, 2]);",
-        "object()",  # shown with its address in memory
-        'import atexit, os\natexit.register(os.write, 2, b"a kernel at its end");',
+        "object()",  # displayed with its address in memory
+        'import atexit, os\natexit.register(os.write, 2, b"the end of a kernel");',
     ]
     elsewhere = tmp_path / "another folder"
     elsewhere.mkdir()
     texts = []
-    for place in (workspace, Workspace(elsewhere)):
-        place.notebook("small", *cells)
-        before = everything(place.folder)
-        done = place.run("small", "m3")
-        assert done.returncode == 0, done.stderr
-        assert "variant: m3" in done.stdout
-        assert "bar: 100%" in done.stderr
-        assert "a warning" in done.stderr
-        assert "Traceback" not in done.stderr
-        assert "a kernel at its end" not in done.stderr  # which can trip over its own threads, and say so at length
-        texts.append(place.executed("small-m3").read_text())
-        made = everything(place.folder) - before
-        assert {name for name in made if not name.startswith("data/work")} == {
-            "notebooks",
-            "notebooks/executed",
-            "notebooks/executed/small-m3.ipynb",
-        }
+    for workspace in (notebooks, Workspace(elsewhere)):
+        workspace.notebook("small", *cells)
+        before = listing(workspace.folder)
+        run = workspace.run("small", "m3")
+        assert run.returncode == 0, run.stderr
+        assert "variant: m3" in run.stdout
+        assert "bar: 100%" in run.stderr
+        assert "a warning" in run.stderr
+        assert "Traceback" not in run.stderr
+        assert "the end of a kernel" not in run.stderr
+        texts.append(workspace.executed("small-m3").read_text())
+        new = {name for name in listing(workspace.folder).keys() - before if not name.startswith("data/work")}
+        assert new == {"notebooks", "notebooks/executed", "notebooks/executed/small-m3.ipynb"}
     assert texts[0] == texts[1]
-    first = workspace.executed("small-m3")
-    assert [output.output_type for output in outputs(first)] == [
-        *("stream", "stream", "execute_result", "display_data", "execute_result")
-    ]
-    assert all(output.get("name") != "stderr" for output in outputs(first))
+    executed = notebooks.executed("small-m3")
+    types = [output.output_type for output in outputs(executed)]
+    assert types == ["stream", "stream", "execute_result", "display_data", "execute_result"]
+    assert all(output.get("name") != "stderr" for output in outputs(executed))
     for word in (str(tmp_path), "papermill", "duration", "iopub", "100%", time.strftime("%Y-")):
         assert word not in texts[0], word
 
-    assert workspace.run("small", "m3").returncode == 0  # over an executed copy that is there already
-    assert first.read_text() == texts[0]
-    with (workspace.folder / "data" / "work" / "timings.csv").open() as file:
+    assert notebooks.run("small", "m3").returncode == 0  # over an executed copy
+    assert executed.read_text() == texts[0]
+    with (notebooks.folder / "data" / "work" / "timings.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["notebook"] for row in rows] == ["small-m3", "small-m3"]
     assert all(0 < float(row["cell_seconds"]) < float(row["seconds"]) for row in rows)
 
 
-def test_timings_and_locks_lie_outside_the_hash_chain():
+def test_no_stage_depends_on_timings_and_locks():
     for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
         for kind in ("deps", "outs", "metrics", "plots"):
             assert not any("data/work" in str(path) for path in stage.get(kind, [])), name
 
 
-def test_input_error_is_one_sentence_and_leaves_the_notebook_up_to_there(workspace):
-    workspace.notebook(
-        "wrong",
-        'print("this far")',
-        'from m3lib.errors import InputError\nraise InputError("the hat is too large; buy a smaller one")',
-        'print("never")',
-    )
-    done = workspace.run("wrong")
-    assert done.returncode == 1
-    said = [line for line in done.stderr.splitlines() if "the hat" in line]
-    assert said == ["error: the hat is too large; buy a smaller one"]
-    assert "Traceback" not in done.stderr
-    assert "notebooks/executed/wrong.ipynb" in done.stderr
-    kept = outputs(workspace.executed("wrong"))
-    assert any(output.get("text") == "this far\n" for output in kept)
-    assert kept[-1].output_type == "error"
-    assert (kept[-1].ename, kept[-1].evalue) == ("InputError", "the hat is too large; buy a smaller one")
-    assert "never\\n" not in "".join(str(output) for output in kept)
+def test_an_input_error_prints_its_faults_and_keeps_the_notebook_up_to_it(notebooks):
+    error = 'InputError("params.yaml", "seed: too small", "train.lr: too large")'
+    notebooks.notebook("wrong", 'print("before")', f"from m3lib.errors import InputError\nraise {error}", 'print("no")')
+    run = notebooks.run("wrong")
+    assert run.returncode == 1
+    lines = ["error: params.yaml has 2 faults:", "  seed: too small", "  train.lr: too large"]
+    assert run.stderr.splitlines()[-3:] == lines
+    assert "Traceback" not in run.stderr
+    assert "executed up to the failed cell: notebooks/executed/wrong.ipynb" in run.stderr
+    saved = outputs(notebooks.executed("wrong"))
+    assert saved[-2].text == "before\n"
+    assert (saved[-1].output_type, saved[-1].ename) == ("error", "InputError")
 
 
-def test_a_bug_shows_its_traceback(workspace):
-    workspace.notebook("bug", "def divide():\n    return 1 / 0", "divide()")
-    done = workspace.run("bug", "m3")
-    assert done.returncode == 1
-    assert "ZeroDivisionError" in done.stderr
-    assert "divide" in done.stderr
-    assert "papermill/" not in done.stderr  # the cell's traceback, not the runner's
-    assert "error: " not in done.stderr.replace("ZeroDivisionError: ", "")
-    assert outputs(workspace.executed("bug-m3"))[-1].ename == "ZeroDivisionError"
+def test_training_before_preparing_is_one_sentence(notebooks):
+    notebooks.copy_notebook("02_train", PARAMS)
+    run = notebooks.run("02_train", "m3")
+    assert run.returncode == 1
+    sentence = run.stderr.splitlines()[-1]
+    check_sentence(sentence, ["error: ", "data/prepared is not a prepared data set", "run `dvc repro prepare` first"])
+    assert sentence == f"error: {outputs(notebooks.executed('02_train-m3'))[-1].evalue}"
+    assert not (notebooks.folder / "data" / "models").exists()
 
 
-def test_a_killed_kernel_is_told_in_a_sentence(workspace):
-    workspace.notebook("dead", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
-    done = workspace.run("dead")
-    assert done.returncode not in (0, None)
-    assert "died" in done.stderr.lower()
-    assert "Traceback" not in done.stderr
+def test_a_bug_prints_the_traceback_of_its_cell(notebooks):
+    notebooks.notebook("bug", "def divide():\n    return 1 / 0", "divide()")
+    run = notebooks.run("bug", "m3")
+    assert run.returncode == 1
+    assert "ZeroDivisionError" in run.stderr
+    assert "divide" in run.stderr
+    assert "papermill/" not in run.stderr
+    assert "error: " not in run.stderr.replace("ZeroDivisionError: ", "")
+    assert outputs(notebooks.executed("bug-m3"))[-1].ename == "ZeroDivisionError"
 
 
-def test_unknown_notebook_and_wrong_use(workspace):
-    done = workspace.run("06_none")
-    assert done.returncode == 1
-    assert "error: data/notebooks/06_none.ipynb does not exist; run the stages with `dvc repro`" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "executed up to there" not in done.stderr  # nothing was
+LIMITS = {  # of the machine: what a cell does, words of the sentence
+    "memory": ("import torch\ntorch.empty(2**50, dtype=torch.uint8)", ["lower train.batch", "images.height"]),
+    "disk": ("import errno, os\nraise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))", ["the disk is full"]),
+    "killed": ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", ["kernel of limit died", "train.batch"]),
+}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_limit_of_the_machine_is_one_sentence(notebooks, limit):
+    cell, words = LIMITS[limit]
+    notebooks.notebook("limit", 'print("before")', cell)
+    run = notebooks.run("limit")
+    assert run.returncode == 1
+    check_sentence(run.stderr.splitlines()[-1], ["error: ", *words])
+    assert "Traceback" not in run.stderr
+    assert "executed up to the failed cell: notebooks/executed/limit.ipynb" in run.stderr
+    assert "before" in notebooks.executed("limit").read_text()
+
+
+@pytest.mark.parametrize("number", run_notebook.FULL_DISK)
+def test_a_disk_that_is_full_for_the_runner_is_the_same_sentence(number):
+    error = OSError(number, os.strerror(number), "notebooks/executed/x.ipynb")
+    assert run_notebook.describe(error, "x") == "error: the disk is full: free some space, then run again"
+
+
+NAMES = ["../01_prepare", "/etc/passwd", "a/b", "..", "", "-x", "a b", "a;b", "a\nb", "$HOME", "a" * 99]
+
+
+def test_names_and_files_that_are_no_notebooks_are_refused(tmp_path):
+    for arguments in [*((name,) for name in NAMES), *(("small", name) for name in NAMES)]:
+        with pytest.raises(InputError, match="can't name a notebook or a row"):
+            run_notebook.run(tmp_path, *arguments)
+    (tmp_path / "data" / "notebooks").mkdir(parents=True)
+    for data in (None, b"", b"\xff\xfe", b"{}", b"[1]", b'{"cells": 3, "nbformat": 4, "nbformat_minor": 5}'):
+        if data is not None:
+            (tmp_path / "data" / "notebooks" / "bad.ipynb").write_bytes(data)
+        with pytest.raises(InputError, match=r"bad\.ipynb is missing or is not a notebook; run `dvc repro --force"):
+            run_notebook.run(tmp_path, "bad")
+    assert set(listing(tmp_path)) == {"data", "data/notebooks", "data/notebooks/bad.ipynb"}
+
+
+def test_a_wrong_command_prints_its_usage(capsys):
     for arguments in ([], ["a", "b", "c"]):
-        done = workspace.run(*arguments)
-        assert done.returncode == 2
-        assert done.stderr.startswith("usage: ")
+        assert run_notebook.main(arguments) == 2
+        assert capsys.readouterr().err.startswith("usage: ")
 
 
-def test_code_of_another_copy_is_refused(workspace, tmp_path):
-    workspace.notebook("small", "1")
-    other = tmp_path / "other"
-    other.mkdir()
-    Workspace(other)
-    command = [
-        sys.executable,
-        "-c",
-        "import sys, m3lib.pipeline.run_notebook, os; os.chdir(sys.argv[1]); m3lib.pipeline.run_notebook.find_root()",
-        other,
-    ]
-    done = subprocess.run(command, cwd=workspace.folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "InputError: m3lib was imported from" in done.stderr
-
-
-def test_second_writer_is_refused_while_the_first_runs(workspace):
-    with running(workspace, "m3") as first:
-        second = workspace.run("slow", "m3")
+def test_a_second_run_of_the_same_notebook_is_refused(notebooks):
+    with notebooks.running("m3") as first:
+        second = notebooks.run("slow", "m3")
         assert second.returncode == 1
         assert "error: slow-m3 is already being run in this folder" in second.stderr
         assert "Traceback" not in second.stderr
-        (workspace.folder / "go").touch()
-        stdout, stderr = first.communicate(timeout=PATIENCE)
+        (notebooks.folder / "go").touch()
+        stdout, stderr = first.communicate(timeout=MAX_WAIT)
     assert first.returncode == 0, stderr
-    assert "went through" in stdout
-    assert outputs(workspace.executed("slow-m3"))[-1].text == "went through\n"
+    assert "finished" in stdout
+    assert outputs(notebooks.executed("slow-m3"))[-1].text == "finished\n"
 
 
-def test_interrupt_ends_the_run_with_a_sentence(workspace):
-    with running(workspace) as process:
-        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to the kernel too
-        _, stderr = process.communicate(timeout=PATIENCE)
-        assert process.returncode not in (0, None)
-        assert "slow was interrupted; `dvc repro` goes on from its last checkpoint" in stderr
-        assert "KeyboardInterrupt" not in stderr  # the kernel may complain of its closed socket, the runner may not
-        assert "m3lib/pipeline/run_notebook.py" not in stderr
-    assert not kernels_of(workspace)
-
-
-def kernels_of(workspace):
-    """Processes that still work in the workspace, after a moment to end."""
-    end = time.monotonic() + 20
-    while time.monotonic() < end and processes_in(workspace.folder):
+def test_an_interrupted_run_ends_with_a_sentence_and_leaves_no_process(notebooks):
+    with notebooks.running() as process:
+        os.killpg(process.pid, signal.SIGINT)  # like Ctrl-C, also to the kernel
+        _, stderr = process.communicate(timeout=MAX_WAIT)
+        assert process.returncode == 1
+        assert "slow was interrupted; `dvc repro` continues from its last checkpoint" in stderr
+        assert "m3lib/pipeline/run_notebook.py" not in stderr  # of a traceback; the kernel may complain
+    end = time.monotonic() + MAX_WAIT
+    while processes_in(notebooks.folder):
+        assert time.monotonic() < end
         time.sleep(0.1)
-    return processes_in(workspace.folder)
 
 
-def processes_in(folder):
-    found = []
+def processes_in(folder: Path) -> list[str]:
+    processes = []
     for link in Path("/proc").glob("[0-9]*/cwd"):
         try:
             if link.readlink() == folder:
-                found.append(link.parent.name)
+                processes.append(link.parent.name)
         except OSError:
             continue
-    return found
+    return processes
+
+
+def test_sockets_of_a_killed_run_are_removed_by_the_next(notebooks):
+    notebooks.notebook("dead", "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nos.kill(os.getpid(), 9)")
+    assert notebooks.run("dead").returncode == -signal.SIGKILL
+    work = notebooks.folder / "data" / "work"
+    assert len(list(work.glob("dead-ipc-*"))) == 5
+    assert not list(notebooks.folder.glob("kernel-ipc-*"))
+    notebooks.notebook("dead", "print(1)")
+    assert notebooks.run("dead").returncode == 0
+    assert not list(work.glob("dead-ipc-*"))

@@ -1,11 +1,12 @@
-"""Runs notebooks as stages in forked children, so that a kill and another try cost no imports.
+"""Run notebooks as stages in forked children, so that another try after a kill need not import everything again.
 
-`python forked.py` in a copy of the repository: a line `NOTEBOOK VARIANT BYTES` on stdin runs the notebook's cells in a
-child of its own session; told are the child's process, then its exit status. BYTES: the largest file that the child
-may write, as on a full disk; 0 for any. An exception of a cell goes to stderr as one line.
+`python forked.py` in a copy of the repository reads lines `NOTEBOOK ROW LIMIT` from stdin and runs each notebook's
+cells in a child with a session of its own. LIMIT: the largest file in bytes that the child may write, as on a full
+disk; 0 for no limit. The answer has two lines: the child's process id, then JSON [exit status, error].
 """
 
 import json
+import mmap
 import os
 import resource
 import subprocess
@@ -18,15 +19,14 @@ MODULES = (
     "matplotlib.pyplot seaborn timm torch umap "
     "m3lib.figures.charts m3lib.analysis.comparison m3lib.prepare m3lib.training.trainer"
 )
-
-WARM = np.random.default_rng(0).random((60, 32), dtype=np.float32)
+POINTS = np.random.default_rng(0).random((60, 32), dtype=np.float32)
 
 
 class Server:
-    """The other end."""
+    """Start `python forked.py` and talk to it."""
 
     def __init__(self, folder: Path):
-        path = {
+        environment = {
             "PYTHONPATH": str(folder),
             "MPLBACKEND": "Agg",
             "OMP_NUM_THREADS": "1",
@@ -34,19 +34,16 @@ class Server:
             "PATH": os.environ["PATH"],
         }
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-        self.said = folder / "stderr"
-        with self.said.open("w") as file:
-            command = [sys.executable, __file__]
-            self.process = subprocess.Popen(command, cwd=folder, env=path, stderr=file, **pipes)
+        self.process = subprocess.Popen([sys.executable, __file__], cwd=folder, env=environment, **pipes)
 
-    def start(self, notebook: str, variant: str, limit: int = 0) -> int:
-        """The child's process."""
-        self.process.stdin.write(f"{notebook} {variant or '-'} {limit}\n")
+    def start(self, notebook: str, row: str, limit: int = 0) -> int:
+        """Start a stage; return the process id of the child."""
+        self.process.stdin.write(f"{notebook} {row or '-'} {limit}\n")
         return int(self.process.stdout.readline())
 
-    def wait(self) -> int:
-        """The child's exit status; negative for a signal."""
-        return int(self.process.stdout.readline())
+    def wait(self) -> tuple[int, str]:
+        """Return the child's exit status, negative for a signal, and its error as one line, or nothing."""
+        return tuple(json.loads(self.process.stdout.readline()))
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -54,35 +51,39 @@ class Server:
         self.process.stdout.close()
 
 
-def run(notebook: str, variant: str, limit: int) -> None:
+def run(notebook: str, row: str, limit: int) -> None:
+    """Execute the cells of a notebook in this process."""
     os.setsid()
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    for stream in (1, 2):  # printed text would count towards the limit if it went to a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     scope: dict = {"display": print}
     for cell in json.loads(Path(f"notebooks/{notebook}.ipynb").read_text())["cells"]:
         if cell["cell_type"] == "code":
             exec("".join(cell["source"]), scope)
-            if "parameters" in cell["metadata"].get("tags", ()) and variant != "-":
-                scope["variant"] = variant
+            if "parameters" in cell["metadata"].get("tags", ()) and row != "-":
+                scope["variant"] = row
 
 
 def main() -> None:
     for name in MODULES.split():
         __import__(name)
-    sys.modules["umap"].UMAP(random_state=0, n_jobs=1, metric="cosine", n_neighbors=15).fit(WARM)  # compiled for all
+    sys.modules["umap"].UMAP(random_state=0, n_jobs=1, metric="cosine", n_neighbors=15).fit(POINTS)  # compiles it
     for line in sys.stdin:
-        notebook, variant, limit = line.split()
+        notebook, row, limit = line.split()
+        error = mmap.mmap(-1, 4096)  # memory that is shared with the child
         child = os.fork()
         if not child:
             try:
-                run(notebook, variant, int(limit))
-            except BaseException as error:
-                os.write(2, f"{type(error).__name__}: {error}\n".encode())
+                run(notebook, row, int(limit))
+            except BaseException as exception:
+                error.write(f"{type(exception).__name__}: {exception}".encode()[:4096])
                 os._exit(1)
             os._exit(0)
         print(child, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(json.dumps([status, error[:].rstrip(b"\0").decode(errors="replace")]), flush=True)
 
 
 if __name__ == "__main__":
