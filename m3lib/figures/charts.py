@@ -18,7 +18,7 @@ MAX_COLORS = 10  # more cannot be distinguished
 
 
 def use_style() -> None:
-    """Set the style of figures and tables; call once, before the first figure."""
+    """Set the style of figures and tables; call once, before the first figure or table."""
     pd.set_option("display.html.use_mathjax", False)  # a `$` in a name is not a formula
     sns.set_theme(style="ticks", font_scale=0.9, rc={"figure.dpi": 110, "axes.spines.top": False})
     plt.rcParams.update({"axes.spines.right": False, "legend.frameon": False, "savefig.bbox": "tight"})
