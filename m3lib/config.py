@@ -87,8 +87,6 @@ class Csv:
 class Benchmark:
     folder: Text
     protocol: Literal["published", "pair", "row", "any"]
-    maybe: Literal["keep", "drop"]
-    box: Flag
     share: number(0.0001, 1)
 
 

@@ -12,8 +12,9 @@ of that attribute. Lines end in LF or CR LF. A photo has at most one row in quer
 
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -23,8 +24,11 @@ from m3lib.data.manifest import unit_hash
 from m3lib.errors import InputError
 from m3lib.taxonomy import Taxonomy
 
+Value = TypeVar("Value")
+
 HELD_OUT = ("valid", "test")
 ROLES = ("query", "candidate")
+ROW = "`line attribute value [attribute value ...]`"
 INTEGERS = re.compile(r"-?\d{1,9}([ \t]+-?\d{1,9})*", re.ASCII)
 
 
@@ -40,33 +44,37 @@ def held_out_files(folder: Path) -> list[Path]:
 
 def all_exist(paths: Sequence[Path]) -> bool:
     """Return whether files exist; raises InputError if some of them do and others don't."""
-    missing = [path.name for path in paths if not path.is_file()]
     present = [path.name for path in paths if path.is_file()]
+    missing = [path.name for path in paths if path.name not in present]
     if missing and present:
         names = f"{', '.join(present)} without {', '.join(missing)}"
         raise InputError(f"{paths[0].parent}: {names}; put all of them there, or none")
     return not missing
 
 
-def read_lines(path: Path) -> list[tuple[str, str]]:
-    """Return (file and line number, stripped text) of each line of a text file.
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield (file and line number, stripped text) of each line of a label file; empty lines may only end the file.
 
-    Raises InputError if the file can't be read, is empty, or has an empty line.
+    Raises InputError if the file can't be read, is empty, is not UTF-8, or has an empty line between others.
     """
+    where = blank = ""
     try:
-        text = path.read_bytes().decode()
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                where = f"{path}, line {number}"
+                text = line.decode().strip()
+                if text and blank:
+                    raise InputError(f"{blank}: the line is empty")
+                if text:
+                    yield where, text
+                else:
+                    blank = blank or where
+    except UnicodeDecodeError:
+        raise InputError(f"{where}: not UTF-8 text") from None
     except OSError as error:
         raise InputError(f"{path}: the file can't be read ({error.strerror or error})") from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}, line {line}: not UTF-8 text") from None
-    if not text:
+    if not where or blank.endswith(" line 1"):
         raise InputError(f"{path}: the file is empty")
-    lines = text.removesuffix("\n").split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            raise InputError(f"{path}, line {number}: the line is empty")
-    return [(f"{path}, line {number}", line.strip()) for number, line in enumerate(lines, 1)]
 
 
 def safe_name(text: str, where: str) -> str:
@@ -77,10 +85,19 @@ def safe_name(text: str, where: str) -> str:
     return name
 
 
-def add_once(values: dict, name: str, value: object, where: str) -> None:
-    """Add a photo's value; raises InputError if an earlier line gave the photo another value."""
-    if values.setdefault(name, value) != value:
-        raise InputError(f"{where}: {name!r} has another value on a line above")
+def by_photo(rows: Iterable[tuple[str, str, Value]], file: str) -> tuple[dict[str, Value], list[str]]:
+    """Return photo -> value from rows of (file and line number, path, value), and a note if rows repeat others.
+
+    Raises InputError for a path that leaves the data folder, or if two rows of a photo have different values.
+    """
+    values: dict[str, Value] = {}
+    repeated = 0
+    for where, path, value in rows:
+        name = safe_name(path, where)
+        repeated += name in values
+        if values.setdefault(name, value) != value:
+            raise InputError(f"{where}: {name!r} has another value on a line above")
+    return values, [f"{repeated} rows of {file} repeat another"] if repeated else []
 
 
 def read_names(path: Path) -> dict[str, str]:
@@ -88,9 +105,8 @@ def read_names(path: Path) -> dict[str, str]:
     names: dict[str, str] = {}
     for where, line in read_lines(path):
         name = safe_name(line, where)
-        if name in names:
+        if names.setdefault(name, where) != where:
             raise InputError(f"{where}: {name!r} is listed already, {names[name]}")
-        names[name] = where
     return names
 
 
@@ -115,8 +131,7 @@ def read_rows(path: Path, num_names: int, taxonomy: Taxonomy) -> dict[int, tuple
             raise InputError(f"{where}: expected integers, got {line[:60]!r}")
         photo, *pairs = map(int, line.split())
         if not pairs or len(pairs) % 2:
-            form = "`line attribute value [attribute value ...]`"
-            raise InputError(f"{where}: expected {form}, got {len(pairs) + 1} integers")
+            raise InputError(f"{where}: expected {ROW}, got {len(pairs) + 1} integers")
         if not 0 <= photo < num_names:
             raise InputError(f"{where}: photo {photo}, but the filenames have lines 0 to {num_names - 1}")
         if photo in rows:
@@ -175,19 +190,16 @@ def write(manifest: pd.DataFrame, taxonomy: Taxonomy, folder: Path) -> None:
         n = int(taxonomy.attribute_of_class[class_id])
         return f"{n} {class_id - int(taxonomy.offsets[n])}"
 
+    lines: dict[str, Iterable[str]] = {}
     for split in ("train", *HELD_OUT):
         frame = manifest[manifest["split"] == split].reset_index(drop=True)
-        write_lines(folder / f"filenames_{split}.txt", frame["image"])
+        lines[f"filenames_{split}"] = frame["image"]
         if split == "train":
-            lines = (f"{i} {' '.join(map(pair, ids))}" for i, ids in frame["labels"].items())
-            write_lines(folder / "label_train.txt", lines)
+            lines["label_train"] = [f"{i} {' '.join(map(pair, ids))}" for i, ids in frame["labels"].items()]
             continue
         for role in ROLES:
             rows = frame["row"][frame["role"] == role]
-            write_lines(folder / f"{role}_{split}.txt", (f"{i} {pair(m)}" for i, m in rows.items()))
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a text file."""
-    with atomic(path) as temporary:
-        temporary.write_bytes("".join(f"{line}\n" for line in lines).encode())
+            lines[f"{role}_{split}"] = [f"{i} {pair(m)}" for i, m in rows.items()]
+    for name, texts in lines.items():
+        with atomic(folder / f"{name}.txt") as temporary:
+            temporary.write_bytes("".join(f"{text}\n" for text in texts).encode())

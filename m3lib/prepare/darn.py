@@ -6,11 +6,12 @@ here. Labels come from the released split files, or from labels.csv, for those w
 `path` and the nine attributes, then one row per photo, -1 or empty for a missing label.
 """
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from m3lib.config import Settings
 from m3lib.errors import InputError
-from m3lib.prepare.asen_split import add_once, class_id, safe_name
+from m3lib.prepare.asen_split import by_photo, class_id
 from m3lib.prepare.catalogue import read_table
 from m3lib.prepare.public import Annotations, Dataset, RequiredFile
 from m3lib.taxonomy import Attribute, Taxonomy
@@ -30,36 +31,27 @@ TAXONOMY = Taxonomy(tuple(Attribute(name, tuple(map(str, range(count)))) for nam
 LABELS = "labels.csv"
 
 
-def read_labels(path: Path) -> tuple[dict[str, list[int]], tuple[str, ...]]:
-    """Return photo -> class ids, and notes; raises InputError naming the line of the first fault."""
+def read_labels(path: Path) -> Iterator[tuple[str, str, list[int]]]:
+    """Yield (file and line number, photo, class ids) of each row; raises InputError naming the line of a fault."""
     table = read_table(path)
     if list(table) != ["path", *ATTRIBUTES]:
         raise InputError(f"{path}, line 1: the header must be path,{','.join(ATTRIBUTES)}")
-    labels: dict[str, list[int]] = {}
-    for line, name, *values in table.itertuples():
-        where = f"{path}, line {line}"
-        ids = [class_of(n, value.strip(), where) for n, value in enumerate(values) if value.strip() not in ("", "-1")]
-        add_once(labels, safe_name(name.strip(), where), ids, where)
-    notes = []
-    if repeated := len(table) - len(labels):
-        notes.append(f"{repeated} rows of {path.name} repeat another")
-    if empty := sum(not ids for ids in labels.values()):
-        notes.append(f"{empty} of {len(labels)} photos in {path.name} have no label")
-    return labels, tuple(notes)
+    for line, name, *cells in table.itertuples():
+        where, ids = f"{path}, line {line}", []
+        for n, value in enumerate(map(str.strip, cells)):
+            if value in ("", "-1"):
+                continue
+            if not re.fullmatch("[0-9]{1,9}", value):
+                raise InputError(f"{where}: {TAXONOMY.names[n]!r} is {value!r}, expected a number, or -1 for unknown")
+            ids.append(class_id(TAXONOMY, n, int(value), where))
+        yield where, name.strip(), ids
 
 
-def class_of(attribute: int, value: str, where: str) -> int:
-    """Return the class id of a cell; raises InputError if it is no number of a class."""
-    if not (value.isascii() and value.isdigit() and len(value) <= 9):
-        raise InputError(f"{where}: {TAXONOMY.names[attribute]!r} is {value!r}, expected a number, or -1 for unknown")
-    return class_id(TAXONOMY, attribute, int(value), where)
-
-
-def read(folder: Path, settings: Settings) -> Annotations:
+def read(folder: Path) -> Annotations:
     """Read labels.csv; without it, only the released split files have labels."""
     if not (folder / LABELS).is_file():
         return Annotations(TAXONOMY, None)
-    labels, notes = read_labels(folder / LABELS)
+    labels, notes = by_photo(read_labels(folder / LABELS), LABELS)
     return Annotations(TAXONOMY, labels, LABELS, notes=notes)
 
 

@@ -1,37 +1,37 @@
 """Read DeepFashion, Category and Attribute Prediction (Liu et al., CVPR 2016): 1,000 attributes in five types.
 
 The five types are our attributes; the attributes of a type are our classes, in the order of list_attr_cloth.txt, and a
-photo may have several. Anno/ (Anno_coarse/ in later downloads) holds list_attr_cloth.txt (`name type`),
-list_attr_img.txt (`path` and one value per attribute: 1 present, -1 absent, 0 unknown) and list_bbox.txt; Eval/ holds
+photo may have several. Anno/ (Anno_coarse/ in later downloads) holds list_attr_cloth.txt (`name type`) and
+list_attr_img.txt (`path` and one value per attribute: 1 present, -1 absent, 0 unknown); Eval/ holds
 list_eval_partition.txt. Each starts with its number of rows and a header.
 
 The released split (8:1:1 of the labelled photos) differs from the official partition, which is used only if the
 released files are missing.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
-from m3lib.config import Settings
 from m3lib.errors import InputError
-from m3lib.prepare.asen_split import add_once, all_exist, held_out_files, safe_name
-from m3lib.prepare.public import Annotations, Box, Dataset, RequiredFile
+from m3lib.prepare.asen_split import all_exist, by_photo, held_out_files, read_lines
+from m3lib.prepare.public import Annotations, Dataset, RequiredFile
 from m3lib.taxonomy import Attribute, Taxonomy
 
 TYPES = ("texture", "fabric", "shape", "part", "style")
+VALUES = {"1", "-1", "0"}  # of an attribute: present, absent, unknown
 SPLITS = {"train": "train", "val": "valid", "test": "test"}
 
 
-def annotation(name: str, what: str, optional: str = "") -> RequiredFile:
-    """Return a file of the annotation folder."""
-    return RequiredFile((f"Anno/{name}", f"Anno_coarse/{name}"), what, optional)
-
-
-CLASSES = annotation("list_attr_cloth.txt", "the 1,000 attributes and their types")
-LABELS = annotation("list_attr_img.txt", "the attributes of every photo")
-BOXES = annotation("list_bbox.txt", "bounding boxes", optional="benchmark.box must be false")
+CLASSES, LABELS = (
+    RequiredFile((f"Anno/{name}", f"Anno_coarse/{name}"), what)
+    for name, what in (
+        ("list_attr_cloth.txt", "the 1,000 attributes and their types"),
+        ("list_attr_img.txt", "the attributes of every photo"),
+    )
+)
 PARTITION = RequiredFile(
     ("Eval/list_eval_partition.txt",), "the official split", optional="the released split must be there"
 )
@@ -40,29 +40,17 @@ PARTITION = RequiredFile(
 def read_table(path: Path) -> Iterator[tuple[str, str]]:
     """Yield (file and line number, text) of every row after the number of rows and the header.
 
-    Raises InputError for an empty line, or if the number of rows on line 1 is wrong.
+    Raises InputError if the number of rows on line 1 is wrong.
     """
-    count, blank = 0, ""
-    try:
-        with path.open("rb") as file:
-            first = file.readline().strip()
-            if not first.isdigit() or len(first) > 9:
-                raise InputError(f"{path}, line 1: expected the number of rows, got {first[:40].decode('latin-1')!r}")
-            file.readline()
-            for number, line in enumerate(tqdm(file, total=int(first), desc=path.name, unit="row", delay=2), 3):
-                where = f"{path}, line {number}"
-                text = line.decode().strip()
-                if text and blank:
-                    raise InputError(f"{blank}: the line is empty")
-                if text:
-                    count += 1
-                    yield where, text
-                else:
-                    blank = blank or where  # allowed at the end of the file
-    except UnicodeDecodeError:
-        raise InputError(f"{where}: not UTF-8 text") from None
-    except OSError as error:
-        raise InputError(f"{path}: the file can't be read ({error.strerror or error})") from None
+    lines = read_lines(path)
+    where, first = next(lines)
+    if not re.fullmatch("[0-9]{1,9}", first):
+        raise InputError(f"{where}: expected the number of rows, got {first[:40]!r}")
+    next(lines, None)  # the header
+    count = 0
+    for row in tqdm(lines, total=int(first), desc=path.name, unit="row", delay=2):
+        count += 1
+        yield row
     if count != int(first):
         raise InputError(f"{path}: line 1 announces {int(first)} rows, and {count} follow; is the file complete?")
 
@@ -86,71 +74,44 @@ def read_classes(path: Path) -> tuple[Taxonomy, list[int]]:
     return taxonomy, [int(taxonomy.offsets[kinds.index(kind)]) + number for kind, number in rows]
 
 
-def read_labels(path: Path, class_ids: list[int]) -> tuple[dict[str, list[int]], int]:
-    """Return photo -> class ids, ascending, and the number of rows that repeat another one."""
-    labels: dict[str, list[int]] = {}
-    count, total = len(class_ids), 0
+def read_labels(path: Path, class_ids: list[int]) -> Iterator[tuple[str, str, list[int]]]:
+    """Yield (file and line number, photo, class ids in ascending order) of each row of list_attr_img.txt."""
     for where, text in read_table(path):
-        name, *values = text.rsplit(None, count)  # the path may contain blanks
-        bad = set(values) - {"1", "-1", "0"}
-        if bad:
-            value = next(value for value in values if value in bad)
+        name, *values = text.rsplit(None, len(class_ids))  # the path may contain blanks
+        if not set(values) <= VALUES:
+            value = next(value for value in values if value not in VALUES)
             raise InputError(f"{where}: a value is {value[:20]!r}, expected 1, -1 or 0")
-        if len(values) != count:
-            problem = f"{len(values)} values after the path, expected {count}"
+        if len(values) != len(class_ids):
+            problem = f"{len(values)} values after the path, expected {len(class_ids)}"
             raise InputError(f"{where}: {problem}, one for each row of list_attr_cloth.txt")
-        ids = sorted(class_id for class_id, value in zip(class_ids, values, strict=True) if value == "1")
-        add_once(labels, safe_name(name, where), ids, where)
-        total += 1
-    return labels, total - len(labels)
+        yield where, name, sorted(m for m, value in zip(class_ids, values, strict=True) if value == "1")
 
 
-def read_partition(path: Path) -> dict[str, str]:
-    """Return photo -> train | valid | test."""
-    splits: dict[str, str] = {}
+def read_partition(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield (file and line number, photo, train | valid | test) of each row of list_eval_partition.txt."""
     for where, text in read_table(path):
         name, *split = text.rsplit(None, 1)
         if len(split) != 1 or split[0] not in SPLITS:
             raise InputError(f"{where}: expected `path part` with the part train, val or test")
-        add_once(splits, safe_name(name, where), SPLITS[split[0]], where)
-    return splits
+        yield where, name, SPLITS[split[0]]
 
 
-def read_boxes(path: Path) -> dict[str, Box]:
-    """Return photo -> bounding box."""
-    boxes: dict[str, Box] = {}
-    for where, text in read_table(path):
-        name, *numbers = text.rsplit(None, 4)
-        if len(numbers) != 4 or not all(n.isascii() and n.isdigit() and len(n) <= 9 for n in numbers):
-            raise InputError(f"{where}: expected `path x1 y1 x2 y2` in pixels")
-        left, top, right, bottom = box = tuple(map(int, numbers))
-        if left >= right or top >= bottom:
-            raise InputError(f"{where}: the box {left} {top} {right} {bottom} has no area")
-        add_once(boxes, safe_name(name, where), box, where)
-    return boxes
-
-
-def read(folder: Path, settings: Settings) -> Annotations:
+def read(folder: Path) -> Annotations:
     """Read the annotation files; the official partition only if the released split is missing."""
     taxonomy, class_ids = read_classes(CLASSES.find(folder))
-    path = LABELS.find(folder)
-    labels, repeated = read_labels(path, class_ids)
-    notes = (f"{repeated} rows of {path.name} repeat another",) if repeated else ()
-    boxes, splits = {}, None
-    if settings.benchmark.box:
-        if not BOXES.find(folder):
-            raise InputError(f"params.yaml, benchmark.box: {folder} has no {' or '.join(BOXES.paths)}")
-        boxes = read_boxes(BOXES.find(folder))
-    if not all_exist(held_out_files(folder)):
-        if not PARTITION.find(folder):
-            raise InputError(f"{folder}: neither the released split files nor {PARTITION.paths[0]} is there")
-        splits = read_partition(PARTITION.find(folder))
-    return Annotations(taxonomy, labels, path.name, splits, boxes, notes=notes)
+    path, partition = LABELS.find(folder), PARTITION.find(folder)
+    labels, notes = by_photo(read_labels(path, class_ids), path.name)
+    if all_exist(held_out_files(folder)):
+        return Annotations(taxonomy, labels, path.name, notes=notes)
+    if not partition:
+        raise InputError(f"{folder}: neither the released split files nor {PARTITION.paths[0]} is there")
+    splits, _ = by_photo(read_partition(partition), partition.name)
+    return Annotations(taxonomy, labels, path.name, splits, notes)
 
 
 DATASET = Dataset(
     name="deepfashion",
-    files=(CLASSES, LABELS, BOXES, PARTITION),
+    files=(CLASSES, LABELS, PARTITION),
     photos=RequiredFile(("img", "Img/img"), "the photos, img/<name>/img_<number>.jpg"),
     origin="Official: mmlab.ie.cuhk.edu.hk/projects/DeepFashion/AttributePrediction.html.",
     protocol="pair",

@@ -3,16 +3,15 @@
 Annotations/label.csv of each folder has no header: `path,attribute_labels,letters`, with one letter per class: y for
 the photo's class, m for a class that it maybe has, n for the others. Class 0 of every attribute is `Invisible`.
 
-The released training list keeps rows with an m; the ASEN loader of December 2019 dropped them from training. The
-setting benchmark.maybe selects one; valid and test keep them in any case.
+Rows with an m are used with the class of their y, as in the released training list; the ASEN loader of December 2019
+dropped them from training.
 """
 
-import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from m3lib.config import Settings
 from m3lib.errors import InputError
-from m3lib.prepare.asen_split import add_once, read_lines, safe_name
+from m3lib.prepare.asen_split import by_photo, read_lines
 from m3lib.prepare.public import Annotations, Dataset, RequiredFile
 from m3lib.taxonomy import Attribute, Taxonomy
 
@@ -31,26 +30,15 @@ ATTRIBUTES = {  # in the order of the released files; classes in the order of th
     "neck design": "Invisible|Turtle Neck|Ruffle Semi-High Collar|Low Turtle Neck|Draped Collar",
 }
 TAXONOMY = Taxonomy(tuple(Attribute(name, tuple(classes.split("|"))) for name, classes in ATTRIBUTES.items()))
-LETTERS = re.compile(r"[ymn]*")
 
 
-def read_annotations(path: Path, prefix: str) -> tuple[dict[str, list[int]], frozenset[str], int]:
-    """Return photo (prefix and path) -> its class id, the photos with an m, and the number of repeated rows.
-
-    Raises InputError naming the line if its form, attribute or letters are wrong, or it contradicts another line.
-    """
-    labels: dict[str, list[int]] = {}
-    doubtful = set()
-    lines = read_lines(path)
-    for where, line in lines:
+def read_labels(path: Path) -> Iterator[tuple[str, str, list[int]]]:
+    """Yield (file and line number, path, [class id]) of each row; raises InputError if its form is wrong."""
+    for where, line in read_lines(path):
         fields = [text.strip() for text in line.split(",")]
         if len(fields) != 3:
             raise InputError(f"{where}: expected `path,attribute_labels,letters`, got {len(fields)} fields")
-        name = safe_name(f"{prefix}/{safe_name(fields[0], where)}", where)
-        add_once(labels, name, [class_of(fields[1], fields[2], where)], where)
-        if "m" in fields[2]:
-            doubtful.add(name)
-    return labels, frozenset(doubtful), len(lines) - len(labels)
+        yield where, fields[0], [class_of(fields[1], fields[2], where)]
 
 
 def class_of(attribute: str, letters: str, where: str) -> int:
@@ -61,35 +49,21 @@ def class_of(attribute: str, letters: str, where: str) -> int:
         raise InputError(f"{where}: {attribute!r} is no attribute of FashionAI ({names})")
     classes = TAXONOMY.classes_of(TAXONOMY.names.index(name))
     count = classes.stop - classes.start
-    if len(letters) != count or not LETTERS.fullmatch(letters) or letters.count("y") != 1:
+    if len(letters) != count or set(letters) - set("ymn") or letters.count("y") != 1:
         raise InputError(f"{where}: {letters!r} should have {count} letters for {name!r}, each of y, m, n, and one y")
     return classes.start + letters.index("y")
 
 
-def read(folder: Path, settings: Settings) -> Annotations:
+def read(folder: Path) -> Annotations:
     """Read the labels of both folders; without any label.csv, only the released split files have labels."""
     labels: dict[str, list[int]] = {}
-    doubtful: frozenset[str] = frozenset()
     notes = []
     files = [name for name in LABELS.paths if (folder / name).is_file()]
     for file in files:
-        more, maybe, repeated = read_annotations(folder / file, file.partition("/")[0])
-        labels |= more
-        doubtful |= maybe
-        if repeated:
-            notes.append(f"{repeated} rows of {file} repeat another")
-    drop = settings.benchmark.maybe == "drop"
-    if drop and not files:
-        raise InputError(f"params.yaml, benchmark.maybe: no label.csv in {folder} marks doubtful photos")
-    if doubtful:
-        notes.append(f"{len(doubtful)} of {len(labels)} photos have a class marked maybe")
-    return Annotations(
-        TAXONOMY,
-        labels if files else None,
-        " and ".join(files),
-        doubtful=doubtful if drop else frozenset(),
-        notes=tuple(notes),
-    )
+        ids, repeated = by_photo(read_labels(folder / file), file)
+        labels |= {f"{file.partition('/')[0]}/{name}": ids[name] for name in ids}
+        notes += repeated
+    return Annotations(TAXONOMY, labels if files else None, " and ".join(files), notes=notes)
 
 
 LABELS = RequiredFile(

@@ -16,22 +16,13 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")  # not EP
 
 @dataclass(frozen=True)
 class PhotoLoader:
-    """Load photo i of a folder as (h, w, 3) uint8, cut to its bounding box (left, top, right, bottom) if it has one."""
+    """Load photo i of a folder as (h, w, 3) uint8 RGB."""
 
     folder: Path
     names: tuple[str, ...]
-    boxes: tuple[tuple[int, int, int, int] | None, ...] = ()
 
     def __call__(self, i: int) -> np.ndarray:
-        photo = decode(self.folder / self.names[i])
-        box = self.boxes[i] if self.boxes else None
-        if box is None:
-            return photo
-        left, top, right, bottom = box
-        cut = photo[max(top, 0) : bottom, max(left, 0) : right]
-        if not cut.size:
-            raise InputError(f"{self.names[i]!r}: its bounding box {box} lies outside the photo")
-        return cut
+        return decode(self.folder / self.names[i])
 
 
 def decode(path: Path) -> np.ndarray:

@@ -5,8 +5,8 @@ all published results use (`asen_split`), or with a drawn split if those files a
 """
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,6 @@ from m3lib.prepare.pack import check_missing
 from m3lib.prepare.photos import PhotoLoader
 from m3lib.taxonomy import Taxonomy
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
-
 
 @dataclass(frozen=True)
 class Annotations:
@@ -29,16 +27,13 @@ class Annotations:
 
     labels: photo -> class ids, ascending, in the order of the files; None if only the released split files have them.
     file: the name of the file with the labels. splits: photo -> train | valid | test, if the download has a split.
-    doubtful: photos to leave out of training.
     """
 
     taxonomy: Taxonomy
     labels: dict[str, list[int]] | None
     file: str = ""
     splits: dict[str, str] | None = None
-    boxes: dict[str, Box] = field(default_factory=dict)
-    doubtful: frozenset[str] = frozenset()
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,7 @@ class Dataset:
     photos: RequiredFile
     origin: str
     protocol: str  # of the published results
-    read: Callable[[Path, Settings], Annotations]
+    read: Callable[[Path], Annotations]
 
 
 SPLIT_FILES = RequiredFile(
@@ -101,29 +96,26 @@ def read(dataset: Dataset, settings: Settings) -> Source:
     benchmark, folder = settings.benchmark, folder_of(dataset.name, settings.benchmark)
     if not survey(dataset, folder)[1]:
         raise InputError(f"{dataset.name} is not complete in {folder}: see `make data SOURCE={dataset.name}`")
-    annotations = dataset.read(folder, settings)
+    annotations = dataset.read(folder)
     if asen_split.all_exist(asen_split.held_out_files(folder)):
         frame, notes = released_split(annotations, folder)
     else:
         frame, notes = drawn_split(annotations, folder, settings)
-    notes = [*annotations.notes, *notes]
+    labelled = frame["labels"].map(len) > 0
+    notes = [*annotations.notes, *notes, *left_out(len(frame), labelled.sum())]
+    frame = frame[labelled]
     if benchmark.share < 1:
-        total, frame = len(frame), frame[unit_hash(frame["image"].tolist(), "share") < benchmark.share]
+        total, frame = len(frame), frame[unit_hash(frame["image"], "share") < benchmark.share]
         notes.append(f"{len(frame)} of {total} photos are used (benchmark.share): results can't be compared")
     base = dataset.photos.find(folder).parent
-    exists = np.array([os.path.isfile(base / name) for name in frame["image"]])  # Path.is_file raises for long names
+    exists = np.array([os.path.isfile(base / name) for name in frame["image"]], bool)  # Path's raises on long names
     missing = [repr(str(base / name)) for name in frame["image"][~exists]]
     notes += check_missing(missing, len(frame), settings.images.max_bad)
     protocol = dataset.protocol if benchmark.protocol == "published" else benchmark.protocol
-    frame = with_protocol(frame[exists], protocol)
-    labelled = frame[frame["labels"].map(len) > 0].reset_index(drop=True)
-    notes += left_out(len(frame), len(labelled), "without a label")
-    boxes = tuple(annotations.boxes.get(name) for name in labelled["image"]) if annotations.boxes else ()
-    if None in boxes:
-        notes.append(f"{boxes.count(None)} of {len(boxes)} photos have no bounding box and are not cropped")
-    load = PhotoLoader(base, tuple(labelled["image"]), boxes)
+    frame = with_protocol(frame[exists].reset_index(drop=True), protocol)
+    load = PhotoLoader(base, tuple(frame["image"]))
     relevance = "any" if protocol == "any" else "pair"
-    return Source(annotations.taxonomy, labelled, load, (*notes, f"protocol: {protocol}"), relevance)
+    return Source(annotations.taxonomy, frame, load, (*notes, f"protocol: {protocol}"), relevance)
 
 
 def drawn_split(annotations: Annotations, folder: Path, settings: Settings) -> tuple[pd.DataFrame, list[str]]:
@@ -134,18 +126,15 @@ def drawn_split(annotations: Annotations, folder: Path, settings: Settings) -> t
     labels = [annotations.labels[name] for name in names]
     splits = assign_splits(names, settings.split)
     if annotations.splits is not None:
-        absent = [name for name in names if name not in annotations.splits]
-        if absent:
+        if absent := [name for name in names if name not in annotations.splits]:
             raise InputError(f"{folder}: the download's partition does not name {absent[0]!r}, which has labels")
         splits = np.array([annotations.splits[name] for name in names])
     rows = asen_split.draw_rows(names, labels)
     roles = asen_split.draw_roles(names, rows, splits, settings.split.query, annotations.taxonomy)
     rows = np.where(splits == "train", -1, rows)
     frame = pd.DataFrame({"image": names, "split": splits, "role": roles, "labels": labels, "row": rows})
-    frame = frame[(frame["split"] != "train") | ~frame["image"].isin(annotations.doubtful)]
     note = "no released split files: valid and test, queries and candidates are drawn; data/prepared/split/ has them"
-    unlabelled = left_out(len(annotations.labels), len(names), "without a label")
-    return frame, [note, *unlabelled, *left_out(len(names), len(frame), "marked doubtful")]
+    return frame, [note, *left_out(len(annotations.labels), len(names))]
 
 
 def released_split(annotations: Annotations, folder: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -162,26 +151,24 @@ def released_split(annotations: Annotations, folder: Path) -> tuple[pd.DataFrame
         frames.append(frame.assign(split=split, labels=[labels[name] for name in frame["image"]]))
         notes += note
     labels = released_train_labels(annotations, folder, splits)
-    used = {name: ids for name, ids in labels.items() if ids and name not in annotations.doubtful}
-    train = pd.DataFrame({"image": list(used), "split": "train", "role": "", "labels": list(used.values()), "row": -1})
-    notes += left_out(len(labels), len(used), "doubtful or without label")
-    return pd.concat([train, *frames], ignore_index=True), notes
+    columns = {"image": list(labels), "split": "train", "role": "", "labels": list(labels.values()), "row": -1}
+    return pd.concat([pd.DataFrame(columns), *frames], ignore_index=True), notes
 
 
-def check_row(annotations: Annotations, name: str, class_id: int, where: str) -> None:
-    """Raise InputError if a released row gives a photo a class that it does not have in the download's labels."""
+def check_row(annotations: Annotations, name: str, class_id: int | None, where: str) -> None:
+    """Raise InputError if the download's labels do not name a photo of the released split, or lack its class."""
     if annotations.labels is None:
         return
     if name not in annotations.labels:
         raise InputError(f"{where}: {annotations.file} does not name {name!r}")
-    if class_id not in annotations.labels[name]:
-        row = annotations.taxonomy.full_name(class_id)
-        labels = ", ".join(map(annotations.taxonomy.full_name, annotations.labels[name])) or "without labels"
-        raise InputError(f"{where}: {name!r} is {row!r} here, but {labels} in {annotations.file}")
+    if class_id is not None and class_id not in annotations.labels[name]:
+        full_name = annotations.taxonomy.full_name
+        labels = ", ".join(map(full_name, annotations.labels[name])) or "without labels"
+        raise InputError(f"{where}: {name!r} is {full_name(class_id)!r} here, but {labels} in {annotations.file}")
 
 
 def released_train_labels(annotations: Annotations, folder: Path, splits: dict[str, str]) -> dict[str, list[int]]:
-    """Return photo -> class ids of train: the released photos, or every labelled photo outside valid and test."""
+    """Return photo -> class ids of train: the released photos, or every photo outside valid and test."""
     filenames, label_file = asen_split.train_files(folder)
     labels = annotations.labels
     if not asen_split.all_exist([filenames, label_file]):
@@ -192,8 +179,7 @@ def released_train_labels(annotations: Annotations, folder: Path, splits: dict[s
     for name, where in names.items():
         if name in splits:
             raise InputError(f"{where}: {name!r} is in {splits[name]} as well")
-        if labels is not None and name not in labels:
-            raise InputError(f"{where}: {annotations.file} does not name {name!r}")
+        check_row(annotations, name, None, where)
     if labels is not None:
         return {name: labels[name] for name in names}
     rows = asen_split.read_rows(label_file, len(names), annotations.taxonomy)
@@ -207,6 +193,6 @@ def with_protocol(frame: pd.DataFrame, protocol: str) -> pd.DataFrame:
     return frame.assign(labels=[[m] if m >= 0 else ids for ids, m in zip(frame["labels"], frame["row"], strict=True)])
 
 
-def left_out(total: int, used: int, why: str) -> list[str]:
-    """Return a note on photos that are not used, if there are any."""
-    return [f"{total - used} of {total} photos are left out: {why}"] if used < total else []
+def left_out(total: int, used: int) -> list[str]:
+    """Return a note on photos without a label, if there are any."""
+    return [f"{total - used} of {total} photos are left out: without a label"] if used < total else []

@@ -11,6 +11,7 @@ from m3lib.analysis.significance import query_images
 from m3lib.data.manifest import Prepared, multi_hot
 from m3lib.errors import InputError
 from m3lib.prepare import asen_split, darn, deepfashion, fashionai
+from m3lib.prepare.asen_split import by_photo
 from m3lib.prepare.public import Annotations, check_row, with_protocol
 from m3lib.retrieval import metrics, ranking
 from m3lib.taxonomy import Taxonomy
@@ -104,8 +105,8 @@ def official(tmp_path_factory):
 def tests(official):
     """Each set's test part."""
     taxonomy, class_ids = deepfashion.read_classes(official / "list_attr_cloth.txt")
-    labels, repeated = deepfashion.read_labels(official / "list_attr_img.txt", class_ids)
-    assert repeated == 0
+    labels, notes = by_photo(deepfashion.read_labels(official / "list_attr_img.txt", class_ids), "list_attr_img.txt")
+    assert not notes
     known = {
         "fashionai": Annotations(fashionai.TAXONOMY, None),
         "darn": Annotations(darn.TAXONOMY, None),
@@ -161,12 +162,10 @@ def open_lines(name: str, file: str) -> list[str]:
 
 def test_fashionai_rows_agree_with_the_table(tests):
     path = SPLITS / "fashionai/label_test.csv"
-    labels, doubtful, repeated = fashionai.read_annotations(path, "top")
+    labels, notes = by_photo(fashionai.read_labels(path), path.name)
     part = tests["fashionai"].rows
-    assert repeated == 0
-    assert len(doubtful) == 951
-    rows = {f"top/{name.split('/', 1)[1]}": [m] for name, m in zip(part["image"], part["row"], strict=True)}
-    assert rows == labels
+    assert not notes
+    assert labels == {name.split("/", 1)[1]: [m] for name, m in zip(part["image"], part["row"], strict=True)}
     with path.open(newline="") as file:  # and by hand
         table = {path: (attribute, letters.index("y")) for path, attribute, letters in csv.reader(file)}
     names = [f"{name.replace(' ', '_')}_labels" for name in fashionai.ATTRIBUTES]
