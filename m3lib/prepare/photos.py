@@ -3,7 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -25,7 +25,7 @@ class PhotoLoader:
         return decode(self.folder / self.names[i])
 
 
-def decode(path: Path) -> np.ndarray:
+def decode(path: Path | BinaryIO) -> np.ndarray:
     """Return a photo as (h, w, 3) uint8 RGB, upright by its EXIF orientation, with transparent areas in white.
 
     Raises InputError, naming the file, if it is missing, is no photo, is damaged, or has too many pixels.

@@ -1,9 +1,9 @@
 """Search a catalogue by attribute and by class: `from m3lib.search import Index`.
 
 - `index`: open an index folder, search it, and get attention maps and query vectors
-- `index_files`: the folder format; write, check and load its files
-- `vector_index`: the exact and the compressed faiss index of one attribute, and the exact ranking by classes
-- `build`: embed the catalogue with a trained network and write an index folder
+- `catalogue`: the indexed images and their embeddings, and the exact ranking by classes
+- `vector_index`: the exact and the compressed faiss index of one attribute
+- `build`: embed the catalogue with a trained network and write an index folder; its format
 - `export`: write Parquet and faiss files for other databases, `python -m m3lib.search.export FOLDER [INDEX]`
 - `explore_page`: the widgets of notebooks/explore.ipynb
 """

@@ -1,21 +1,32 @@
-"""Embed the catalogue with a trained network and write an index folder."""
+"""Embed the catalogue with a trained network and write an index folder, which can be moved:
 
+index.json               format, settings of the variant and of the images; the last file to be written
+taxonomy.json            attributes and classes
+model.safetensors        the network's weights
+images.parquet           one row per image: image (name), tie (see retrieval.metrics)
+embeddings.safetensors   as in data/embeddings: manifest rows, f_n, class probabilities and phi_m in half precision
+<n>.faiss                the faiss index of attribute n, see vector_index
+"""
+
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import faiss
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from m3lib import config
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
-from m3lib.search import index_files, vector_index
-from m3lib.search.index import Index
-from m3lib.search.index_files import Catalogue
+from m3lib.retrieval import metrics, scores
+from m3lib.retrieval.embeddings import Embeddings
+from m3lib.search import vector_index
+from m3lib.search.catalogue import Catalogue
+from m3lib.search.index import FORMAT, Index, load_system
 from m3lib.training import inference, trainer
-
-CHECK_BLOCK = 1 << 14  # images whose embeddings are checked at once
 
 
 def build(
@@ -28,39 +39,33 @@ def build(
     seed: int,
     threads: int,
 ) -> Index:
-    """Embed the catalogue with a trained network and write an index folder, which replaces an older one when complete.
+    """Embed the catalogue with a trained network and write an index folder, in place of an older one.
 
-    Equal settings and threads give equal bytes on one kind of machine. Raises InputError if there is no image, or if an
-    embedding is NaN or infinite.
+    Equal settings and threads give equal bytes on one kind of machine. Raises InputError if there is no image, or
+    if the model is missing or of another network.
     """
     trainer.make_deterministic(seed, threads)
     faiss.omp_set_num_threads(threads)
     rows = np.arange(len(prepared.images)) if settings.gallery == "all" else prepared.rows("test")
-    names = prepared.manifest["image"].iloc[rows].tolist()
+    names, taxonomy = prepared.manifest["image"].iloc[rows].tolist(), prepared.taxonomy
     if not names:
         raise InputError("there is no image to index: the catalogue is empty (params.yaml, index.gallery)")
-    system = index_files.load_system(variant, prepared.taxonomy, model)
-    temporary = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    shutil.copyfile(model, temporary / "model.safetensors")
-    inference.embed_to_file(temporary / "embeddings.safetensors", system, prepared, rows, variant.train.precision)
-    index_files.save_images(temporary, names, prepared.taxonomy)
-    catalogue = index_files.load_catalogue(temporary)
-    for start in range(0, len(names), CHECK_BLOCK):
-        block = slice(start, start + CHECK_BLOCK)
-        index_files.check_finite(catalogue.embeddings.at(block), names[block])
-    for n in range(prepared.taxonomy.num_attributes):
-        faiss_index = build_faiss(catalogue, variant.score, n, settings.kind, seed)
-        faiss.write_index(faiss_index, str(temporary / f"{n}.faiss"))
-    index_files.write_manifest(temporary, {"variant": asdict(variant), "images": asdict(images)})
+    system = load_system(variant, taxonomy, model)
     shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    folder.mkdir(parents=True)
+    shutil.copyfile(model, folder / "model.safetensors")
+    taxonomy.save(folder / "taxonomy.json")
+    ties = metrics.tie_keys(names).numpy()
+    pq.write_table(pa.table({"image": names, "tie": ties}), folder / "images.parquet")
+    inference.embed_to_file(folder / "embeddings.safetensors", system, prepared, rows, variant.train.precision)
+    embeddings = Embeddings.load(folder / "embeddings.safetensors")
+    catalogue = Catalogue(taxonomy, pa.array(names), ties, embeddings)
+    for n in range(taxonomy.num_attributes):
+        vectors = catalogue.vectors(scores.candidate_vectors, variant.score, n)
+        queries = catalogue.vectors(scores.query_vectors, variant.score, n)
+        dims = vectors(np.array([0])).shape[1]
+        faiss_index = vector_index.build(vectors, queries, len(names), dims, settings.kind, seed)
+        faiss.write_index(faiss_index, str(folder / f"{n}.faiss"))
+    content = {"format": FORMAT, "variant": asdict(variant), "images": asdict(images)}
+    (folder / "index.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return Index.open(folder)
-
-
-def build_faiss(catalogue: Catalogue, score: str, n: int, kind: vector_index.Kind, seed: int) -> faiss.Index:
-    """Return the faiss index of attribute n."""
-    vectors, queries = (catalogue.vectors(score, side, n) for side in ("candidate", "query"))
-    dims = vectors(np.array([0])).shape[1]
-    return vector_index.build(vectors, queries, len(catalogue), dims, kind, seed)

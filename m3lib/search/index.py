@@ -7,29 +7,35 @@ broken by a hash of the image's name, as in `retrieval.metrics`.
 """
 
 import io
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import faiss
 import numpy as np
-import torch
+import pandas as pd
+import pyarrow.parquet as pq
 from PIL import Image
+from safetensors.torch import load_file
 
-from m3lib import config
-from m3lib.data import batches, store
+from m3lib import config, systems
+from m3lib.data import store
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
 from m3lib.prepare import photos
 from m3lib.retrieval.embeddings import Embeddings
-from m3lib.retrieval.scores import query_vectors
-from m3lib.search import index_files, vector_index
-from m3lib.search.index_files import REBUILD_HINT
+from m3lib.retrieval.scores import candidate_vectors, query_vectors
+from m3lib.search import vector_index
+from m3lib.search.catalogue import Catalogue, class_agreement
 from m3lib.systems.base import System
-from m3lib.taxonomy import nearest
+from m3lib.taxonomy import Taxonomy, nearest
 from m3lib.training import inference
+from m3lib.validation import validate
 
+FORMAT = 2  # of the folder; raised with every change that older code would misread
+REBUILD_HINT = "run `dvc repro index` to rebuild it"
 Query = str | Path | Image.Image | np.ndarray  # a file, or the name of an image of the index; (H, W, 3) uint8
 
 
@@ -43,14 +49,16 @@ class Match:
     row: int  # in the prepared manifest
 
 
+@dataclass(frozen=True)
 class Index:
     """An index folder, opened for searching. The folder can be moved and copied, and needs no other file."""
 
-    def __init__(self, folder: Path) -> None:
-        self.variant, self.image_settings = index_files.read_manifest(folder)
-        self.folder, self.catalogue = folder, index_files.load_catalogue(folder)
-        self.system = index_files.load_system(self.variant, self.catalogue.taxonomy, folder / "model.safetensors")
-        self.faiss_indexes: dict[int, faiss.Index] = {}
+    folder: Path
+    variant: config.Variant
+    image_settings: config.Images
+    catalogue: Catalogue
+    system: System
+    faiss_indexes: list[faiss.Index]  # of each attribute
 
     @classmethod
     def open(cls, folder: str | Path | None = None) -> "Index":
@@ -58,7 +66,27 @@ class Index:
 
         Raises InputError if there is none, if it has another format, or if a file is missing or damaged.
         """
-        return cls(Path(folder) if folder is not None else config.find_root() / "data" / "index")
+        folder = Path(folder) if folder is not None else config.find_root() / "data" / "index"
+        if not (folder / "index.json").is_file():
+            raise InputError(f"there is no search index in {folder}: run `dvc repro index`, or name an index folder")
+        try:
+            content = json.loads((folder / "index.json").read_text())
+            if content["format"] != FORMAT:
+                raise InputError(f"it has format {content['format']}, but m3lib reads {FORMAT}")
+            variant = validate(config.Variant, content["variant"], "variant", "index.json is damaged")
+            image_settings = validate(config.Images, content["images"], "images", "index.json is damaged")
+            taxonomy = Taxonomy.load(folder / "taxonomy.json")
+            table = pq.read_table(folder / "images.parquet", memory_map=True).combine_chunks()
+            names, ties = (table.column(name).combine_chunks() for name in ("image", "tie"))
+            catalogue = Catalogue(taxonomy, names, ties.to_numpy(), Embeddings.load(folder / "embeddings.safetensors"))
+            system = load_system(variant, taxonomy, folder / "model.safetensors")
+            faiss_indexes = [faiss.read_index(str(folder / f"{n}.faiss")) for n in range(taxonomy.num_attributes)]
+            if {len(catalogue.rows), *(index.ntotal for index in faiss_indexes)} != {len(catalogue)}:
+                raise InputError("its files are of different indexes")
+        except Exception as error:  # the readers of these files raise many types on damaged ones
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}".partition(";")[0]
+            raise InputError(f"{folder} can't be read as a search index ({reason}); {REBUILD_HINT}") from None
+        return cls(folder, variant, image_settings, catalogue, system, faiss_indexes)
 
     def __len__(self) -> int:
         return len(self.catalogue)
@@ -97,8 +125,8 @@ class Index:
             items, scores = self.catalogue.rank_by_classes(query, n, numbers, k)
         else:
             vector = query_vectors(self.variant.score, query)[0].numpy()
-            candidates = self.catalogue.vectors(self.variant.score, "candidate", n)
-            items, scores = vector_index.rank(self.faiss_index(n), candidates, vector, self.catalogue.ties, k)
+            candidates = self.catalogue.vectors(candidate_vectors, self.variant.score, n)
+            items, scores = vector_index.rank(self.faiss_indexes[n], candidates, vector, self.catalogue.ties, k)
         best = self.matched_classes(query, self.catalogue.for_attribute(items, n), numbers)
         return [
             Match(self.catalogue.names[i].as_py(), score, None if m is None else names[m], int(self.catalogue.rows[i]))
@@ -115,24 +143,19 @@ class Index:
         The maps lie on the image as `read` returns it; each sums to about 1. A network without attention has no maps.
         The index holds no pixels, so the image can't be a name of the index.
         """
-        pixels = torch.from_numpy(self.read(image))[None]
-        outputs, maps = inference.predict(self.system, pixels, self.variant.train.precision), {}
-        if outputs.attribute_maps is not None:
-            maps[attribute] = outputs.attribute_maps[:, [self.number(attribute)]]  # (1, 1, P)
-        if outputs.class_maps is not None and class_ is not None:
-            class_id = self.catalogue.taxonomy.class_id(attribute, class_)
-            maps[f"{attribute}: {class_}"] = outputs.class_maps[:, [class_id]]
-        size = batches.to_tensor(pixels)
-        maps = {name: inference.upsample_attention(self.system, size, level) for name, level in maps.items()}
-        return {name: levels[0, 0].cpu().numpy() for name, levels in maps.items()}
+        labels = [] if class_ is None else [self.catalogue.taxonomy.class_id(attribute, class_)]
+        photo, n = self.as_data_set(image, labels), self.number(attribute)
+        maps = inference.attention_maps(self.system, photo, np.array([0]), self.variant.train.precision)
+        names = {"attribute": attribute, "class": class_ and f"{attribute}: {class_}"}
+        return {name: maps[kind][0, n].numpy() for kind, name in names.items() if name and kind in maps}
 
     def read(self, image: Query) -> np.ndarray:
         """(H, W, 3) uint8: an image decoded, fitted and stored with the settings of the indexed ones."""
         settings = self.image_settings
         fitted = photos.fit(decode(image), settings.height, settings.width, settings.fit)
         if settings.store == "raw":
-            return np.array(fitted)  # a copy, because torch needs writable memory
-        return decode(Image.open(io.BytesIO(store.encode(fitted, settings.store))))
+            return fitted
+        return np.array(Image.open(io.BytesIO(store.encode(fitted, settings.store))))
 
     def check(self, prepared: Prepared) -> None:
         """Raise InputError unless the index was built from this prepared set, so that `Match.row` is a row of it."""
@@ -143,23 +166,16 @@ class Index:
     def number(self, attribute: str) -> int:
         return self.attributes.index(nearest(attribute, self.attributes, "attribute"))
 
-    def faiss_index(self, n: int) -> faiss.Index:
-        """Return the faiss index of attribute n, read from its file at the first use."""
-        path = self.folder / f"{n}.faiss"
-        try:
-            if n not in self.faiss_indexes:
-                self.faiss_indexes[n] = faiss.read_index(str(path))
-        except RuntimeError as error:
-            raise InputError(f"{path} can't be read ({' '.join(str(error).split())[:200]}); {REBUILD_HINT}") from None
-        return self.faiss_indexes[n]
-
     def embed(self, image: Query, n: int) -> Embeddings:
         """Return an image's embeddings for attribute n: stored ones for an image of the index, else computed."""
-        if isinstance(image, str | Path) and (position := self.catalogue.position(str(image))) is not None:
+        if isinstance(image, str | Path) and (position := self.catalogue.position(str(image))) >= 0:
             return self.catalogue.for_attribute(np.array([position]), n)
-        embeddings = embed_image(self.system, self.read(image), self.variant.train.precision)
-        index_files.check_finite(embeddings, ["the image"])
-        return embeddings.of_attribute(n, self.catalogue.taxonomy)
+        photo, precision = self.as_data_set(image), self.variant.train.precision
+        return inference.embed(self.system, photo, np.array([0]), precision).of_attribute(n, self.catalogue.taxonomy)
+
+    def as_data_set(self, image: Query, labels: Sequence[int] = ()) -> Prepared:
+        """Return an image, with class ids as labels, as the only one of a prepared data set."""
+        return Prepared(self.catalogue.taxonomy, pd.DataFrame({"labels": [labels]}), self.read(image)[None])
 
     def matched_classes(self, query: Embeddings, matches: Embeddings, classes: list[int]) -> list[int | None]:
         """(B,) the class number within its attribute that adds most to the score of each match, see `Match`."""
@@ -167,7 +183,7 @@ class Index:
             return [None] * len(matches.rows)
         by_phi = matches.classes is not None and (classes or self.variant.score == "weighted")
         phi = (matches.classes.numpy(), query.classes.numpy()) if by_phi else (None, None)
-        strength = vector_index.class_agreement(matches.posterior.numpy(), *phi)  # (B, M_n)
+        strength = class_agreement(matches.posterior.numpy(), *phi)  # (B, M_n)
         if classes:
             return [classes[m] for m in strength[:, classes].argmax(axis=1)]
         if self.variant.score in ("posterior", "weighted"):
@@ -175,12 +191,15 @@ class Index:
         return strength.argmax(axis=1).tolist()
 
 
-@torch.no_grad()
-def embed_image(system: System, image: np.ndarray, precision: str) -> Embeddings:
-    """Return the embeddings of one image (H, W, 3) uint8, in half precision, on the CPU."""
-    outputs = inference.predict(system, torch.from_numpy(image)[None], precision)
-    values = system.retrieval_embedding(outputs), system.class_probabilities(outputs), outputs.classes
-    return Embeddings(torch.zeros(1, dtype=torch.int64), *(None if v is None else v.half().cpu() for v in values))
+def load_system(variant: config.Variant, taxonomy: Taxonomy, path: Path) -> System:
+    """Return a variant's trained network; raises InputError if the file is missing or holds another network."""
+    offline = replace(variant.model, pretrained=False, weights="", local_weights="")  # the file holds all weights
+    system = systems.build(replace(variant, model=offline), taxonomy)
+    try:
+        system.load_state_dict(load_file(path))
+    except Exception as error:
+        raise InputError(f"{path} doesn't hold the weights of {variant.name}; run `dvc repro train`") from error
+    return system.eval()
 
 
 def decode(image: Query) -> np.ndarray:
@@ -189,13 +208,11 @@ def decode(image: Query) -> np.ndarray:
         if not Path(image).is_file():
             raise InputError(f"{str(image)!r} is neither a photo that exists nor the name of an image of the index")
         return photos.decode(Path(image))
-    if isinstance(image, Image.Image):
-        try:
-            return np.array(photos.to_rgb(photos.upright(image)))
-        except Exception as error:  # PIL decodes pixels late, and raises any exception on damaged files
-            raise InputError(f"the image can't be read ({error})") from None
-    is_array = isinstance(image, np.ndarray)
-    if is_array and image.dtype == np.uint8 and image.shape[2:] == (3,) and image.size:
-        return image
-    got = f"{image.dtype} {image.shape}" if is_array else type(image).__name__
-    raise InputError(f"the image has to be a file, a PIL image or an (H, W, 3) uint8 array, not {got}")
+    try:
+        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        if not min(image.size):
+            raise ValueError("it has no pixels")
+        return np.array(photos.to_rgb(photos.upright(image)))
+    except Exception as error:  # PIL decodes pixels late, and raises any exception on damaged files
+        problem = f"the image can't be read ({type(error).__name__}: {error})"
+        raise InputError(f"{problem}: give a file, a PIL image or an (H, W, 3) uint8 array") from None

@@ -34,7 +34,7 @@ from m3lib.data import files
 from m3lib.retrieval import metrics, scores
 from m3lib.retrieval.embeddings import KINDS, Embeddings
 from m3lib.search import vector_index
-from m3lib.search.index_files import Catalogue
+from m3lib.search.catalogue import Catalogue
 from m3lib.taxonomy import Taxonomy
 from tests.bench import scaling
 
@@ -131,7 +131,9 @@ def timed(search: Callable[[int], np.ndarray]) -> tuple[list[np.ndarray], dict[s
 def measure(case: Case, catalogue: Catalogue, query: Embeddings) -> Iterator[dict]:
     """Yield one row of the table per kind of index that fits the size, and one for the search by two classes."""
     items, ties = len(catalogue), catalogue.ties
-    vectors, query_vectors = (catalogue.vectors(case.score, side, 0) for side in ("candidate", "query"))
+    vectors, query_vectors = (
+        catalogue.vectors(to_vectors, case.score, 0) for to_vectors in (scores.candidate_vectors, scores.query_vectors)
+    )
     queries = scores.query_vectors(case.score, query).numpy()
     truth = true_best(vectors, queries, items, 100)
     name = f"{case.variant} {case.score}" + " lifted" * case.lifted
@@ -150,7 +152,7 @@ def measure(case: Case, catalogue: Catalogue, query: Embeddings) -> Iterator[dic
             result |= {"cells": ivf.nlist, "looked_into": ivf.nprobe}
         ranked, times = timed(lambda i, index=index: vector_index.rank(index, vectors, queries[i], ties, 100)[0])
         for k in (10, 100):
-            result[f"recall_{k}"] = vector_index.recall([best[:k] for best in ranked], truth[:, :k])
+            result[f"recall_{k}"] = faiss.eval_intersection(np.array(ranked)[:, :k], truth[:, :k]) / (QUERIES * k)
         yield row | result | times
     if "classes" in SCORES[case.score]:
         single = [query.take(np.array([i])) for i in range(QUERIES)]

@@ -1,14 +1,16 @@
-"""Building an index: which images it holds, and how it replaces another one."""
+"""Building an index folder: its images, its files, equal bytes, and what is refused."""
 
 import numpy as np
 import pytest
+import torch
 
 from catalogues import build_index, noise_images
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
-from m3lib.search import build, index_files
-from m3lib.search.index import Index
-from tiny import TAXONOMY
+from m3lib.retrieval.embeddings import KINDS
+from m3lib.search.index import load_system
+from m3lib.training import inference
+from tiny import TAXONOMY, make_variant
 
 PREPARED = noise_images()
 ITEMS = len(PREPARED.images)
@@ -16,42 +18,33 @@ ITEMS = len(PREPARED.images)
 
 @pytest.mark.parametrize("images", ["all", "test"])
 def test_the_catalogue_is_all_or_the_test_images(tmp_path, images):
-    index = build_index(tmp_path, PREPARED, "classifier", gallery=images)
-    rows = range(ITEMS) if images == "all" else PREPARED.rows("test").tolist()
-    assert index.catalogue.rows.tolist() == list(rows)
-    assert index.images == PREPARED.manifest["image"].iloc[list(rows)].tolist()
-    assert {match.row for match in index.search(index.images[0], "colour", k=len(index))} == set(rows)
+    index = build_index(tmp_path, PREPARED, gallery=images)
+    rows = np.arange(ITEMS) if images == "all" else PREPARED.rows("test")
+    assert index.catalogue.rows.tolist() == rows.tolist()
+    assert index.images == PREPARED.manifest["image"].iloc[rows].tolist()
+    computed = inference.embed(index.system, PREPARED, rows, "fp32")
+    for kind in KINDS:
+        assert torch.equal(getattr(index.catalogue.embeddings, kind), getattr(computed, kind))
 
 
-def test_an_index_replaces_another_one_only_when_it_is_complete(tmp_path, monkeypatch):
-    folder = build_index(tmp_path, PREPARED, "classifier").folder
-    before = (folder / "index.json").read_bytes()
-    with monkeypatch.context() as patch:
-        patch.setattr(index_files, "write_manifest", None)
-        with pytest.raises(TypeError):
-            build_index(tmp_path, noise_images(seed=1), "classifier")
-    assert (folder / "index.json").read_bytes() == before
-    Index.open(folder)
-    assert len(build_index(tmp_path, noise_images(30), "classifier")) == 30
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["classifier.safetensors", "index"]
+@pytest.mark.parametrize("kind", ["exact", "compressed"])
+def test_an_index_is_replaced_and_equal_settings_give_equal_bytes(tmp_path, kind):
+    folders = [build_index(tmp_path / name, PREPARED, kind=kind).folder for name in ("a", "b")]
+    assert len(build_index(tmp_path / "b", noise_images(30), "asen", kind=kind)) == 30
+    build_index(tmp_path / "b", PREPARED, kind=kind)
+    names = sorted(path.name for path in folders[0].iterdir())
+    assert names == sorted([
+        "0.faiss", "1.faiss", "2.faiss", "embeddings.safetensors", "images.parquet", "index.json",
+        "model.safetensors", "taxonomy.json",
+    ])  # fmt: skip
+    for name in names:
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
 
 
-def test_an_empty_catalogue_is_refused(tmp_path):
-    prepared = Prepared(TAXONOMY, PREPARED.manifest.assign(split="train"), PREPARED.images)
+def test_an_empty_catalogue_and_the_model_of_another_network_are_refused(tmp_path):
+    no_test_images = Prepared(TAXONOMY, PREPARED.manifest.assign(split="train"), PREPARED.images)
     with pytest.raises(InputError, match=r"no image to index: the catalogue is empty \(params\.yaml, index\.gallery\)"):
-        build_index(tmp_path, prepared, "classifier", gallery="test")
-
-
-def test_embeddings_are_checked_before_they_are_indexed(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "CHECK_BLOCK", 16)
-    embed = build.inference.embed_to_file
-
-    def spoil(path, system, *rest):
-        embed(path, system, *rest)
-        embeddings = build.index_files.Embeddings.load(path)
-        embeddings.posterior[33] = np.nan
-        embeddings.save(path)
-
-    monkeypatch.setattr(build.inference, "embed_to_file", spoil)
-    with pytest.raises(InputError, match=r"embedding \(posterior\) of '033\.jpg' holds NaN"):
-        build_index(tmp_path, PREPARED)
+        build_index(tmp_path, no_test_images, "asen", gallery="test")
+    for name in ("asen", "missing"):
+        with pytest.raises(InputError, match=rf"{name}\.safetensors doesn't hold the weights of m3; run `dvc repro t"):
+            load_system(make_variant("m3"), TAXONOMY, tmp_path / f"{name}.safetensors")

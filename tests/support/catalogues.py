@@ -13,8 +13,8 @@ from m3lib.data.manifest import Prepared
 from m3lib.retrieval import metrics
 from m3lib.retrieval.embeddings import Embeddings
 from m3lib.search import build
+from m3lib.search.catalogue import Catalogue
 from m3lib.search.index import Index
-from m3lib.search.index_files import Catalogue
 from m3lib.taxonomy import Taxonomy
 from tiny import SETTINGS, TAXONOMY, generator, make_prepared, make_system, make_variant, random_labels, unit_rows
 
