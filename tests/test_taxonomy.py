@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m3lib.errors import InputError
-from m3lib.taxonomy import Attribute, Taxonomy, nearest
+from m3lib.taxonomy import Attribute, Taxonomy, nearest, one_line
 from tiny import TAXONOMY
 
 taxonomies = st.lists(st.tuples(st.integers(2, 6), st.booleans()), min_size=1, max_size=6).map(
@@ -80,3 +80,8 @@ def test_nearest_returns_a_known_name():
 def test_what_cannot_be_told_apart_is_refused(attributes, message):
     with pytest.raises(InputError, match=message):
         Taxonomy(attributes)
+
+
+def test_a_name_becomes_one_printable_line():
+    assert one_line(" a\r\n\tb\u2028\u202ec\x1b[1m ") == "a b c [1m"
+    assert one_line("\u0646\u200c\u0647") == "\u0646\u200c\u0647"  # a joiner is part of the word

@@ -75,7 +75,6 @@ LAUGHS = b"a: &a [ha, ha, ha, ha, ha, ha, ha, ha, ha]\n" + b"".join(
 )  # 9 to the 12th words if the aliases were expanded
 FIRST_STAGE: dict[str, Case] = {
     "folder": (lambda f: ((f / "params.yaml").unlink(), (f / "params.yaml").mkdir()), ["params.yaml", "directory"]),
-    "zeros": (params(bytes(50)), ["params.yaml", "special characters are not allowed"]),
     "two documents": (params(b"seed: 0\n---\nseed: 1\n"), ["params.yaml, line 2", "single document"]),
     "impossible date": (params(b"seed: 2024-99-99\n"), ["params.yaml", "month must be in 1..12"]),
     "empty integer": (params(b"seed: !!int ''\n"), ["params.yaml can't be read"]),
@@ -198,7 +197,6 @@ PREPARED: dict[str, Case] = {
     "smaller taxonomy": (attribute(), [IDS, "dvc repro prepare"]),
     "no protocol": (lambda folder: (folder / "protocol.json").unlink(), [UNPREPARED, "protocol.json"]),
     "other protocol": (json_file("protocol.json", {"relevance": "graded"}), ["protocol.json", "another version"]),
-    "list as protocol": (json_file("protocol.json", ["pair"]), [UNPREPARED]),
     "words as labels": (table(lambda t: t.assign(labels=[["red"]] * 30)), [IDS]),
     "numbers as labels": (table(lambda t: t.assign(labels=1)), [UNPREPARED]),
     "negative labels": (table(lambda t: t.assign(labels=[[-1]] * 30)), [IDS]),

@@ -69,12 +69,12 @@ def read_or_refuse(read: Callable, *arguments: object) -> object | None:
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()
 scalars |= st.binary(max_size=4)
 trees = st.recursive(scalars, lambda t: st.lists(t, max_size=3) | st.dictionaries(st.text(max_size=5), t, max_size=3))
-keys = st.sampled_from([*yaml.safe_load(PARAMS), "x"])
+sections = st.sampled_from([*yaml.safe_load(PARAMS), "x"])
 SNIPPETS = [b"!!int ''", b"!!timestamp x", b"&a [*a]", b"2024-99-99", b"{<<: 3}", b"!!binary '*'", b"1:2:3", b"? [a]"]
 
 
 @examples(60)
-@given(st.dictionaries(keys, trees, max_size=4) | trees)
+@given(st.dictionaries(sections, trees, max_size=4) | trees)
 def test_any_values_in_params_yaml(tmp_path, values):
     text = yaml.safe_dump(values, allow_unicode=True)
     (tmp_path / "params.yaml").write_text(text, encoding="utf-8", errors="replace")
@@ -104,28 +104,27 @@ def test_any_bytes_as_a_table(tiny_catalogue, changes):
 # prepared folders
 
 
-@examples(120)
-@given(name=st.sampled_from(["taxonomy.json", "protocol.json", "manifest.parquet", "images.npy"]), changes=CHANGES)
-@example(name="taxonomy.json", changes=b"[" * 2000)
-def test_any_bytes_in_a_prepared_folder(prepared, name, changes):
+keys = st.sampled_from(["attributes", "name", "classes", "multi", "relevance"])
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda t: st.lists(t, max_size=3) | st.dictionaries(keys, t, max_size=3),
+)
+json_files = json_values.map(lambda value: json.dumps(value).encode())
+
+
+@examples(200)
+@given(
+    st.tuples(st.sampled_from(["taxonomy.json", "protocol.json", "manifest.parquet", "images.npy"]), CHANGES)
+    | st.tuples(st.sampled_from(["taxonomy.json", "protocol.json"]), json_files)
+)
+@example(("taxonomy.json", b"[" * 2000))
+def test_any_bytes_in_a_prepared_folder(prepared, damage):
+    name, changes = damage
     with damaged(prepared / name, changes):
         data = read_or_refuse(manifest.open_prepared, prepared)
         if data is not None:
             assert data.labels.shape == (30, data.taxonomy.num_classes)
             assert data.images[:3].dtype == np.uint8
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
-    lambda t: st.lists(t, max_size=3) | st.dictionaries(st.sampled_from(["attributes", "name", "classes", "multi"]), t),
-)
-
-
-@examples(80)
-@given(json_values)
-def test_any_json_as_taxonomy(prepared, value):
-    with damaged(prepared / "taxonomy.json", json.dumps(value).encode()):
-        read_or_refuse(manifest.open_prepared, prepared)
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import csv
 import os
 import signal
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -164,21 +164,8 @@ def test_an_interrupted_run_ends_with_a_sentence_and_leaves_no_process(notebooks
         assert process.returncode == 1
         assert "slow was interrupted; `dvc repro` continues from its last checkpoint" in stderr
         assert "m3lib/pipeline/run_notebook.py" not in stderr  # of a traceback; the kernel may complain
-    end = time.monotonic() + MAX_WAIT
-    while processes_in(notebooks.folder):
-        assert time.monotonic() < end
-        time.sleep(0.1)
-
-
-def processes_in(folder: Path) -> list[str]:
-    processes = []
-    for link in Path("/proc").glob("[0-9]*/cwd"):
-        try:
-            if link.readlink() == folder:
-                processes.append(link.parent.name)
-        except OSError:
-            continue
-    return processes
+    children = [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(notebooks.folder)]
+    assert psutil.wait_procs(children, MAX_WAIT)[1] == []
 
 
 def test_sockets_of_a_killed_run_are_removed_by_the_next(notebooks):
