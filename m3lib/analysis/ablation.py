@@ -5,6 +5,8 @@ A recorded table has one row per experiment, variant, split, score, metric and a
 
 import pandas as pd
 
+from m3lib.analysis.sweeps import overall
+
 LOSSES = {
     "m3": "Losses 1, 2, 3",
     "m3_no_loss3": "1, 2",
@@ -23,22 +25,16 @@ CONDITIONING = {
 UNSEEN = ("m3", "m3_unseen", "asen_v2_unseen")
 
 
-def overall(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of overall MAP@all on test."""
-    return table[(table["metric"] == "MAP@all") & (table["attribute"] == "") & (table["split"] == "test")]
-
-
 def by_score(table: pd.DataFrame, rows: dict[str, str]) -> pd.DataFrame:
     """Mean overall MAP@all in percent over seeds: one row per variant (named by `rows`), one column per score."""
-    means = overall(table).groupby(["variant", "score"])["percent"].mean().unstack()
+    means = overall(table, "test").groupby(["variant", "score"])["percent"].mean().unstack()
     columns = [score for score in ("concat", "top_class", "weighted", "posterior") if score in means]
     return means.reindex([name for name in rows if name in means.index])[columns].rename(index=rows)
 
 
 def differences(table: pd.DataFrame, rows: dict[str, str], base: str = "m3") -> pd.DataFrame:
     """Overall MAP@all of each variant minus the base's, by their reported scores: mean, min and max over seeds."""
-    reported = overall(table).query("own")
-    levels = reported.pivot_table(index="seed", columns="variant", values="percent")
+    levels = overall(table, "test").query("own").pivot_table(index="seed", columns="variant", values="percent")
     gaps = levels[[name for name in rows if name in levels and name != base]].sub(levels[base], axis=0).dropna()
     return gaps.agg(["mean", "min", "max"]).T.rename(index=rows)
 

@@ -21,18 +21,17 @@ def class_means(prepared: Prepared, results: dict[str, QueryMetrics]) -> dict[st
 
 def class_table(prepared: Prepared, split: str, results: dict[str, QueryMetrics]) -> pd.DataFrame:
     """Return one row per class with queries: attribute, class_, training images, AP@all and its random floor in %."""
-    images = prepared.labels[prepared.rows("train")].sum(axis=0)  # (M,)
+    taxonomy, blocks = prepared.taxonomy, []
     candidates = prepared.labels[prepared.rows(split, "candidate")]
-    tables = []
-    for n, (name, of_attribute) in enumerate(results.items()):
-        classes = prepared.taxonomy.classes_of(n)
+    for n, of_attribute in enumerate(results.values()):
+        classes = taxonomy.classes_of(n)
         floor = 100 * expected_random_ap(of_attribute.relevant, int(candidates[:, classes].any(axis=1).sum()))
         class_id, ap = of_attribute.class_id + classes.start, 100 * of_attribute.ap_all
-        queries = pd.DataFrame({"class_id": class_id, "ap": ap, "floor": floor})
-        table = queries.groupby("class_id", as_index=False).mean()
-        tables.append(table.assign(attribute=name, images=images[table["class_id"]]))
-    table = pd.concat(tables, ignore_index=True)
-    table["class_"] = [prepared.taxonomy.class_name(m) for m in table["class_id"]]
+        blocks.append(pd.DataFrame({"class_id": class_id, "ap": ap, "floor": floor}))
+    table = pd.concat(blocks).groupby("class_id", as_index=False).mean()
+    table["attribute"] = np.array(taxonomy.names)[taxonomy.attribute_of_class[table["class_id"]]]
+    table["class_"] = [taxonomy.class_name(m) for m in table["class_id"]]
+    table["images"] = prepared.labels[prepared.rows("train")].sum(axis=0)[table["class_id"]]
     return table[["attribute", "class_", "images", "ap", "floor"]]
 
 

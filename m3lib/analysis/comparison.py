@@ -122,31 +122,20 @@ def against_published(results: Mapping[str, dict], split: str, published: pd.Dat
     (over the hits) and Recall@100.
     """
     printed = published[published["dataset"] == dataset]
-    levels = printed[printed["metric"] == "MAP@all"].pivot(index="system", columns="attribute", values="percent")
-    levels = levels[list(dict.fromkeys(printed["attribute"]))]
-    for metric in ("MAP@100", "Recall@100"):
-        levels[metric] = printed[printed["metric"] == metric].set_index("system")["percent"]
+    columns = printed["attribute"].where(printed["metric"] == "MAP@all", printed["metric"])
+    levels = printed.assign(column=columns).pivot(index="system", columns="column", values="percent")
+    levels = levels[list(dict.fromkeys([*printed["attribute"], *columns]))]
     rows = {}
     for variant, system in PUBLISHED_NAMES.items():
         rows[system, "published"] = levels.loc[system]
         if variant in results:
-            ours = results[variant][split][results[variant]["score"]]
-            here = pd.Series(ours["map_all"]["attributes"])
-            here["overall"] = ours["map_all"]["overall_by_query"]
-            here["MAP@100"] = ours["map_100_hits"]["overall_by_query"]
-            here["Recall@100"] = ours["recall_100"]["overall_by_query"]
-            rows[system, "here"] = 100 * here.reindex(levels.columns)
-            rows[system, "difference"] = rows[system, "here"] - levels.loc[system]
+            summary = results[variant][split][results[variant]["score"]]
+            metrics = {"overall": "map_all", "MAP@100": "map_100_hits", "Recall@100": "recall_100"}
+            overall = {column: summary[metric]["overall_by_query"] for column, metric in metrics.items()}
+            here = pd.Series(summary["map_all"]["attributes"] | overall).reindex(levels.columns)
+            rows[system, "here"] = 100 * here
+            rows[system, "difference"] = 100 * here - levels.loc[system]
     return pd.DataFrame(rows).T
-
-
-def published_differences(published: pd.DataFrame) -> pd.DataFrame:
-    """Overall MAP@all in points, second minus first of two neighbours in the published order, by data set."""
-    levels = published_overall(published)
-    pairs = {
-        (a, b): levels.loc[PUBLISHED_NAMES[b]] - levels.loc[PUBLISHED_NAMES[a]] for a, b in pairwise(PUBLISHED_NAMES)
-    }
-    return pd.DataFrame(pairs).T.rename_axis(["lower", "higher"])
 
 
 # ---- differences between variants
@@ -176,11 +165,6 @@ def compare(precisions: Mapping[str, np.ndarray], images: np.ndarray, seed: int)
 # ---- example rankings
 
 
-def widest_gap(per_attribute: pd.DataFrame, low: str, high: str) -> str:
-    """Return the attribute on which the variant `high` leads the variant `low` by most."""
-    return str((per_attribute.loc[high] - per_attribute.loc[low]).idxmax())
-
-
 def median_frequency_class(prepared: Prepared, split: str, attribute: str) -> str:
     """Return the class of median frequency among the split's queries; rare classes (under 3 queries) do not count."""
     classes = prepared.taxonomy.classes_of(prepared.taxonomy.names.index(attribute))
@@ -206,10 +190,10 @@ def retrieval_examples(
     that are all used as queries.
     """
     taxonomy, classes = prepared.taxonomy, prepared.taxonomy.classes_of(attribute)
+    names = np.array(taxonomy.attributes[attribute].classes)
     query_labels, candidate_labels = ranking.labels(prepared, classes)
     if class_ is not None:
-        column = taxonomy.class_id(taxonomy.names[attribute], class_) - classes.start
-        only = np.arange(query_labels.shape[1]) == column
+        only = np.arange(len(names)) == taxonomy.class_id(taxonomy.names[attribute], class_) - classes.start
         query_labels, candidate_labels = query_labels & only, candidate_labels & only
     queries = np.flatnonzero(query_labels.any(axis=1))
     if among is not None:
@@ -220,13 +204,9 @@ def retrieval_examples(
     queries = queries[:rows]
     results = ranking.order(queries)[:, :top].numpy()  # (rows, top)
     relevant = (query_labels[queries][:, None] & candidate_labels[results]).any(axis=2)
-    names, images = np.array(taxonomy.attributes[attribute].classes), prepared.images
-    return (
-        [images[row] for row in ranking.query_rows[queries]],
-        [[images[row] for row in ranking.candidate_rows[line]] for line in results],
-        relevant,
-        [" + ".join(names[labels]) for labels in query_labels[queries]],
-    )
+    images = [prepared.images[row] for row in ranking.query_rows[queries]]
+    result_images = [[prepared.images[row] for row in ranking.candidate_rows[line]] for line in results]
+    return images, result_images, relevant, [" + ".join(names[labels]) for labels in query_labels[queries]]
 
 
 def attention_examples(
@@ -248,12 +228,12 @@ def attention_examples(
 
 def order_sentences(pairs: pd.DataFrame, published: pd.DataFrame) -> list[str]:
     """Return one sentence per pair of neighbours on whether the published order holds; pairs: see `compare`."""
-    printed, sentences = published_differences(published), []
+    differences, sentences = published_overall(published).diff(), []  # of each system to the one before it
     for pair in pairs.itertuples():
-        if (pair.lower, pair.higher) not in printed.index:
+        if (pair.lower, pair.higher) not in pairwise(PUBLISHED_NAMES):
             continue
-        signs = np.sign(printed.loc[(pair.lower, pair.higher)])
-        agreed = {1: "ahead", -1: "behind"}.get(int(signs.iloc[0])) if signs.nunique() == 1 else None
+        signs = set(np.sign(differences.loc[PUBLISHED_NAMES[pair.higher]]))
+        agreed = {1: "ahead", -1: "behind"}.get(signs.pop()) if len(signs) == 1 else None
         there = f"{agreed} on all three" if agreed else "ahead on some and behind on others"
         here = "ahead" if pair.low > 0 else "behind" if pair.high < 0 else "not significantly different"
         verdict = "the published order is open" if not agreed else "holds" if here == agreed else "does not hold"

@@ -11,7 +11,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +23,7 @@ from m3lib.analysis.markdown import markdown_table
 from m3lib.compatibility import SCORES
 from m3lib.config import find_root
 from m3lib.errors import InputError
+from m3lib.validation import resolve_row
 
 MARKER = re.compile(r"(<!-- (results|summary|sweep|scores): ([\w\- ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 VARIES_ANYWAY = ("seed", "threads", "variants")  # settings that differ between experiments of one question
@@ -39,21 +40,10 @@ def experiments(root: Path, prefix: str) -> dict[str, str]:
     return {name: commits[name] for name in sorted(commits) if name.startswith(f"{prefix}-")}
 
 
-def dotted_settings(values: dict, path: str = "") -> dict[str, str]:
-    """Return the text of every setting by its dotted name, except VARIES_ANYWAY."""
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= dotted_settings(value, f"{path}{key}.")
-        elif path or key not in VARIES_ANYWAY:
-            flat[f"{path}{key}"] = str(value)
-    return flat
-
-
 def varied_settings(params: dict[str, dict]) -> dict[str, str]:
     """Return the settings that differ between experiments, by experiment, as `train.lr=0.004 train.epochs=8`."""
-    flat = {name: dotted_settings(values) for name, values in params.items()}
-    shared = sorted(set.intersection(*(set(values) for values in flat.values())))
+    flat = {name: pd.json_normalize(values).iloc[0].map(str).to_dict() for name, values in params.items()}
+    shared = sorted(set.intersection(*(set(values) for values in flat.values())) - set(VARIES_ANYWAY))
     varied = [key for key in shared if len({values[key] for values in flat.values()}) > 1]
     varied = [key for key in varied if not all(repeats_general(key, values) for values in flat.values())]
     return {name: " ".join(f"{key}={values[key]}" for key in varied) for name, values in flat.items()}
@@ -65,42 +55,33 @@ def repeats_general(key: str, values: dict[str, str]) -> bool:
     return bool(general) and values[key] == values.get(general[0])
 
 
-def rows_of(root: Path, commit: str, params: dict) -> Iterator[dict]:
-    """Yield one experiment's metrics: overall MAP@all by every score, and all metrics by the reported score on test."""
-    held_out = {c for v in params["variants"] for c in params["systems"][v].get("train", {}).get("held_out", [])}
+def experiment_table(root: Path, commit: str, params: dict) -> pd.DataFrame:
+    """Return one experiment's metrics in percent, as in a recorded table.
+
+    Overall MAP@all by every score; on test all metrics by the reported score, factor correlations, and MAP@all of the
+    classes that some variant held out of training.
+    """
+    trains = [params.get("train", {}) | resolve_row(name, params["systems"])["train"] for name in params["variants"]]
+    held_out = {class_ for train in trains for class_ in train.get("held_out", [])}
+    rows = []
     for variant in params["variants"]:
         result = json.loads(git(root, "show", f"{commit}:data/metrics/{variant}.json"))
-        summaries = [("test", "random", result["random"])]
-        summaries += [(split, score, s) for split in ("valid", "test") for score, s in result[split].items()]
-        for split, score, summary in summaries:
-            reported = score in ("random", result["score"])
-            key = {"seed": params["seed"], "variant": "random" if score == "random" else variant}
-            key |= {"split": split, "score": score, "own": reported}
-            for metric, attribute, value in summary_values(summary, everything=reported and split == "test"):
-                yield key | {"metric": metric, "attribute": attribute, "percent": 100 * value}
-        for metric, score, attribute, value in extra_metrics(result, held_out):
-            key = {"seed": params["seed"], "variant": variant, "split": "test", "score": score, "own": False}
-            yield key | {"metric": metric, "attribute": attribute, "percent": 100 * value}
-
-
-def summary_values(summary: dict, everything: bool) -> Iterator[tuple[str, str, float]]:
-    """Yield (metric, attribute or "", fraction): overall MAP@all only, or all metrics and attributes."""
-    for column, (metric, mean) in COLUMNS.items():
-        if everything or column == "MAP@all":
-            yield column, "", summary[metric][mean]
-    if everything:
-        for attribute, value in summary["map_all"]["attributes"].items():
-            yield "MAP@all", attribute, value
-
-
-def extra_metrics(result: dict, held_out: set[str]) -> Iterator[tuple[str, str, str, float]]:
-    """Yield (metric, score, factor or class, fraction): factor correlations, and classes that some variant held out."""
-    for score, correlations in result["likeness"].items():
-        for factor, value in correlations.items():
-            yield "likeness", score, factor, value
-    for score, classes in result["classes"].items():
-        for class_ in sorted(held_out & set(classes)):
-            yield "MAP@all of a class", score, class_, classes[class_]
+        summaries = [("random", "test", "random", result["random"])]
+        summaries += [(variant, split, score, s) for split in ("valid", "test") for score, s in result[split].items()]
+        for name, split, score, summary in summaries:
+            own = score in ("random", result["score"])
+            values = {(column, ""): summary[metric][mean] for column, (metric, mean) in COLUMNS.items()}
+            values |= {("MAP@all", attribute): value for attribute, value in summary["map_all"]["attributes"].items()}
+            keys = values if own and split == "test" else [("MAP@all", "")]
+            rows += [(name, split, score, own, *key, values[key]) for key in keys]
+        for score, factors in result["likeness"].items():
+            rows += [(variant, "test", score, False, "likeness", *item) for item in factors.items()]
+        for score, classes in result["classes"].items():
+            unseen = sorted(held_out & set(classes))
+            rows += [(variant, "test", score, False, "MAP@all of a class", name, classes[name]) for name in unseen]
+    table = pd.DataFrame(rows, columns=["variant", "split", "score", "own", "metric", "attribute", "percent"])
+    table.insert(0, "seed", params["seed"])
+    return table.assign(percent=100 * table["percent"])
 
 
 def pair_rows(root: Path, commit: str) -> pd.DataFrame:
@@ -124,7 +105,7 @@ def collect(root: Path, name: str) -> Path:
     tables, pairs = [], []
     for experiment, commit in commits.items():
         key = {"experiment": experiment, "settings": settings[experiment]}
-        tables.append(pd.DataFrame(rows_of(root, commit, params[experiment])).assign(**key))
+        tables.append(experiment_table(root, commit, params[experiment]).assign(**key))
         pairs.append(pair_rows(root, commit).assign(seed=params[experiment]["seed"], **key))
     folder = root / "data" / "results"
     table = pd.concat(tables).drop_duplicates(["seed", "variant", "settings", "split", "score", "metric", "attribute"])
@@ -145,74 +126,65 @@ def cell(values: pd.Series) -> str:
     return f"{mean:.1f} ± {spread:.1f}" if spread >= 0.05 else f"{mean:.1f}"
 
 
+def unstacked(cells: pd.Series, columns: Iterable[str] | None = None) -> pd.DataFrame:
+    """Return cells by (variant, column) as a table with `-` where there is none, and the columns in the given order."""
+    table = cells.unstack().fillna("-").rename_axis(columns=None)
+    return table if columns is None else table[[name for name in columns if name in table]]
+
+
 def reported_cells(table: pd.DataFrame) -> pd.DataFrame:
     """Test metrics by each variant's reported score: one row per variant, one column per metric and attribute."""
-    table = table[table["own"] & (table["split"] == "test")]
+    table = table.query("own and split == 'test'")
     keys = table["metric"].where(table["attribute"] == "", table["attribute"])
-    grouped = table.assign(key=keys).groupby(["variant", "key"], sort=False)["percent"]
-    return grouped.agg(cell).unstack().reindex(columns=list(dict.fromkeys(keys))).fillna("-")
+    cells = table.assign(key=keys).groupby(["variant", "key"], sort=False)["percent"].agg(cell)
+    return unstacked(cells, dict.fromkeys(keys))
 
 
-def results_tables(path: Path) -> str:
+def results_tables(folder: Path, name: str) -> str:
     """Return all tables of one recorded result: overall metrics, MAP@all by attribute, paired differences."""
-    table = sweeps.read(path)
+    table = sweeps.read(folder / f"{name}.csv")
     cells = reported_cells(table)
     overall, attributes = cells[list(COLUMNS)], cells.drop(columns=list(COLUMNS))
-    reported = table[table["own"] & (table["split"] == "test")].groupby("variant", sort=False)["score"].first()
-    overall.insert(0, "score", reported[overall.index])
+    overall.insert(0, "score", table.query("own").groupby("variant")["score"].first()[overall.index])
     seeds = ", ".join(str(seed) for seed in sorted(table["seed"].unique()))
     texts = [f"Percent, mean ± standard deviation over seeds {seeds}.", markdown_table(overall)]
     texts += ["MAP@all by attribute:", markdown_table(attributes)]
-    pairs = path.with_name(f"{path.stem}-pairs.csv")
+    pairs = folder / f"{name}-pairs.csv"
     if pairs.exists():
         texts += ["Differences in overall MAP@all (points):", markdown_table(pair_table(pd.read_csv(pairs)))]
-    return "\n\n".join(texts) + "\n"
+    return "\n\n".join(texts)
 
 
 def pair_table(pairs: pd.DataFrame) -> pd.DataFrame:
     """Difference of each pair over seeds, and in how many runs its bootstrap interval excludes 0."""
-    keys = [pairs["higher"] + " - " + pairs["lower"]]
-    grouped = pairs.assign(ahead=pairs["low"] > 0, behind=pairs["high"] < 0).groupby(keys, sort=False)
-    runs = grouped.size()
-    return pd.DataFrame(
-        {
-            "difference": grouped["difference"].agg(cell),
-            "ahead in": [f"{n} of {k}" for n, k in zip(grouped["ahead"].sum(), runs, strict=True)],
-            "behind in": [f"{n} of {k}" for n, k in zip(grouped["behind"].sum(), runs, strict=True)],
-        }
-    ).rename_axis("pair")
+    names = (pairs["higher"] + " - " + pairs["lower"]).rename("pair")
+    grouped = pairs.assign(ahead=pairs["low"] > 0, behind=pairs["high"] < 0).groupby(names, sort=False)
+    table = grouped["difference"].agg(cell).to_frame()
+    for side in ("ahead", "behind"):
+        table[f"{side} in"] = grouped[side].agg(lambda runs: f"{runs.sum()} of {len(runs)}")
+    return table
 
 
 def summary_table(folder: Path, *names: str) -> str:
-    """Overall MAP@all by the reported score: one row per variant, one column per recorded result."""
-    paths = {name: folder / f"{name}.csv" for name in names}
-    columns = {name: reported_cells(sweeps.read(path))["MAP@all"] for name, path in paths.items() if path.exists()}
-    if not columns:
-        return "Not recorded yet.\n"
-    order = list(dict.fromkeys(variant for column in columns.values() for variant in column.index))
-    return markdown_table(pd.DataFrame(columns, index=order).fillna("-").rename_axis("variant")) + "\n"
+    """Overall MAP@all by the reported score: one row per variant, one column per result (that is recorded yet)."""
+    recorded = [name for name in names if (folder / f"{name}.csv").exists()] or names[:1]
+    columns = {name: reported_cells(sweeps.read(folder / f"{name}.csv"))["MAP@all"] for name in recorded}
+    order = dict.fromkeys(variant for column in columns.values() for variant in column.index)
+    return markdown_table(pd.DataFrame(columns, index=list(order)).fillna("-").rename_axis("variant"))
 
 
-def overall_rows(path: Path, split: str) -> pd.DataFrame:
-    table = sweeps.read(path)
-    return table[(table["split"] == split) & (table["metric"] == "MAP@all") & (table["attribute"] == "")]
-
-
-def sweep_table(path: Path, split: str) -> str:
+def sweep_table(folder: Path, name: str, split: str) -> str:
     """Overall MAP@all by the reported score: one row per variant, one column per combination of settings."""
-    table = overall_rows(path, split)
-    cells = table[table["own"]].groupby(["variant", "settings"], sort=False)["percent"].agg(cell).unstack()
-    return markdown_table(cells.fillna("-").rename_axis(columns=None)) + "\n"
+    table = sweeps.overall(sweeps.read(folder / f"{name}.csv"), split).query("own")
+    return markdown_table(unstacked(table.groupby(["variant", "settings"], sort=False)["percent"].agg(cell)))
 
 
-def score_table(path: Path, split: str) -> str:
+def score_table(folder: Path, name: str, split: str) -> str:
     """Overall MAP@all: one row per variant, one column per score; the reported score is bold."""
-    table = overall_rows(path, split)
-    grouped = table[table["score"] != "random"].groupby(["variant", "score"], sort=False)
+    table = sweeps.overall(sweeps.read(folder / f"{name}.csv"), split).query("score != 'random'")
+    grouped = table.groupby(["variant", "score"], sort=False)
     cells = grouped["percent"].agg(cell)
-    cells = cells.where(~grouped["own"].first(), "**" + cells + "**").unstack()
-    computed = [score for score in SCORES if score in cells]
-    return markdown_table(cells[computed].fillna("-").rename_axis(columns=None)) + "\n"
+    return markdown_table(unstacked(cells.where(~grouped["own"].first(), "**" + cells + "**"), SCORES))
 
 
 def write_tables(root: Path) -> None:
@@ -222,17 +194,14 @@ def write_tables(root: Path) -> None:
     combination of settings; `scores: NAME SPLIT` one column per score.
     """
     folder = root / "data" / "results"
-    tables = {"results": results_tables, "sweep": sweep_table, "scores": score_table}
+    tables = {"summary": summary_table, "results": results_tables, "sweep": sweep_table, "scores": score_table}
 
     def filled(match: re.Match) -> str:
-        kind, (name, *more) = match[2], match[3].split()
-        if kind == "summary":
-            text = summary_table(folder, name, *more)
-        elif (folder / f"{name}.csv").exists():
-            text = tables[kind](folder / f"{name}.csv", *more)
-        else:
-            text = "Not recorded yet.\n"
-        return f"{match[1]}\n{text}\n{match[4]}"
+        try:
+            text = tables[match[2]](folder, *match[3].split())
+        except InputError:  # of `sweeps.read`
+            text = "Not recorded yet."
+        return f"{match[1]}\n{text}\n\n{match[4]}"
 
     for page in (root / "README.md", folder / "README.md"):
         page.write_text(MARKER.sub(filled, page.read_text()))

@@ -9,44 +9,26 @@ from m3lib.data.manifest import Prepared
 from m3lib.retrieval.metrics import QueryMetrics
 
 
-def bootstrap(values: np.ndarray, groups: np.ndarray, repeats: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the mean of `values`, (P,), by resampling query images.
-
-    groups: (P,) the query image of each pair, with the same id under all attributes. The pairs of an image share a
-    ranking, so they are drawn together.
-    """
-    low, high = np.percentile(resampled_means(values, groups, repeats, seed), [2.5, 97.5])
-    return float(low), float(high)
-
-
 def paired_bootstrap(
     a: np.ndarray, b: np.ndarray, groups: np.ndarray, repeats: int = 1000, seed: int = 0
 ) -> tuple[float, float, float, float]:
     """Return (difference, low, high, p) of mean(a) - mean(b) for two variants on the same P pairs.
 
-    low and high: 95 % percentile interval. p: two-sided, the share of resamples that differ from the observed
-    difference by at least its absolute value (Efron and Tibshirani 1993, section 16.4); never below 1 / (repeats + 1).
-    Equal variants get p = 1. Raises ValueError when a and b differ in length.
+    groups: (P,) the query image of each pair, with the same id under all attributes. The pairs of an image share a
+    ranking, so they are drawn together. low and high: 95 % percentile interval. p: two-sided, the share of resamples
+    that differ from the observed difference by at least its absolute value (Efron and Tibshirani 1993, section 16.4);
+    never below 1 / (repeats + 1). Equal variants get p = 1. Raises ValueError when a, b and groups differ in length.
     """
     difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)  # (P,)
-    means = resampled_means(difference, groups, repeats, seed)  # (repeats,)
-    observed = difference.mean()
-    as_far = np.count_nonzero(np.abs(means - observed) >= np.abs(observed))
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(observed), float(low), float(high), (1 + as_far) / (1 + repeats)
-
-
-def resampled_means(values: np.ndarray, groups: np.ndarray, repeats: int, seed: int) -> np.ndarray:
-    """(repeats,) means over pairs; each resample draws G of the G groups with replacement."""
-    values = np.asarray(values, dtype=np.float64)
-    if not len(values) or values.shape != np.shape(groups):
-        raise ValueError(f"want one group per value, got {values.shape} values and {np.shape(groups)} groups")
     _, member = np.unique(groups, return_inverse=True)  # (P,), 0 to G - 1
-    totals = np.stack([np.bincount(member, values), np.bincount(member)], axis=1)  # (G, 2): sum, pairs
+    totals = np.stack([np.bincount(member, difference), np.bincount(member)], axis=1)  # (G, 2): sum, pairs
     rng = np.random.default_rng(seed)
     draws = (totals[rng.integers(len(totals), size=len(totals))].sum(axis=0) for _ in range(repeats))
     sums = np.stack(list(draws))  # (repeats, 2)
-    return sums[:, 0] / sums[:, 1]
+    means, observed = sums[:, 0] / sums[:, 1], difference.mean()
+    as_far = np.count_nonzero(np.abs(means - observed) >= np.abs(observed))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(observed), float(low), float(high), (1 + as_far) / (1 + repeats)
 
 
 def query_images(prepared: Prepared, split: str, results: dict[str, QueryMetrics]) -> np.ndarray:

@@ -35,14 +35,19 @@ def number_or_text(value: str) -> float | str:
         return value
 
 
+def overall(recorded: pd.DataFrame, split: str) -> pd.DataFrame:
+    """Return the rows of overall MAP@all of a split, by every score; `query("own")` leaves the reported score."""
+    return recorded[
+        (recorded["metric"] == "MAP@all") & (recorded["attribute"] == "") & (recorded["split"] == split)
+    ].reset_index(drop=True)
+
+
 def runs(recorded: pd.DataFrame, split: str) -> pd.DataFrame:
     """Return overall MAP@all in percent by the reported score: one row per (variant, experiment).
 
     Columns variant, seed, percent, then one per setting. The random ranking is left out: no setting changes it.
     """
-    rows = recorded["own"] & (recorded["metric"] == "MAP@all") & (recorded["attribute"] == "")
-    rows &= (recorded["split"] == split) & (recorded["variant"] != "random")
-    table = recorded[rows].reset_index(drop=True)
+    table = overall(recorded, split).query("own and variant != 'random'").reset_index(drop=True)
     settings = pd.DataFrame([parse_settings(text) for text in table["settings"]], index=table.index)
     return pd.concat([table[["variant", "seed", "percent"]], settings], axis=1)
 
@@ -52,17 +57,13 @@ def best(recorded: pd.DataFrame) -> pd.DataFrame:
 
     Columns: the settings, then valid and test (percent) and seeds. Test is reported only, never used to choose.
     """
-    valid, test = (means(runs(recorded, split)) for split in ("valid", "test"))
-    valid["test"] = test["percent"]
-    table = valid.loc[valid.groupby("variant", sort=False)["percent"].idxmax()]
-    table = table.rename(columns={"percent": "valid"}).reset_index().set_index("variant")
-    return table[[name for name in table if name not in ("valid", "test", "seeds")] + ["valid", "test", "seeds"]]
-
-
-def means(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean percent over seeds, and the number of seeds, by variant and settings."""
-    grouped = table.groupby([name for name in table if name not in ("seed", "percent")], sort=False)
-    return pd.DataFrame({"percent": grouped["percent"].mean(), "seeds": grouped["seed"].nunique()})
+    by_split = {}
+    for split in ("valid", "test"):
+        table = runs(recorded, split)
+        grouped = table.groupby([name for name in table if name not in ("seed", "percent")], sort=False)
+        by_split[split] = grouped["percent"].mean()
+    means = pd.DataFrame(by_split | {"seeds": grouped["seed"].nunique()})
+    return means.loc[means["valid"].groupby("variant", sort=False).idxmax()].reset_index().set_index("variant")
 
 
 def varied(table: pd.DataFrame) -> list[str]:

@@ -4,7 +4,7 @@ Letters: I images, N attributes, M classes (M_n of attribute n), D attribute emb
 size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from m3lib.errors import InputError
 from m3lib.taxonomy import Taxonomy
 
 KINDS = ("attribute", "posterior", "classes")  # of embeddings; also the names of the tensors in a file, beside "rows"
+DIMS = {"rows": 1, "attribute": 3, "posterior": 2, "classes": 3}
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class Embeddings:
     """
 
     rows: Tensor  # (I,) int64: rows of the manifest, rising
-    attribute: Tensor | None  # (I, N, D): the attribute embeddings f_n, unit length
-    posterior: Tensor | None  # (I, M): class probabilities p_m
-    classes: Tensor | None  # (I, M, d): the class-specific embeddings phi_m, unit length
+    attribute: Tensor | None = None  # (I, N, D): the attribute embeddings f_n, unit length
+    posterior: Tensor | None = None  # (I, M): class probabilities p_m
+    classes: Tensor | None = None  # (I, M, d): the class-specific embeddings phi_m, unit length
 
     def save(self, path: Path) -> None:
-        save_file({name: tensor.contiguous() for name, tensor in vars(self).items() if tensor is not None}, path)
+        save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, path)
 
     @classmethod
     def load(cls, path: Path) -> "Embeddings":
@@ -43,35 +44,41 @@ class Embeddings:
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path} can't be read as embeddings ({error}); run `dvc repro train` first") from None
-        if fault := find_fault(tensors):
-            raise InputError(f"{path} can't be read as embeddings ({fault}); run `dvc repro --force train`")
-        return cls(*(tensors.get(name) for name in ("rows", *KINDS)))
+        rows = tensors.get("rows", torch.zeros(0))
+        fits = [t.ndim == DIMS.get(name) and len(t) == rows.numel() for name, t in tensors.items()]
+        floats = [tensors[name].is_floating_point() for name in KINDS if name in tensors]
+        if not (all(fits) and floats and all(floats) and rows.dtype == torch.int64 and (rows.diff() > 0).all()):
+            content = ", ".join(f"{name} ({t.dtype} {[*t.shape]})" for name, t in sorted(tensors.items())) or "nothing"
+            problem = f"{path} does not hold embeddings of rising rows, but {content}"
+            raise InputError(f"{problem}; run `dvc repro --force train`")
+        return cls(**tensors)
 
     def check(self, score: str, taxonomy: Taxonomy) -> None:
         """Raise InputError unless the score can be computed for every attribute of the taxonomy."""
         if score not in self.scores:
             available = ", ".join(self.scores)
             raise InputError(f"these embeddings can't be compared by the score {score}, only by {available}")
-        num_classes = taxonomy.num_classes
-        for kind, size in zip(KINDS, (taxonomy.num_attributes, num_classes, num_classes), strict=True):
-            tensor = getattr(self, kind)
-            if tensor is not None and tensor.shape[1] != size:
-                problem = f"these embeddings have {tensor.shape[1]} of {kind}, the prepared data set has {size}"
+        for kind in KINDS:
+            size = taxonomy.num_attributes if kind == "attribute" else taxonomy.num_classes
+            if kind in self.tensors and (actual := self.tensors[kind].shape[1]) != size:
+                problem = f"these embeddings have {actual} of {kind}, the prepared data set has {size}"
                 raise InputError(f"{problem}; run `dvc repro` to bring them up to date")
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that are present, by name, with "rows"."""
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
     @property
     def scores(self) -> list[str]:
         """The scores that can be computed from these kinds of embeddings."""
-        return [score for score, kinds in SCORES.items() if all(getattr(self, kind) is not None for kind in kinds)]
+        return [score for score, kinds in SCORES.items() if set(kinds) <= set(self.tensors)]
 
     def of_attribute(self, attribute: int, taxonomy: Taxonomy) -> "Embeddings":
         """Return the embeddings of one attribute and its classes, as views."""
         classes = taxonomy.classes_of(attribute)
         columns = {"attribute": slice(attribute, attribute + 1), "posterior": classes, "classes": classes}
-        tensors = {kind: getattr(self, kind) for kind in KINDS}
-        return Embeddings(
-            self.rows, **{kind: None if t is None else t[:, columns[kind]] for kind, t in tensors.items()}
-        )
+        return replace(self, **{kind: t[:, columns[kind]] for kind, t in self.tensors.items() if kind != "rows"})
 
     def take(self, rows: np.ndarray) -> "Embeddings":
         """Return the embeddings of the given manifest rows, in that order; raises InputError if one is missing."""
@@ -83,24 +90,10 @@ class Embeddings:
 
     def at(self, index: slice | np.ndarray | Tensor) -> "Embeddings":
         """Return the embeddings of some images, by their positions in these tensors."""
-        return Embeddings(**{name: None if tensor is None else tensor[index] for name, tensor in vars(self).items()})
-
-
-def find_fault(tensors: dict[str, Tensor]) -> str:
-    """Return why these tensors are not embeddings, or an empty string if they are."""
-    rows, names = tensors.get("rows"), ", ".join(sorted(tensors)) or "nothing"
-    if rows is None or not set(tensors) <= {"rows", *KINDS} or len(tensors) < 2:
-        return f"it holds {names}, not rows and some of {', '.join(KINDS)}"
-    if rows.dtype != torch.int64 or rows.ndim != 1 or (rows.diff() <= 0).any():
-        return "its rows are not rising row numbers"
-    for kind, dims in zip(KINDS, (3, 2, 3), strict=True):
-        tensor = tensors.get(kind, torch.zeros([len(rows)] + [1] * (dims - 1)))
-        if tensor.ndim != dims or len(tensor) != len(rows) or not tensor.is_floating_point():
-            return f"{kind} is {tensor.dtype} {[*tensor.shape]} for {len(rows)} rows"
-    return ""
+        return Embeddings(**{name: tensor[index] for name, tensor in self.tensors.items()})
 
 
 def broadcast_over_attributes(rows: np.ndarray, vectors: Tensor, taxonomy: Taxonomy) -> Embeddings:
     """Return one vector per image, (I, D), as the attribute embedding of every attribute, scaled to unit length."""
     attribute = F.normalize(vectors.float(), dim=1)[:, None].expand(-1, taxonomy.num_attributes, -1)  # (I, N, D)
-    return Embeddings(torch.from_numpy(rows), attribute, None, None)
+    return Embeddings(torch.from_numpy(rows), attribute)

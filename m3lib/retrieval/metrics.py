@@ -11,16 +11,12 @@ All metrics are fractions in [0, 1]. Letters: Q query images, C candidates, M_n 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-
-PAIRS_PER_TASK = 64  # (query, class) pairs that a thread takes at a time
 
 
 def tie_keys(names: Sequence[str]) -> Tensor:
@@ -54,22 +50,25 @@ def evaluate_attribute(
 ) -> QueryMetrics:
     """Return the metrics of every (query, class) pair; a quotient with divisor 0 counts as 0.
 
-    similarity: (Q, C) floats, equal values rank in the order of their columns. query_labels: (Q, M_n) bool and
-    candidate_labels: (C, M_n) bool. k >= 1 may exceed C. Queries are independent: any block of them gets the same bits.
-    Raises ValueError for shapes that do not match, FloatingPointError for NaN.
+    similarity: (Q, C) floats without NaN, equal values rank in the order of their columns. query_labels: (Q, M_n) bool
+    and candidate_labels: (C, M_n) bool. k >= 1 may exceed C. Queries are independent: any block of them gets the same
+    bits. Raises ValueError for shapes that do not match.
     """
     query_labels, candidate_labels = np.asarray(query_labels, dtype=bool), np.asarray(candidate_labels, dtype=bool)
-    shapes = [(len(labels), labels.shape[1]) for labels in (query_labels, candidate_labels)]
-    if [(size, shapes[0][1]) for size in similarity.shape] != shapes:
-        raise ValueError(f"labels of shapes {shapes} do not match similarities of shape {[*similarity.shape]}")
+    if similarity.shape != (len(query_labels), len(candidate_labels)):
+        raise ValueError(f"labels of {len(query_labels)} x {len(candidate_labels)}, similarity {[*similarity.shape]}")
     query, class_id = query_labels.nonzero()  # (P,), (P,)
     relevant, rank = relevant_ranks(similarity.numpy(), candidate_labels, query, class_id)
-    hits, sum_all, sum_k = precision_sums(relevant, rank, k)  # (P,) each
+    pair = np.repeat(np.arange(len(query)), relevant)  # (sum of R,)
+    j = np.arange(1, len(rank) + 1) - np.repeat(relevant.cumsum() - relevant, relevant)  # 1 to R in each pair
+    precision, early = j / rank, rank <= k  # the j-th relevant candidate of a pair, at rank r_j, has precision j / r_j
+    hits = np.bincount(pair[early], minlength=len(query))
+    sum_k = np.bincount(pair[early], precision[early], minlength=len(query))
     return QueryMetrics(
         query=query,
         class_id=class_id,
         relevant=relevant,
-        ap_all=divide(sum_all, relevant),
+        ap_all=divide(np.bincount(pair, precision, minlength=len(query)), relevant),
         ap_100_hits=divide(sum_k, hits),
         ap_100_min=divide(sum_k, np.minimum(relevant, k)),
         recall_100=divide(hits, relevant),
@@ -84,46 +83,23 @@ def relevant_ranks(
     The rank of a value is 1 + the number of larger values in its row: looked up in the sorted row, since sorting values
     is several times faster than sorting indices. Among equal values, the number of earlier columns is added.
     """
-    if np.isnan(similarity).any():
-        raise FloatingPointError("some similarities are NaN, so there is no ranking")
     relevant_columns = {m: np.flatnonzero(candidate_labels[:, m]) for m in np.unique(class_id).tolist()}
-
-    def ranks_of(pairs: np.ndarray) -> list[np.ndarray]:
-        ranks, sorted_query = [], None
-        for q, m in pairs.tolist():
-            if q != sorted_query:
-                rising, sorted_query = np.sort(similarity[q]), q
-            values = np.sort(similarity[q][relevant_columns[m]])[::-1]  # (R,), falling
-            not_larger = np.searchsorted(rising, values, side="right")
-            rank = 1 + len(rising) - not_larger  # of the first of equal values
-            tied = rising[not_larger - 2] == values
-            if tied.any():
-                columns = np.flatnonzero(np.isin(similarity[q], values[tied]))
-                columns = columns[np.argsort(-similarity[q][columns], kind="stable")]
-                falling = -similarity[q][columns]
-                behind_first = np.arange(len(columns)) - np.searchsorted(falling, falling)
-                rank[tied] += behind_first[candidate_labels[columns, m]]
-            ranks.append(rank)
-        return ranks
-
-    pairs = np.stack([query, class_id], axis=1)
-    tasks = [pairs[start : start + PAIRS_PER_TASK] for start in range(0, len(pairs), PAIRS_PER_TASK)]
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy releases Python's lock while it sorts
-        ranks = list(chain.from_iterable(pool.map(ranks_of, tasks)))
-    return np.array([len(rank) for rank in ranks], dtype=np.int64), np.concatenate([np.zeros(0, np.int64), *ranks])
-
-
-def precision_sums(relevant: np.ndarray, rank: np.ndarray, k: int) -> np.ndarray:
-    """(3, P) float64: h, and the sums of Prec_i over all relevant ranks and over those up to k.
-
-    relevant: (P,) R; rank: (sum of R,), rising in each pair. The j-th of a pair, at rank r_j, has precision j / r_j.
-    """
-    pair = np.repeat(np.arange(len(relevant)), relevant)  # (sum of R,)
-    j = np.arange(1, len(pair) + 1) - np.repeat(relevant.cumsum() - relevant, relevant)  # 1 to R in each pair
-    precision, early = j / rank, rank <= k
-    sums = [np.bincount(pair, precision, minlength=len(relevant))]
-    sums.append(np.bincount(pair[early], precision[early], minlength=len(relevant)))
-    return np.stack([np.bincount(pair[early], minlength=len(relevant)), *sums])
+    ranks, sorted_query = [np.zeros(0, np.int64)], None
+    for q, m in zip(query.tolist(), class_id.tolist(), strict=True):
+        if q != sorted_query:
+            rising, sorted_query = np.sort(similarity[q]), q
+        values = np.sort(similarity[q][relevant_columns[m]])[::-1]  # (R,), falling
+        not_larger = np.searchsorted(rising, values, side="right")
+        rank = 1 + len(rising) - not_larger  # of the first of equal values
+        tied = rising[not_larger - 2] == values
+        if tied.any():
+            columns = np.flatnonzero(np.isin(similarity[q], values[tied]))
+            columns = columns[np.argsort(-similarity[q][columns], kind="stable")]
+            falling = -similarity[q][columns]
+            behind_first = np.arange(len(columns)) - np.searchsorted(falling, falling)
+            rank[tied] += behind_first[candidate_labels[columns, m]]
+        ranks.append(rank)
+    return np.array([len(rank) for rank in ranks[1:]], dtype=np.int64), np.concatenate(ranks)
 
 
 def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -145,18 +121,8 @@ def expected_random_ap(relevant: ArrayLike, candidates: int) -> np.ndarray:
     with H_C = 1 + 1/2 + ... + 1/C. A little above R / C; 0 where R is 0.
     """
     R, C = np.asarray(relevant), candidates
-    if C < 1 or np.any((R < 0) | (R > C)):
-        raise ValueError(f"want 0 <= R <= C and C >= 1, got C = {C} and R = {relevant}")
     H = np.sum(1 / np.arange(1, C + 1))
     return np.where(R > 0, (H + (C - H) * (R - 1) / max(C - 1, 1)) / C, 0.0)
-
-
-SUMMARIES = {  # a metric's name in the metrics files -> the field that it is the mean of
-    "map_all": "ap_all",
-    "map_100_hits": "ap_100_hits",
-    "map_100_min": "ap_100_min",
-    "recall_100": "recall_100",
-}
 
 
 def summarise(by_attribute: Mapping[str, QueryMetrics]) -> dict:
@@ -171,10 +137,10 @@ def summarise(by_attribute: Mapping[str, QueryMetrics]) -> dict:
     if empty or not by_attribute:
         raise ValueError(f"no query to average over for {', '.join(empty) or 'any attribute'}")
     summary: dict = {}
-    for metric, field in SUMMARIES.items():
+    for field in ("ap_all", "ap_100_hits", "ap_100_min", "recall_100"):
         values = {name: getattr(of_attribute, field) for name, of_attribute in by_attribute.items()}
         means = {name: float(v.mean()) for name, v in values.items()}
-        summary[metric] = {
+        summary[field.replace("ap_", "map_")] = {
             "overall_by_query": float(np.concatenate(list(values.values())).mean()),
             "mean_over_attributes": float(np.mean(list(means.values()))),
             "attributes": means,

@@ -16,7 +16,7 @@ from m3lib.retrieval import metrics, scores
 from m3lib.retrieval.embeddings import Embeddings
 from m3lib.retrieval.metrics import QueryMetrics
 
-MEMORY = 1 << 30  # bytes that the similarities of one block of queries, and what is computed from them, may take
+BLOCK = 1 << 27  # similarities of one block of queries: 512 MB
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,6 @@ class Ranking:
         labels = prepared.labels[:, classes]
         return labels[self.query_rows], labels[self.candidate_rows]
 
-    def blocks(self) -> list[slice]:
-        """The queries in blocks whose float32 similarities take at most half of MEMORY, or have MIN_ROWS rows."""
-        step = max(scores.MIN_ROWS, MEMORY // (2 * 4 * max(1, len(self.candidate_rows))))
-        return [slice(start, start + step) for start in range(0, max(1, len(self.query_rows)), step)]
-
 
 def rank(
     prepared: Prepared, split: str, attribute: int, score: str, embeddings: Embeddings | None, seed: int
@@ -50,8 +45,8 @@ def rank(
     The score "random" reads no embeddings: the similarities of each query are drawn from the seed.
     """
     known = prepared.labels[:, prepared.taxonomy.classes_of(attribute)].any(axis=1)
-    query_rows, candidate_rows = (prepared.rows(split, role) for role in ("query", "candidate"))
-    query_rows, candidate_rows = query_rows[known[query_rows]], candidate_rows[known[candidate_rows]]
+    rows = (prepared.rows(split, role) for role in ("query", "candidate"))
+    query_rows, candidate_rows = (r[known[r]] for r in rows)
     # Sorted before the matrix product, whose last bit can depend on the column: it must not depend on the file order.
     names = prepared.manifest["image"].to_numpy()[candidate_rows].tolist()
     candidate_rows = candidate_rows[metrics.tie_keys(names).argsort().numpy()]
@@ -97,24 +92,17 @@ def evaluate(
     for n, name in enumerate(prepared.taxonomy.names):
         ranking = rank(prepared, split, n, score, embeddings, seed)
         query_labels, candidate_labels = ranking.labels(prepared, prepared.taxonomy.classes_of(n))
-        blocks = []
-        for block in ranking.blocks():
-            labels = query_labels[block], candidate_labels
-            labels = labels if by_pair else any_shared_class(*labels)
-            try:
-                of_block = metrics.evaluate_attribute(ranking.similarity(block), *labels)
-            except FloatingPointError as error:
-                raise InputError(f"{name}, {split}, score {score}: {error}; check the embeddings") from None
-            query = of_block.query + block.start
-            blocks.append(replace(of_block, query=query, class_id=of_block.class_id if by_pair else query))
+        step, blocks = max(scores.MIN_ROWS, BLOCK // max(1, len(candidate_labels))), []
+        for start in range(0, max(1, len(query_labels)), step):
+            similarity, labels = ranking.similarity(slice(start, start + step)), query_labels[start : start + step]
+            if similarity.isnan().any():
+                raise InputError(f"{name}, {split}, score {score}: some similarities are NaN; check the embeddings")
+            if by_pair:
+                block = metrics.evaluate_attribute(similarity, labels, candidate_labels)
+                blocks.append(replace(block, query=start + block.query))
+            else:  # each query is a class; a candidate carries those with which it shares a class
+                shared = candidate_labels.astype(np.float32) @ labels.T.astype(np.float32) > 0  # (C, b)
+                block = metrics.evaluate_attribute(similarity, np.eye(len(labels)), shared)
+                blocks.append(replace(block, query=start + block.query, class_id=start + block.query))
         results[name] = metrics.concatenate(blocks)
     return results
-
-
-def any_shared_class(query_labels: np.ndarray, candidate_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels (Q, Q) and (C, Q) in which every query is a class; candidates that share a class with it carry it.
-
-    query_labels: (Q, M_n) bool; candidate_labels: (C, M_n) bool.
-    """
-    shared = candidate_labels.astype(np.float32) @ query_labels.astype(np.float32).T > 0
-    return np.eye(len(query_labels), dtype=bool), shared

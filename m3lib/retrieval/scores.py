@@ -98,10 +98,9 @@ def similarity(score: str, query: Embeddings, candidate: Embeddings) -> Tensor:
     num_queries, num_candidates = len(query.rows), len(candidate.rows)
     result = torch.zeros(max(num_queries, MIN_ROWS), num_candidates)
     padding = (0, 0, 0, len(result) - num_queries)
-    num_blocks = -(-num_candidates // CANDIDATE_BLOCK)
-    for block in torch.arange(num_candidates).tensor_split(num_blocks) if num_blocks else ():
-        columns = slice(int(block[0]), int(block[-1]) + 1)
-        pairs = zip(VECTORS[score](query, True), VECTORS[score](candidate.at(columns), False), strict=True)
-        for u, v in pairs:
-            result[:, columns].addmm_(F.pad(u, padding), v.T)
+    start, num_blocks = 0, max(1, -(-num_candidates // CANDIDATE_BLOCK))
+    for columns in result.tensor_split(num_blocks, dim=1):  # views of all queries and a block of candidates
+        block = candidate.at(slice(start, start := start + columns.shape[1]))
+        for u, v in zip(VECTORS[score](query, True), VECTORS[score](block, False), strict=True):
+            columns.addmm_(F.pad(u, padding), v.T)
     return result[:num_queries]

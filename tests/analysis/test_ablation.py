@@ -31,25 +31,23 @@ def table(tmp_path):
     return sweeps.read(tmp_path / "a.csv")
 
 
-def test_a_row_per_variant_and_a_column_per_score(table):
-    found = ablation.by_score(table, ablation.LOSSES)
-    assert found.to_dict("index") == {
+def test_by_score_has_a_row_per_variant_and_a_column_per_score(table):
+    assert ablation.by_score(table, ablation.LOSSES).to_dict("index") == {
         "Losses 1, 2, 3": {"weighted": 22.0, "posterior": 21.0},
         "1": {"weighted": 21.0, "posterior": 20.0},
     }
 
 
 def test_differences_are_within_each_seed(table):
-    found = ablation.differences(table, ablation.CONDITIONING)
-    assert found.to_numpy().tolist() == [[-2.0, -2.0, -2.0]]
+    assert ablation.differences(table, ablation.CONDITIONING).to_numpy().tolist() == [[-2.0, -2.0, -2.0]]
 
 
-def test_likeness_and_unseen_classes(table):
+def test_factor_correlation_and_unseen_classes(table):
     assert ablation.factor_correlation(table, ("m3",)).loc[("m3", "concat"), "texture: pitch"] == pytest.approx(0.145)
     assert ablation.unseen(table).loc["concat"].to_dict() == {"m3": 15.0, "m3_unseen": 4.0}
 
 
-def test_the_reading_has_a_sentence_for_each_question(table):
+def test_the_summary_has_a_sentence_for_each_question(table):
     lines = ablation.summary_sentences(table)
     assert lines[0] == "1: -1.0 points compared with M3-Net (-1.0 to -1.0 over the seeds)."
     assert "texture: pitch +0.10" in lines[-2]

@@ -13,17 +13,18 @@ from tiny import TAXONOMY
 
 def test_class_table_against_a_loop():
     prepared = make_split(90, seed=3)
-    scores = ranking.evaluate(prepared, "test", "attribute", make_embeddings(90))
-    table = classes.class_table(prepared, "test", scores).set_index(["attribute", "class_"])
+    results = ranking.evaluate(prepared, "test", "attribute", make_embeddings(90))
+    table = classes.class_table(prepared, "test", results).set_index(["attribute", "class_"])
     train, expected = prepared.labels[prepared.rows("train")], {}
-    for n, (name, found) in enumerate(scores.items()):
+    for n, (name, of_attribute) in enumerate(results.items()):
         candidates = labelled_rows(prepared, "test", "candidate", n)
         for m in range(TAXONOMY.num_classes)[TAXONOMY.classes_of(n)]:
-            own = found.class_id == m - TAXONOMY.offsets[n]
-            if own.any():
+            of_class = of_attribute.class_id == m - TAXONOMY.offsets[n]
+            if of_class.any():
                 relevant = int(prepared.labels[candidates, m].sum())
                 floor = 100 * float(metrics.expected_random_ap(relevant, len(candidates)))
-                expected[name, TAXONOMY.class_name(m)] = (train[:, m].sum(), 100 * found.ap_all[own].mean(), floor)
+                ap = 100 * of_attribute.ap_all[of_class].mean()
+                expected[name, TAXONOMY.class_name(m)] = (train[:, m].sum(), ap, floor)
     assert set(table.index) == set(expected)
     for key, values in expected.items():
         assert table.loc[key, ["images", "ap", "floor"]].tolist() == pytest.approx(values)
@@ -31,20 +32,22 @@ def test_class_table_against_a_loop():
 
 @pytest.mark.parametrize("source", ["classes", "attribute", "posterior"])
 def test_class_points_against_a_loop(source):
-    prepared, whole = make_split(80), make_embeddings(80)
+    prepared, every_kind = make_split(80), make_embeddings(80)
     absent = {"classes": [], "attribute": ["classes"], "posterior": ["classes", "attribute"]}[source]
-    embeddings = replace(whole, **dict.fromkeys(absent))
-    own = TAXONOMY.classes_of(1)
+    embeddings = replace(every_kind, **dict.fromkeys(absent))
+    of_attribute = TAXONOMY.classes_of(1)
     vectors, names = classes.class_points(prepared, embeddings, 1, 1000, np.random.default_rng(0))
     expected = []
     for row in labelled_rows(prepared, "test", "query", 1) + labelled_rows(prepared, "test", "candidate", 1):
         for m in prepared.manifest["labels"][row]:
-            if own.start <= m < own.stop:
-                vector = {"classes": whole.classes[row, m], "attribute": whole.attribute[row, 1]}
-                expected.append((TAXONOMY.class_name(m), *vector.get(source, whole.posterior[row, own]).tolist()))
+            if of_attribute.start <= m < of_attribute.stop:
+                vector = {"classes": every_kind.classes[row, m], "attribute": every_kind.attribute[row, 1]}
+                expected.append(
+                    (TAXONOMY.class_name(m), *vector.get(source, every_kind.posterior[row, of_attribute]).tolist())
+                )
     assert vectors.dtype == np.float32
-    got = [(str(name), *vector.tolist()) for name, vector in zip(names, vectors, strict=True)]
-    assert sorted(got) == sorted(expected)
+    actual = [(str(name), *vector.tolist()) for name, vector in zip(names, vectors, strict=True)]
+    assert sorted(actual) == sorted(expected)
 
 
 def test_class_points_draws_no_more_than_the_limit_and_by_the_seed():

@@ -24,24 +24,27 @@ def git(folder, *arguments):
     return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
 
 
+OLD = "systems: {m3: {train: {held_out: ['colour: red']}}}\n"  # before rows could inherit
+NEW = "systems: {m3: {like: unseen}, unseen: {like: asen, train: {held_out: ['colour: red']}}, asen: {network: asen}}\n"
+
+
 @pytest.fixture
 def repository(tmp_path):
-    """A repository with four experiments' commits: sweep-1, sweep-2 (seeds 0 and 1), other-1 and sweeps-1."""
+    """A repository with the commits of four experiments: sweep-1, sweep-2 (seeds 0 and 1), other-1 and sweeps-1."""
     git(tmp_path, "init", "-q")
     git(tmp_path, "config", "user.name", "a")
     git(tmp_path, "config", "user.email", "a@example.org")
     (tmp_path / "data" / "metrics").mkdir(parents=True)
     (tmp_path / "data" / "results").mkdir()
-    for name, seed, value in [
-        ("sweep-1", 0, 0.25),
-        ("sweep-2", 1, 0.5),
-        ("other-1", 0, 0.75),
-        ("sweeps-1", 0, 0.8),
-    ]:
-        (tmp_path / "params.yaml").write_text(
-            f"seed: {seed}\nvariants: [m3]\ntrain: {{lr: 0.2, epochs: 4}}\n"
-            "systems: {m3: {train: {held_out: ['colour: red']}}}\n"
-        )
+    experiments = [
+        ("sweep-1", 0, 0.25, OLD),
+        ("sweep-2", 1, 0.5, OLD),
+        ("other-1", 0, 0.75, NEW),
+        ("sweeps-1", 0, 0, OLD),
+    ]
+    for name, seed, value, systems in experiments:
+        settings = f"seed: {seed}\nvariants: [m3]\ntrain: {{lr: 0.2, epochs: 4}}\n"
+        (tmp_path / "params.yaml").write_text(settings + systems)
         scores = {"weighted": summary(value), "posterior": summary(0.9)}
         result = {"score": "weighted", "valid": scores, "test": scores, "random": summary(0.1)}
         result["likeness"] = {"weighted": {"colour: hue": 0.3}}
@@ -55,13 +58,19 @@ def repository(tmp_path):
     return tmp_path
 
 
-def test_collects_the_named_experiments_alone_with_their_own_score(repository):
-    table = pd.read_csv(record.collect(repository, "sweep"))
-    own = table[table["own"] & (table["split"] == "test")]
-    overall = own[(own["metric"] == "MAP@all") & own["attribute"].isna() & (own["variant"] == "m3")]
+def test_collects_only_the_named_experiments_and_marks_the_reported_score(repository):
+    table = pd.read_csv(record.collect(repository, "sweep"), keep_default_na=False)
+    overall = sweeps.overall(table, "test").query("own and variant == 'm3'")
     assert overall[["seed", "percent"]].to_numpy().tolist() == [[0, 25.0], [1, 50.0]]
     assert set(table["experiment"]) == {"sweep-1", "sweep-2"}
     assert set(table["variant"]) == {"m3", "random"}
+
+
+@pytest.mark.parametrize("name", ["sweep", "other"])
+def test_records_held_out_classes_of_a_row_and_of_the_rows_that_it_is_like(repository, name):
+    table = pd.read_csv(record.collect(repository, name))
+    unseen = table[(table["metric"] == "MAP@all of a class") & (table["experiment"] == f"{name}-1")]
+    assert unseen[["attribute", "percent"]].to_numpy().tolist() == [["colour: red", 50.0]]
 
 
 def test_says_when_no_experiment_has_that_name(repository):
@@ -87,10 +96,9 @@ def test_tables_go_between_the_markers_and_nowhere_else(repository):
     record.write_tables(repository)
     text = readme.read_text()
     assert text.startswith("before\n")
-    assert "\nafter\n" in text
     assert "old" not in text
-    assert "| m3 | 37.5" in text
-    assert "Not recorded yet." in text
+    assert "| m3 | weighted | 37.5" in text
+    assert text.endswith("\n<!-- end -->\nafter\n<!-- results: none -->\n\nNot recorded yet.\n\n<!-- end -->\n")
     record.write_tables(repository)
     assert readme.read_text() == text
     short = (repository / "README.md").read_text()
@@ -98,17 +106,15 @@ def test_tables_go_between_the_markers_and_nowhere_else(repository):
     assert f"| m3 | 37.5 ± {np.std([25, 50], ddof=1):.1f} |" in short
 
 
-def test_records_every_score_on_both_splits_and_what_lies_beyond_them(repository):
-    table = pd.read_csv(record.collect(repository, "sweep"))
-    others = table[(table["score"] == "posterior") & (table["seed"] == 0)]
+def test_records_every_score_on_both_splits_and_factor_correlations(repository):
+    table = pd.read_csv(record.collect(repository, "sweep")).query("seed == 1")
+    others = table[table["score"] == "posterior"]
     assert others[["split", "metric", "percent"]].to_numpy().tolist() == [
         ["valid", "MAP@all", 90.0],
         ["test", "MAP@all", 90.0],
     ]
-    inside = table[(table["metric"] == "likeness") & (table["seed"] == 1)]
-    assert inside[["score", "attribute", "percent"]].to_numpy().tolist() == [["weighted", "colour: hue", 30.0]]
-    unseen = table[(table["metric"] == "MAP@all of a class") & (table["seed"] == 1)]
-    assert unseen[["attribute", "percent"]].to_numpy().tolist() == [["colour: red", 50.0]]
+    factors = table[table["metric"] == "likeness"]
+    assert factors[["score", "attribute", "percent"]].to_numpy().tolist() == [["weighted", "colour: hue", 30.0]]
 
 
 def test_pairs_are_counted_over_runs(repository):
@@ -117,54 +123,45 @@ def test_pairs_are_counted_over_runs(repository):
     assert pairs.loc["m3 - asen"].tolist() == [f"37.5 ± {np.std([25, 50], ddof=1):.1f}", "1 of 2", "0 of 2"]
 
 
-def test_settings_that_differ_are_told_and_others_are_not():
+def test_only_settings_that_differ_are_recorded():
     base = {"seed": 0, "threads": 1, "variants": ["m3"], "train": {"lr": 0.1, "epochs": 4}}
     other = {"seed": 1, "threads": 2, "variants": ["asen"], "train": {"lr": 0.2, "epochs": 4}}
-    found = record.varied_settings({"a": base, "b": other})
-    assert found == {"a": "train.lr=0.1", "b": "train.lr=0.2"}
+    assert record.varied_settings({"a": base, "b": other}) == {"a": "train.lr=0.1", "b": "train.lr=0.2"}
     assert record.varied_settings({"a": base, "c": base | {"seed": 5}}) == {"a": "", "c": ""}
 
 
-def test_a_rows_own_setting_is_told_where_it_differs_from_the_general_one():
-    found = [{"train": {"lr": lr}, "systems": {"m3": {"train": {"lr": own}}}} for lr, own in [(1, 1), (2, 2), (1, 2)]]
-    assert record.varied_settings(dict(zip("ab", found[:2], strict=True))) == {"a": "train.lr=1", "b": "train.lr=2"}
-    told = record.varied_settings(dict(zip("ac", found[::2], strict=True)))
-    assert told == {"a": "systems.m3.train.lr=1", "c": "systems.m3.train.lr=2"}
+def test_a_setting_of_a_row_is_recorded_where_it_differs_from_the_general_one():
+    a, b, c = ({"train": {"lr": x}, "systems": {"m3": {"train": {"lr": y}}}} for x, y in [(1, 1), (2, 2), (1, 2)])
+    assert record.varied_settings({"a": a, "b": b}) == {"a": "train.lr=1", "b": "train.lr=2"}
+    assert record.varied_settings({"a": a, "c": c}) == {"a": "systems.m3.train.lr=1", "c": "systems.m3.train.lr=2"}
+
+
+def write_result(folder, rows):
+    """rows: variant, split, score, own, percent, settings."""
+    table = pd.DataFrame(rows, columns=["variant", "split", "score", "own", "percent", "settings"])
+    table.assign(metric="MAP@all", attribute="").to_csv(folder / "recorded.csv", index=False)
 
 
 def test_a_sweep_has_a_column_per_setting(tmp_path):
-    rows = [
-        [0, "m3", "valid", "weighted", True, "MAP@all", "", 20.0 + 2 * seed + lr, f"train.lr={lr}"]
-        for seed in (0, 1)
-        for lr in (1, 2)
-    ]
-    rows.append([0, "m3", "test", "weighted", True, "MAP@all", "", 90.0, "train.lr=1"])
-    rows.append([0, "m3", "valid", "concat", False, "MAP@all", "", 90.0, "train.lr=1"])
-    columns = ["seed", "variant", "split", "score", "own", "metric", "attribute", "percent", "settings"]
-    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "lr.csv", index=False)
-    assert record.sweep_table(tmp_path / "lr.csv", "valid").splitlines() == [
+    rows = [("m3", "valid", "weighted", True, 20 + 2 * seed + lr, f"train.lr={lr}") for seed in (0, 1) for lr in (1, 2)]
+    rows += [("m3", "test", "weighted", True, 90, "train.lr=1"), ("m3", "valid", "concat", False, 90, "train.lr=1")]
+    write_result(tmp_path, rows)
+    assert record.sweep_table(tmp_path, "recorded", "valid").splitlines() == [
         "| variant | train.lr=1 | train.lr=2 |",
         "| --- | --- | --- |",
         "| m3 | 22.0 ± 1.4 | 23.0 ± 1.4 |",
     ]
 
 
-def test_scores_stand_beside_each_other_with_their_own_in_bold(tmp_path):
-    found = {"valid": [("asen", "attribute", 10.0), ("m3", "posterior", 20.0), ("m3", "attribute", 7.0)]}
-    found["test"] = [("m3", "posterior", 90.0)]
-    own = {"asen": "attribute", "m3": "posterior"}
-    rows = [
-        [seed, variant, split, score, score == own[variant], "MAP@all", "", value + 2 * seed]
-        for seed in (0, 1)
-        for split, values in found.items()
-        for variant, score, value in values
-    ]
-    rows.append([0, "random", "valid", "random", True, "MAP@all", "", 3.0])
-    columns = ["seed", "variant", "split", "score", "own", "metric", "attribute", "percent"]
-    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "multi.csv", index=False)
-    assert record.score_table(tmp_path / "multi.csv", "valid").splitlines() == [
+def test_a_variant_has_a_column_per_score_and_the_reported_one_is_bold(tmp_path):
+    rows = [("m3", "test", "posterior", True, 90, ""), ("random", "valid", "random", True, 3, "")]
+    for seed in (0, 1):
+        rows.append(("asen", "valid", "attribute", True, 10 + 2 * seed, ""))
+        rows += [("m3", "valid", "posterior", True, 20 + 2 * seed, ""), ("m3", "valid", "attribute", False, 7, "")]
+    write_result(tmp_path, rows)
+    assert record.score_table(tmp_path, "recorded", "valid").splitlines() == [
         "| variant | attribute | posterior |",
         "| --- | --- | --- |",
         "| asen | **11.0 ± 1.4** | - |",
-        "| m3 | 8.0 ± 1.4 | **21.0 ± 1.4** |",
+        "| m3 | 7.0 | **21.0 ± 1.4** |",
     ]

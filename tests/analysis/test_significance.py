@@ -1,9 +1,9 @@
-"""Bootstrap intervals and tests: coverage, pairing, seeds."""
+"""Paired bootstrap: coverage, grouping, seeds."""
 
 import numpy as np
 import pytest
 
-from m3lib.analysis.significance import bootstrap, paired_bootstrap
+from m3lib.analysis.significance import paired_bootstrap
 
 
 @pytest.fixture
@@ -19,28 +19,19 @@ def clusters(rng, count=60):
     return rng.normal(size=7 * count)[groups], groups
 
 
-def test_bootstrap_covers_the_true_mean(rng):
+def test_the_interval_covers_the_true_difference_only_if_pairs_are_grouped_by_image(rng):
     covered = naive = 0
     for trial in range(400):
         values, groups = clusters(rng)
-        low, high = bootstrap(values, groups, repeats=200, seed=trial)
+        _, low, high, _ = paired_bootstrap(values, 0 * values, groups, 200, trial)
         covered += low <= 0 <= high
-        low, high = bootstrap(values, np.arange(len(values)), repeats=200, seed=trial)
+        _, low, high, _ = paired_bootstrap(values, 0 * values, np.arange(len(values)), 200, trial)
         naive += low <= 0 <= high
     assert 0.87 < covered / 400 < 0.985
-    assert naive < covered - 30  # groups matter
+    assert naive < covered - 30
 
 
-def test_bootstrap_is_seeded_and_ignores_names_of_groups(rng):
-    values, groups = clusters(rng)
-    assert bootstrap(values, groups, 50, 3) == bootstrap(values, groups, 50, 3) != bootstrap(values, groups, 50, 4)
-    assert bootstrap(values, groups, 50, 3) == bootstrap(values, groups + 1000, 50, 3)
-    assert bootstrap(np.full(9, 0.25), np.array([0, 0, 0, 0, 0, 1, 2, 3, 3]), 50, 0) == (0.25, 0.25)
-    with pytest.raises(ValueError, match="one group per value"):
-        bootstrap(values, groups[1:], 50, 0)
-
-
-def test_paired_bootstrap_of_equal_variants(rng):
+def test_equal_and_equally_good_variants(rng):
     values, groups = clusters(rng)
     assert paired_bootstrap(values, values, groups, 100, 0) == (0, 0, 0, 1)
     p = []
@@ -51,14 +42,18 @@ def test_paired_bootstrap_of_equal_variants(rng):
     assert 0.3 < np.median(p) < 0.7
 
 
-def test_paired_bootstrap_sees_a_small_steady_gain(rng):
+def test_a_small_steady_gain_is_significant_and_the_result_depends_on_the_seed_only(rng):
     common, groups = clusters(rng)
     gain = 0.1 + 0.05 * rng.normal(size=7 * 60)[groups]  # far inside the spread of `common`
-    difference, low, high, p = paired_bootstrap(common + gain, common, groups, 500, 0)
+    result = difference, low, high, p = paired_bootstrap(common + gain, common, groups, 500, 0)
     assert difference == pytest.approx(gain.mean())
     assert 0 < low < difference < high < 0.2
     assert p == 1 / 501
+    assert paired_bootstrap(common + gain, common, groups + 1000, 500, 0) == result
+    assert paired_bootstrap(common + gain, common, groups, 500, 1) != result
     swapped = paired_bootstrap(common, common + gain, groups, 500, 0)
     assert swapped == pytest.approx((-difference, -high, -low, p))
     with pytest.raises(ValueError, match="broadcast"):
         paired_bootstrap(common, gain[1:], groups, 10, 0)
+    with pytest.raises(ValueError, match="length"):
+        paired_bootstrap(common, gain, groups[1:], 10, 0)

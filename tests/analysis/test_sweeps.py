@@ -1,4 +1,4 @@
-"""A recorded sweep read back: what was tried, the best by validation, and figures that show every run."""
+"""A recorded sweep: the runs, the best settings by validation, and charts that show every run."""
 
 from itertools import product
 
@@ -16,7 +16,7 @@ RATES, EPOCHS, QUERIES = (0.004, 0.008), (4, 8), ("[a, b]", "one_hot")
 
 @pytest.fixture
 def table():
-    """Two variants, two seeds, a full grid, random percents, and rows that a reader must leave aside."""
+    """Two variants, two seeds, a full grid, random percents, and rows that `runs` must leave out."""
     rng, rows = np.random.default_rng(), []
     columns = ("variant", "seed", "settings", "split", "own", "metric", "attribute", "percent")
     grid = [f"train.lr={r} train.epochs={e} model.queries={q}" for r in RATES for e in EPOCHS for q in QUERIES]
@@ -29,13 +29,12 @@ def table():
     return pd.DataFrame(rows, columns=columns)
 
 
-def test_settings_are_told_apart_with_numbers_as_numbers():
-    found = sweeps.parse_settings("train.lr=0.004 systems.m3.train.held_out=['a: b', 'c'] images.fit=pad")
-    assert found == {"train.lr": 0.004, "systems.m3.train.held_out": "['a: b', 'c']", "images.fit": "pad"}
-    assert sweeps.parse_settings("") == {}
+def test_settings_are_parsed_with_numbers_as_numbers():
+    settings = sweeps.parse_settings("train.lr=0.004 systems.m3.train.held_out=['a: b', 'c'] images.fit=pad")
+    assert settings == {"train.lr": 0.004, "systems.m3.train.held_out": "['a: b', 'c']", "images.fit": "pad"}
 
 
-def test_runs_are_the_variants_own_overall_figures(table):
+def test_runs_are_overall_by_the_reported_score(table):
     runs = sweeps.runs(table, "test")
     assert len(runs) == 2 * 2 * len(RATES) * len(EPOCHS) * len(QUERIES)
     assert runs["percent"].max() < 99
@@ -43,38 +42,31 @@ def test_runs_are_the_variants_own_overall_figures(table):
     assert sweeps.varied(runs) == ["train.lr", "train.epochs", "model.queries"]
     assert set(runs["model.queries"]) == set(QUERIES)
     assert sweeps.varied(runs[runs["train.lr"] == 0.004]) == ["train.epochs", "model.queries"]
+    assert sweeps.varied(sweeps.runs(table.assign(settings=""), "valid")) == []
 
 
-def test_the_best_is_chosen_by_the_mean_on_validation_and_reported_on_test(table):
-    found = sweeps.best(table)
-    assert list(found.columns) == ["train.lr", "train.epochs", "model.queries", "valid", "test", "seeds"]
-    own = table[table["own"] & (table["metric"] == "MAP@all") & (table["attribute"] == "")]
-    for variant, row in found.iterrows():
-        means = {}
-        for settings in own["settings"].unique():
-            for split in ("valid", "test"):
-                chosen = own[(own["variant"] == variant) & (own["settings"] == settings) & (own["split"] == split)]
-                means[settings, split] = sum(chosen["percent"]) / len(chosen)
-        best = max(own["settings"].unique(), key=lambda settings: means[settings, "valid"])
-        assert (row["valid"], row["test"]) == pytest.approx((means[best, "valid"], means[best, "test"]))
-        told = f"train.lr={row['train.lr']:g} train.epochs={row['train.epochs']:g} model.queries={row['model.queries']}"
-        assert (told, row["seeds"]) == (best, 2)
+def test_the_best_settings_are_those_of_the_best_mean_on_validation(table):
+    best = sweeps.best(table)
+    assert list(best.columns) == ["train.lr", "train.epochs", "model.queries", "valid", "test", "seeds"]
+    reported = table[table["own"] & (table["metric"] == "MAP@all") & (table["attribute"] == "")]
+    for variant, row in best.iterrows():
+        means, of_variant = {}, reported[reported["variant"] == variant]
+        for settings, split in product(of_variant["settings"].unique(), ("valid", "test")):
+            runs = of_variant.query("settings == @settings and split == @split")
+            means[settings, split] = sum(runs["percent"]) / len(runs)
+        settings = max(of_variant["settings"].unique(), key=lambda settings: means[settings, "valid"])
+        assert (row["valid"], row["test"]) == pytest.approx((means[settings, "valid"], means[settings, "test"]))
+        text = f"train.lr={row['train.lr']:g} train.epochs={row['train.epochs']:g} model.queries={row['model.queries']}"
+        assert (text, row["seeds"]) == (settings, 2)
 
 
-def test_a_sweep_over_seeds_alone_has_nothing_to_show(table):
-    only = table.assign(settings="")
-    runs = sweeps.runs(only, "valid")
-    assert sweeps.varied(runs) == []
-    assert len(runs) == 32
-
-
-def test_nothing_recorded_is_told(tmp_path):
+def test_a_sweep_that_was_not_recorded_is_named(tmp_path):
     with pytest.raises(InputError, match=r"lr\.csv can't be read .*make record NAME=lr"):
         sweeps.read(tmp_path / "lr.csv")
 
 
 @pytest.mark.parametrize("setting", ["train.lr", "train.epochs", "model.queries"])
-def test_panels_hold_every_run(table, setting):
+def test_panels_show_every_run(table, setting):
     runs = sweeps.runs(table, "valid")
     figure = charts.sweep_panels(runs, setting, "valid")
     for axis, variant in zip(figure.axes, ("m3", "asen"), strict=True):
@@ -83,7 +75,7 @@ def test_panels_hold_every_run(table, setting):
     plt.close(figure)
 
 
-def test_parallel_coordinates_have_a_line_a_run_that_ends_at_its_figure(table):
+def test_parallel_coordinates_have_one_line_per_run_that_ends_at_its_metric(table):
     runs = sweeps.runs(table, "valid")
     figure = charts.parallel_coordinates(runs, sweeps.varied(runs), "valid")
     low, high = runs["percent"].min(), runs["percent"].max()

@@ -1,6 +1,7 @@
 """Metrics and tie rule against literals, naive loops, scikit-learn, closed forms, and the published tables."""
 
 import csv
+import json
 from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
@@ -57,11 +58,6 @@ def by_order(order):
     return -order.argsort(dim=1).float()
 
 
-def assert_same(a: QueryMetrics, b: QueryMetrics):
-    for field in FIELDS:
-        np.testing.assert_array_equal(getattr(a, field), getattr(b, field), err_msg=field)
-
-
 # ---- evaluate_attribute
 
 
@@ -90,22 +86,15 @@ def test_literal_metrics():
         assert uncut.recall_100.tolist() == [1, 1, 0]
 
 
-def test_a_query_without_classes_gives_no_pairs():
+def test_a_query_without_classes_has_no_pairs():
     metrics = evaluate_attribute(torch.zeros(1, 2), np.zeros((1, 2), dtype=bool), np.ones((2, 2), dtype=bool))
     assert all(len(getattr(metrics, field)) == 0 for field in FIELDS)
 
 
-@pytest.mark.parametrize(("query", "candidate"), [((2, 3), (2, 3)), ((1, 3), (3, 3)), ((1, 3), (2, 4))])
+@pytest.mark.parametrize(("query", "candidate"), [((2, 3), (2, 3)), ((1, 3), (3, 3))])
 def test_shapes_that_do_not_match_raise(query, candidate):
-    with pytest.raises(ValueError, match="do not match similarities of shape"):
+    with pytest.raises(ValueError, match=r"similarity \[1, 2\]"):
         evaluate_attribute(torch.zeros(1, 2), np.ones(query, dtype=bool), np.ones(candidate, dtype=bool))
-
-
-def test_nan_raises(rng):
-    similarity = torch.rand(5, 20)
-    similarity[rng.integers(5), rng.integers(20)] = torch.nan
-    with pytest.raises(FloatingPointError, match="NaN"):
-        evaluate_attribute(similarity, np.ones((5, 1), dtype=bool), np.ones((20, 1), dtype=bool))
 
 
 @pytest.mark.parametrize("multi", [False, True])
@@ -128,24 +117,15 @@ def test_matches_scikit_learn(rng):
     np.testing.assert_allclose(metrics.ap_all, expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_neither_threads_nor_other_queries_change_a_bit(rng, threads):
-    similarity, query_labels, candidate_labels = (
-        torch.rand(200, 90),
-        rng.random((200, 3)) < 0.5,
-        rng.random((90, 3)) < 0.3,
-    )
-    before = torch.get_num_threads()
+def test_other_queries_do_not_change_a_bit(rng):
+    similarity, query_labels = torch.rand(200, 90), rng.random((200, 3)) < 0.5
+    candidate_labels = rng.random((90, 3)) < 0.3
     metrics = evaluate_attribute(similarity, query_labels, candidate_labels)
-    torch.set_num_threads(threads)
-    try:
-        assert_same(evaluate_attribute(similarity, query_labels, candidate_labels), metrics)
-    finally:
-        torch.set_num_threads(before)
     order = rng.permutation(200)
     moved = evaluate_attribute(similarity[order], query_labels[order], candidate_labels)
     back = np.lexsort((moved.class_id, order[moved.query]))
-    assert_same(QueryMetrics(order[moved.query][back], *(getattr(moved, f)[back] for f in FIELDS[1:])), metrics)
+    for field in FIELDS[1:]:
+        np.testing.assert_array_equal(getattr(moved, field)[back], getattr(metrics, field), err_msg=field)
 
 
 # ---- ties and the random ranking
@@ -160,7 +140,7 @@ def test_tie_keys_are_stable_and_spread():
     assert abs(torch.corrcoef(torch.stack([keys.argsort().float(), torch.arange(2000.0)]))[0, 1]) < 0.1
 
 
-def test_constant_embedding_scores_like_chance(rng):
+def test_a_constant_embedding_scores_like_a_random_ranking(rng):
     sizes = [3, 10, 47, 140]
     class_of = np.repeat(np.arange(4), sizes)  # candidates are sorted by class, the worst file order
     labels = np.eye(4, dtype=bool)
@@ -213,7 +193,12 @@ def test_summarise_literal():
         means = summary[key]
         assert (means["overall_by_query"], means["mean_over_attributes"]) == pytest.approx((overall, mean))
         assert means["attributes"] == pytest.approx({"sleeve": sleeve, "neck": neck})
-    assert to_json({"a": 1 / 3, "n": 7, "t": "0.123456789"}) == '{\n "a": 0.333333,\n "n": 7,\n "t": "0.123456789"\n}\n'
+
+
+def test_json_has_six_decimals():
+    values = {"a": {"b": 1 / 3, "n": 7, "t": "0.123456789"}, "none": None, "list": [1e-9, True]}
+    rounded = {"a": {"b": 0.333333, "n": 7, "t": "0.123456789"}, "none": None, "list": [0.0, True]}
+    assert to_json(values) == json.dumps(rounded, indent=1) + "\n"
 
 
 def test_summarise_refuses_an_attribute_without_queries():
@@ -267,9 +252,9 @@ def test_random_ranking_of_the_released_rows(rng, data_set, overall, recall, att
     summary, ap = summarise(results), np.concatenate([r.ap_all for r in results.values()])
     assert [100 * s.mean() for s in share] == pytest.approx(attributes, abs=0.006)  # the stated numbers are mean R / C
     assert 100 * np.concatenate(share).mean() == pytest.approx(overall, abs=0.006)
-    chance = np.concatenate(expected)
-    assert 0 < 100 * summary["map_all"]["overall_by_query"] - overall < 0.5  # and true chance is slightly above
-    assert abs(ap.mean() - chance.mean()) < 6 * np.std(ap - chance) / np.sqrt(len(ap))
+    exact = np.concatenate(expected)
+    assert 0 < 100 * summary["map_all"]["overall_by_query"] - overall < 0.5  # the exact values are slightly above
+    assert abs(ap.mean() - exact.mean()) < 6 * np.std(ap - exact) / np.sqrt(len(ap))
     recalls = np.concatenate([r.recall_100 for r in results.values()])
     assert abs(100 * recalls.mean() - recall) < 0.01 + 600 * recalls.std() / np.sqrt(len(recalls))
 
