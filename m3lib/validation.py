@@ -37,11 +37,8 @@ class Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            problem = (
-                "an alias: DVC's -S would write it out, and the copies then drift apart; use `like: <row>` instead"
-            )
-            raise yaml.composer.ComposerError(None, None, problem, mark)
+            problem = "an alias, which DVC's -S would expand into a separate copy: use `like: <row>` instead"
+            raise yaml.composer.ComposerError(None, None, problem, self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
 
@@ -73,34 +70,26 @@ def fault(cls: type, error: dict, where: str) -> str:
     """One of pydantic's errors as a sentence that starts with the dotted name of the setting."""
     kind, value, context = error["type"], shown(error["input"]), error.get("ctx", {})
     name = ".".join(str(key) for key in (where, *error["loc"]) if key != "") or "top level"
-    if kind == "missing":
-        return f"{name}: the setting is missing"
     if kind in ("unexpected_keyword_argument", "invalid_key"):
-        return (
-            f"{name}: there is no such setting; {did_you_mean(str(error['loc'][-1]), setting_names(cls, error['loc']))}"
-        )
-    if kind in ("dataclass_type", "dict_type"):
-        return f"{name}: expected a mapping of settings, got {value}"
-    if kind == "literal_error":
-        return f"{name}: expected {context['expected']}, got {value}"
-    if kind in ("greater_than_equal", "less_than_equal"):
-        bound, side = (context["ge"], "least") if kind == "greater_than_equal" else (context["le"], "most")
-        return f"{name}: must be at {side} {bound:g}, got {value}"
-    if kind == "finite_number":
-        return f"{name}: must be a finite number, got {value}"
-    if kind == "value_error":
-        return f"{name}: {context['error']}"
-    expected = TYPE_NAMES.get(kind.split("_")[0])
-    if expected is None:
-        return f"{name}: {error['msg']}, got {value}"
-    advice = (
-        " (YAML reads 1e-4 as text: write 0.0001)" if expected == "a number" and isinstance(error["input"], str) else ""
-    )
-    return f"{name}: expected {expected}, got {value}{advice}"
+        return f"{name}: there is no such setting; {did_you_mean(str(error['loc'][-1]), siblings(cls, error['loc']))}"
+    expected = TYPE_NAMES.get(kind.split("_")[0], "")
+    is_text = expected == "a number" and isinstance(error["input"], str)
+    sentences = {
+        "missing": "the setting is missing",
+        "dataclass_type": f"expected a mapping of settings, got {value}",
+        "dict_type": f"expected a mapping of settings, got {value}",
+        "literal_error": f"expected {context.get('expected')}, got {value}",
+        "greater_than_equal": f"must be at least {context.get('ge', 0):g}, got {value}",
+        "less_than_equal": f"must be at most {context.get('le', 0):g}, got {value}",
+        "finite_number": f"must be a finite number, got {value}",
+        "value_error": str(context.get("error")),
+    }
+    other = f"expected {expected}, got {value}" if expected else f"{error['msg']}, got {value}"
+    return f"{name}: {sentences.get(kind, other)}" + is_text * " (YAML reads 1e-4 as text: write 0.0001)"
 
 
-def setting_names(cls: type, path: tuple) -> list[str]:
-    """The names of the settings beside the last one of a path."""
+def siblings(cls: type, path: tuple) -> list[str]:
+    """The names of all settings in the section of a path's last setting."""
     for key in path[:-1]:
         if isinstance(key, str):
             cls = get_type_hints(cls)[key]
@@ -118,9 +107,8 @@ def mapping(value: Any, where: str) -> dict:
 def row_values(name: str, settings: Any) -> dict:
     """The values of a `config.Variant`: the general sections, then the rows it is `like`, then its own changes."""
     if name not in settings.systems:
-        raise InputError(
-            "params.yaml", f"systems: there is no row {name!r}; {did_you_mean(name, list(settings.systems))}"
-        )
+        advice = did_you_mean(name, list(settings.systems))
+        raise InputError("params.yaml", f"systems: there is no row {name!r}; {advice}")
     row = resolve_row(name, settings.systems)
     sections = {key: {**asdict(getattr(settings, key)), **row[key]} for key in ROW_SECTIONS}
     stages = [
