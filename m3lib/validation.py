@@ -192,10 +192,10 @@ def general_faults(settings: Any) -> Iterator[str]:
     for name in settings.systems:
         if not NAME.fullmatch(name):
             yield f"systems: {shown(name)} can't name a row: use letters, digits, _ . + -, at most 64 characters"
-    for number, name in enumerate(settings.variants):
+    for name in dict.fromkeys(settings.variants):
         if name not in settings.systems:
             yield f"variants: there is no row {name!r}; {did_you_mean(name, list(settings.systems))}"
-        if name in settings.variants[:number]:
+        if settings.variants.count(name) > 1:
             yield f"variants: {name!r} is listed twice"
     if settings.index.variant not in ("", *settings.variants):
         advice = did_you_mean(settings.index.variant, settings.variants)
