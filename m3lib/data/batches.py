@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -21,14 +22,9 @@ def prefetch(items: Iterable[Item], read: Callable[[Item], torch.Tensor]) -> Ite
     Items are drawn in the calling thread, so random state does not depend on thread timing.
     """
     with ThreadPoolExecutor(1) as pool:
-        current = None
-        for item in items:
-            following = item, pool.submit(read, item)
-            if current is not None:
-                yield current[0], current[1].result()
-            current = following
-        if current is not None:
-            yield current[0], current[1].result()
+        submitted = ((item, pool.submit(read, item)) for item in items)
+        for (item, future), _ in pairwise(chain(submitted, [None])):
+            yield item, future.result()
 
 
 def read(images: np.ndarray | JpegStore, rows: np.ndarray, pin: bool = False) -> torch.Tensor:

@@ -10,7 +10,9 @@ import hashlib
 import io
 import posixpath
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +27,7 @@ from m3lib.taxonomy import Attribute, Taxonomy, nearest, one_line
 
 OTHER = "other"  # the class that rare classes are folded into
 LISTED = 8  # rare classes named in a note
-SPLITS = {
-    "train": "train",
-    "valid": "valid",
-    "val": "valid",
-    "validation": "valid",
-    "dev": "valid",
-    "test": "test",
-}  # words in csv.split_column
+SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("valid", "val", "validation", "dev"), "valid")
 
 Values = list[list[str]]  # of one attribute: the classes of each row, none if unknown
 
@@ -41,26 +36,27 @@ def read(settings: Csv, split: Split, max_bad: float) -> Source:
     """Return the catalogue as a source; raises InputError that names the wrong line, column or setting."""
     path = data_path(settings.table)
     table, names, attributes = open_table(settings)
-    contents = [content_key(path.parent / name) for name in names]
-    rows = zip(table.index, names, contents, strict=True)
-    missing = [f"{name!r} ({path}, line {line})" for line, name, content in rows if not content]
+    contents = np.array([content_key(path.parent / name) for name in names], dtype=object)
+    exists = contents != ""
+    missing = [
+        f"{name!r} ({path}, line {line})" for line, name in zip(table.index[~exists], names[~exists], strict=True)
+    ]
     notes = check_missing(missing, len(table), max_bad)
-    table = table[[content != "" for content in contents]]
-    names, contents = zip(*((n, c) for n, c in zip(names, contents, strict=True) if c), strict=True)
+    table, names, contents = table[exists], names[exists], contents[exists]
 
     taxonomy, labels, label_notes = label(table, attributes, settings)
     keys = split_keys(table, contents, settings)
     splits = given_splits(table, settings) if settings.split_column else assign_splits(keys, split)
     roles = assign_roles(keys, splits, split.query)
     frame = pd.DataFrame({"image": names, "split": splits, "role": roles, "labels": labels})
-    known = frame["labels"].map(len) > 0
-    unknown = (f"{(~known).sum()} of {len(frame)} photos have no known label and are left out",)
-    frame = frame[known].reset_index(drop=True)
-    load = PhotoLoader(path.parent, tuple(frame["image"]))
-    return Source(taxonomy, frame, load, notes + label_notes + (() if known.all() else unknown))
+    labelled = frame[frame["labels"].map(len) > 0].reset_index(drop=True)
+    if unknown := len(frame) - len(labelled):
+        label_notes.append(f"{unknown} of {len(frame)} photos have no known label and are left out")
+    load = PhotoLoader(path.parent, tuple(labelled["image"]))
+    return Source(taxonomy, labelled, load, (*notes, *label_notes))
 
 
-def open_table(settings: Csv) -> tuple[pd.DataFrame, list[str], list[str]]:
+def open_table(settings: Csv) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
     """Return the table, each row's photo (a path relative to the table's folder), and the attribute columns.
 
     Raises InputError for any wrong line, column or setting; does not look at the photos.
@@ -93,8 +89,9 @@ def read_table(path: Path) -> pd.DataFrame:
         line = len((data[: error.start] + b"-").splitlines())
         raise InputError(f"{path}, line {line}: not UTF-8 text; save the table as CSV in UTF-8") from None
     except OSError as error:
-        problem = error.strerror or error
-        raise InputError(f"{path}: the table can't be read ({problem}); set csv.table in params.yaml") from None
+        raise InputError(
+            f"{path}: it can't be read ({error.strerror or error}); set csv.table in params.yaml"
+        ) from None
     except csv.Error as error:
         raise InputError(f"{path}, line {line}: not valid CSV ({error}); check the quotes") from None
     if b"\0" in data:
@@ -105,9 +102,8 @@ def read_table(path: Path) -> pd.DataFrame:
     columns = [one_line(name) for name in header]
     if "" in columns:
         raise InputError(f"{path}, line {first}: column {columns.index('') + 1} has no name")
-    if len(set(columns)) < len(columns):
-        twice = next(name for name in columns if columns.count(name) > 1)
-        raise InputError(f"{path}, line {first}: two columns have the name {twice!r}")
+    if twice := [name for name in columns if columns.count(name) > 1]:
+        raise InputError(f"{path}, line {first}: two columns have the name {twice[0]!r}")
     for line, row in cells:
         if len(row) != len(columns):
             raise InputError(f"{path}, line {line}: {len(row)} values for the {len(columns)} columns of the header")
@@ -134,7 +130,7 @@ def choose_attributes(table: pd.DataFrame, settings: Csv) -> list[str]:
     return attributes
 
 
-def photo_names(column: pd.Series, path: Path) -> list[str]:
+def photo_names(column: pd.Series, path: Path) -> np.ndarray:
     """Return each row's photo as a normalised path relative to the table's folder; links in it are followed.
 
     Raises InputError for an empty cell, a photo outside the folder, or a photo that another row names.
@@ -149,21 +145,21 @@ def photo_names(column: pd.Series, path: Path) -> list[str]:
         if name in lines:
             raise InputError(f"{path}, line {line}: the photo {name!r} is already on line {lines[name]}")
         lines[name] = line
-    return list(lines)
+    return np.array(list(lines), dtype=object)
 
 
 def content_key(path: Path) -> str:
     """Return a hash of a photo's bytes; empty if it can't be read or is no regular file."""
     try:
-        if not path.is_file():
-            return ""
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
+        if path.is_file():
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
     except (OSError, ValueError):  # ValueError: no file system accepts the name
-        return ""
+        pass
+    return ""
 
 
-def split_keys(table: pd.DataFrame, contents: list[str], settings: Csv) -> list[str]:
+def split_keys(table: pd.DataFrame, contents: Sequence[str], settings: Csv) -> Sequence[str]:
     """Return what decides each row's split: its group, or the photo's bytes if it has none."""
     if not settings.group_column:
         return contents
@@ -173,48 +169,43 @@ def split_keys(table: pd.DataFrame, contents: list[str], settings: Csv) -> list[
 
 def given_splits(table: pd.DataFrame, settings: Csv) -> np.ndarray:
     """Return the splits that csv.split_column gives; raises InputError for another word."""
-    column = table[one_line(settings.split_column)]
+    column = table[one_line(settings.split_column)].str.strip()
     for line, cell in column.items():
-        if cell.strip().lower() not in SPLITS:
+        if cell.lower() not in SPLITS:
             where = f"{data_path(settings.table)}, line {line}"
-            raise InputError(f"{where}: column {column.name!r} must be train, valid or test, got {cell.strip()!r}")
-    return np.array([SPLITS[cell.strip().lower()] for cell in column])
+            raise InputError(f"{where}: column {column.name!r} must be train, valid or test, got {cell!r}")
+    return np.array([SPLITS[cell.lower()] for cell in column])
 
 
-def label(
-    table: pd.DataFrame, attributes: list[str], settings: Csv
-) -> tuple[Taxonomy, list[list[int]], tuple[str, ...]]:
+def label(table: pd.DataFrame, attributes: list[str], settings: Csv) -> tuple[Taxonomy, list[list[int]], list[str]]:
     """Return the taxonomy, each row's class ids in ascending order, and notes on what was dropped or folded.
 
     Raises InputError if a listed attribute, or every one, has fewer than two classes of csv.min_images images.
     """
+    path, notes = data_path(settings.table), []
     found: dict[Attribute, Values] = {}
-    notes = []
     for name in attributes:
         values = [sorted({one_line(value) for value in cell.split("|")} - {""}) for cell in table[name]]
         multi = is_multi(name, values, table, settings)
         values, rare = without_rare(values, settings)
         classes = tuple(sorted(set().union(*values)))
-        if len(classes) < 2:
-            problem = f"fewer than two classes with {settings.min_images} or more images"
-            if settings.attributes:
-                where = f"{data_path(settings.table)}, column {name!r}"
-                raise InputError(f"{where}: {problem}; lower csv.min_images or leave the column out")
-            notes.append(f"column {name!r} is left out: {problem}")
+        if len(classes) > 1:
+            found[Attribute(name, classes, multi)] = values
+            notes += [describe_rare(name, rare, settings)] if rare else []
             continue
-        if rare:
-            notes.append(describe_rare(name, rare, settings))
-        found[Attribute(name, classes, multi)] = values
+        problem = f"fewer than two classes with {settings.min_images} or more images"
+        if settings.attributes:
+            advice = "lower csv.min_images or leave the column out"
+            raise InputError(f"{path}, column {name!r}: {problem}; {advice}")
+        notes.append(f"column {name!r} is left out: {problem}")
     if not found:
-        path = data_path(settings.table)
         raise InputError(f"{path}: no column has two classes with {settings.min_images} or more images each")
     taxonomy = Taxonomy(tuple(found))
-    labels: list[list[int]] = [[] for _ in range(len(table))]
-    for attribute, offset in zip(taxonomy.attributes, taxonomy.offsets, strict=False):
-        ids = {class_: int(offset) + i for i, class_ in enumerate(attribute.classes)}
-        for row, values in zip(labels, found[attribute], strict=True):
-            row.extend(ids[class_] for class_ in values)  # classes and values are both sorted by name
-    return taxonomy, labels, tuple(notes)
+    columns = []
+    for (attribute, values), start in zip(found.items(), taxonomy.offsets.tolist(), strict=False):
+        ids = {class_: m for m, class_ in enumerate(attribute.classes, start)}
+        columns.append([[ids[class_] for class_ in classes] for classes in values])  # both are sorted by name
+    return taxonomy, [list(chain(*row)) for row in zip(*columns, strict=True)], notes
 
 
 def is_multi(name: str, values: Values, table: pd.DataFrame, settings: Csv) -> bool:
@@ -233,16 +224,12 @@ def without_rare(values: Values, settings: Csv) -> tuple[Values, dict[str, int]]
 
     `other`, the class they are folded into, is dropped if it is rare too.
     """
-    rare = {class_: n for class_, n in count_images(values).items() if n < settings.min_images}
+    counts = Counter(chain.from_iterable(values))
+    rare = {class_: n for class_, n in counts.items() if n < settings.min_images}
     if settings.rare == "fold":
         values = [sorted({OTHER if class_ in rare else class_ for class_ in classes}) for classes in values]
-    frequent = {class_ for class_, n in count_images(values).items() if n >= settings.min_images}
-    return [[class_ for class_ in classes if class_ in frequent] for classes in values], rare
-
-
-def count_images(values: Values) -> Counter[str]:
-    """Count the images of each class."""
-    return Counter(class_ for classes in values for class_ in classes)
+        counts = Counter(chain.from_iterable(values))
+    return [[class_ for class_ in classes if counts[class_] >= settings.min_images] for classes in values], rare
 
 
 def describe_rare(name: str, rare: dict[str, int], settings: Csv) -> str:

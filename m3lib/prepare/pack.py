@@ -1,7 +1,7 @@
 """Pack the images of a source into one store, in finished shards: an interrupted run continues at the next shard.
 
-Shards lie in data/work/images-<fingerprint>/, next to the prepared folder. A shard file that exists is finished. It
-starts with a line of JSON, [bytes of each image, [[row, problem] of each unreadable image]]; the images follow.
+Shards lie in data/work/images-<fingerprint>/, next to the prepared folder. A shard is a `Header` as a line of JSON and
+then its images.
 """
 
 import io
@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL
@@ -35,6 +36,13 @@ JPEG_SHARE = 0.2  # upper bound of JPEG size / raw size; measured: 0.08 (enlarge
 LISTED = 5  # unreadable images named in the notes
 
 Load = Callable[[int], np.ndarray]
+
+
+class Header(NamedTuple):
+    """The first line of a shard: bytes of each image, and (row, problem) of each unreadable image."""
+
+    sizes: list[int]
+    bad: list[tuple[int, str]]
 
 
 @dataclass(frozen=True)
@@ -63,14 +71,15 @@ def pack(source: Source, folder: Path, settings: Images, workers: int | None = N
     work.mkdir(parents=True, exist_ok=True)
     check_space(work, settings, total)
     shards = {work / str(start): range(start, min(start + SHARD, total)) for start in range(0, total, SHARD)}
-    missing = {path: rows for path, rows in shards.items() if not path.exists()}
-    bad = {row: problem for path in shards.keys() - missing.keys() for row, problem in read_header(path)[1]}
+    headers = {path: read_header(path) for path in shards}
+    missing = {path: rows for path, rows in shards.items() if headers[path] is None}
+    bad = {row: problem for header in headers.values() if header for row, problem in header.bad}
     done = total - sum(map(len, missing.values()))
     bar = tqdm(total=total, initial=done, unit="image", desc="images")
     with bar, start_pool(source.load, settings, workers) as pool:
-        results = pool.map(pack_shard, missing.keys(), missing.values())
-        for rows, problems in zip(missing.values(), results, strict=True):
-            bad |= problems
+        for (path, rows), header in zip(missing.items(), pool.map(pack_shard, missing, missing.values()), strict=True):
+            headers[path] = header
+            bad |= dict(header.bad)
             bar.update(len(rows))
             if too_many(len(bad), total, settings.max_bad):
                 break
@@ -80,7 +89,7 @@ def pack(source: Source, folder: Path, settings: Images, workers: int | None = N
             f"{len(bad)} of {total} images can't be read, more than the share images.max_bad = {settings.max_bad:g} "
             f"in params.yaml allows; the first is {bad[min(bad)]}"
         )
-    merge(list(shards), folder, settings)
+    merge(headers, folder, settings)
     shutil.rmtree(work)
     return leave_out(source, bad) if bad else source
 
@@ -100,12 +109,12 @@ def check_space(work: Path, settings: Images, total: int) -> None:
     """Raise InputError unless the disk has room for the rest of the store."""
     raw = total * settings.height * settings.width * 3
     done = sum(path.stat().st_size for path in work.iterdir())
-    smaller = "make images.height and images.width smaller (params.yaml), or free some space"
+    advice = "make images.height and images.width smaller (params.yaml), or free some space"
     if settings.store == "jpeg":
-        require_space(work, JPEG_SHARE * raw - done, "the image store needs up to", smaller)
-    else:
-        jpeg = f"set images.store to jpeg (at most {JPEG_SHARE * raw / 1e9:.1f} GB in all)"
-        require_space(work, raw - done, "the image store needs", f"{jpeg}, {smaller}")
+        require_space(work, JPEG_SHARE * raw - done, "the image store needs up to", advice)
+        return
+    jpeg = f"set images.store to jpeg (at most {JPEG_SHARE * raw / 1e9:.1f} GB in all)"
+    require_space(work, raw - done, "the image store needs", f"{jpeg}, {advice}")
 
 
 @contextmanager
@@ -140,41 +149,44 @@ def exit_with_parent() -> None:
     os._exit(1)
 
 
-def pack_shard(path: Path, rows: range) -> dict[int, str]:
-    """In a worker process: load, fit, encode and write some rows; return the problem of each unreadable one."""
+def pack_shard(path: Path, rows: range) -> Header:
+    """In a worker process: load, fit, encode and write some rows."""
     load, settings = job
-    images, bad = [], {}
+    images, bad = [], []
     for row in rows:
         try:
             images.append(store.encode(fit(load(row), settings.height, settings.width, settings.fit), settings.store))
         except InputError as error:
-            bad[row] = str(error)
-    header = json.dumps([[len(image) for image in images], list(bad.items())])
+            bad.append((row, str(error)))
+    header = Header([len(image) for image in images], bad)
     with atomic(path) as temporary:
-        temporary.write_bytes(b"\n".join([header.encode(), b"".join(images)]))
-    return bad
+        temporary.write_bytes(b"\n".join([json.dumps(header).encode(), b"".join(images)]))
+    return header
 
 
-def read_header(shard: Path) -> tuple[list[int], list[tuple[int, str]]]:
-    """Return the number of bytes of each image of a shard, and the rows and problems of unreadable images."""
-    with shard.open("rb") as file:
-        return tuple(json.loads(file.readline()))
+def read_header(shard: Path) -> Header | None:
+    """Return the header of a finished shard; None if the file is missing, or cut because the power failed."""
+    try:
+        with shard.open("rb") as file:
+            header = Header(*json.loads(file.readline()))
+            return header if file.tell() + sum(header.sizes) == shard.stat().st_size else None
+    except (OSError, ValueError, TypeError):
+        return None
 
 
-def merge(shards: list[Path], folder: Path, settings: Images) -> None:
+def merge(shards: dict[Path, Header], folder: Path, settings: Images) -> None:
     """Join the shards to the files of the image store, which replace any other store of the folder.
 
     Each shard is removed once it is copied, so that the disk need not hold everything twice.
     """
     for name in (store.RAW, store.INDEX, store.JPEGS):
         (folder / name).unlink(missing_ok=True)
-    sizes = [size for shard in shards for size in read_header(shard)[0]]
+    sizes = [size for header in shards.values() for size in header.sizes]
     name = store.JPEGS if settings.store == "jpeg" else store.RAW
     with atomic(folder / name) as temporary, temporary.open("wb") as file:
         if settings.store == "raw":
             shape = (len(sizes), settings.height, settings.width, 3)
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for shard in shards:
             with shard.open("rb") as images:
                 images.readline()
@@ -189,15 +201,13 @@ def too_many(bad: int, total: int, max_bad: float) -> bool:
     return bad > 0 and (bad / total > max_bad or bad == total)
 
 
-def check_missing(missing: list[str], total: int, max_bad: float) -> tuple[str, ...]:
+def check_missing(missing: list[str], total: int, max_bad: float) -> list[str]:
     """Return a note on the missing photos of a source, if any; raises InputError if they are too many."""
-    if not missing:
-        return ()
     counted = f"{len(missing)} of {total} photos are missing"
     if too_many(len(missing), total, max_bad):
         share = f"more than the share images.max_bad = {max_bad:g} in params.yaml allows"
         raise InputError(f"{counted}, {share}; the first is {missing[0]}")
-    return (f"{counted} and left out, the first is {missing[0]}",)
+    return [f"{counted} and left out, the first is {missing[0]}"] if missing else []
 
 
 def leave_out(source: Source, bad: dict[int, str]) -> Source:
