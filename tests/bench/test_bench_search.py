@@ -40,15 +40,9 @@ def test_the_bench_at_a_small_size(tmp_path, monkeypatch, capsys):
     assert "| 1 billion | m3 weighted |" in scaling.page(table, 0.5)
 
 
-def test_true_best_against_a_sort():
-    vectors, queries = (torch.randn(n, 7, generator=generator(n)).numpy() for n in (500, 9))
-    best = bench_search.true_best(vectors.__getitem__, queries, 500, 20)
-    assert np.array_equal(best, np.argsort(-(queries @ vectors.T), axis=1)[:, :20])
-
-
 def test_costs_are_proportional_and_machines_follow_the_scarcer_of_memory_and_disk():
-    row = pd.Series({"items": 1_000_000, "dims": 100, "memory_bytes": 200.0, "shared_bytes": 24.0, "disk_bytes": 400.0})
-    row = pd.concat([row, pd.Series({"build_seconds": 36.0, "p50_ms": 2.0})])
+    sizes = {"items": 1_000_000, "dims": 100, "memory_bytes": 200.0, "shared_bytes": 24.0, "disk_bytes": 400.0}
+    row = pd.Series(sizes | {"build_seconds": 36.0, "p50_ms": 2.0})
     small, large = (scaling.cost(row, items) for items in (10**7, 10**9))
     assert small["memory"] == 10**7 * (5 * 200 + 24)
     assert small["machines"] == 1

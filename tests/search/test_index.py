@@ -1,5 +1,6 @@
 """Index: results against loops in float64, how images are read, and one sentence for each mistake."""
 
+import io
 import json
 import math
 import shutil
@@ -14,13 +15,14 @@ from m3lib.data import store
 from m3lib.errors import InputError
 from m3lib.prepare import photos
 from m3lib.retrieval import metrics
+from m3lib.retrieval.scores import VECTORS
 from m3lib.search import Index
 from m3lib.training import inference
 from tiny import TAXONOMY
 
-SCORES = ["attribute", "segment", "soft_segment", "concat", "top_class", "weighted", "posterior"]
 PREPARED = noise_images()
 ITEMS = len(PREPARED.images)
+JPEG = store.encode(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8), "jpeg")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def naive(index, score, i, j, n):
 
 
 @pytest.mark.parametrize("kind", ["exact", "compressed"])
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("score", VECTORS)
 def test_a_search_by_attribute_against_a_loop(indexed, score, kind):
     index = indexed("m3", score, kind=kind)
     for n, name in enumerate(TAXONOMY.names):
@@ -81,14 +83,6 @@ def test_a_search_by_attribute_against_a_loop(indexed, score, kind):
             assert match.class_ == class_
             assert match.path == PREPARED.manifest["image"][match.row]
         assert index.search(index.images[i], name, k=3) == matches[:3]
-
-
-@pytest.mark.parametrize("score", ["attribute", "segment", "concat", "top_class"])
-def test_an_image_of_the_index_finds_itself_first(indexed, score):
-    index = indexed("m3", score)
-    for name in index.images[:10]:
-        matches = index.search(name, "details", k=2)
-        assert matches[0].path == name or matches[0].score == pytest.approx(matches[1].score, abs=2e-3)
 
 
 def test_the_score_by_several_classes_is_the_mean_of_the_scores_by_one(indexed):
@@ -124,18 +118,12 @@ def test_ties_are_broken_by_a_hash_of_the_name(tmp_path):
         assert [match.row for match in index.search(index.images[9], "colour", k=k)] == order[:k]
 
 
-def test_an_image_of_the_index_is_not_embedded_again(indexed, monkeypatch):
-    index = indexed()
-    monkeypatch.setattr(inference, "predict", None)
-    assert index.search(index.images[4], "colour")
-    with pytest.raises(TypeError):
-        index.search(PREPARED.images[4], "colour")
-
-
-def test_a_file_a_pil_image_an_array_and_a_name_give_the_same_results(indexed, tmp_path):
+def test_a_file_a_pil_image_an_array_and_a_name_give_the_same_results(indexed, tmp_path, monkeypatch):
     index = indexed()
     Image.fromarray(PREPARED.images[4]).save(tmp_path / "a.png")
-    by_name = index.search(index.images[4], "sleeve")
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "predict", None)  # an image of the index is not embedded again
+        by_name = index.search(index.images[4], "sleeve")
     for image in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.open(tmp_path / "a.png"), PREPARED.images[4]):
         matches = index.search(image, "sleeve")
         assert [match.path for match in matches] == [match.path for match in by_name]
@@ -147,25 +135,12 @@ def test_a_file_a_pil_image_an_array_and_a_name_give_the_same_results(indexed, t
 def test_a_photo_is_read_with_the_settings_of_the_image_store(indexed, tmp_path, fit, kind):
     photo = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
     Image.fromarray(photo).save(tmp_path / "photo.png")
-    expected = photos.fit(photos.decode(tmp_path / "photo.png"), SIDE, SIDE, fit)
+    expected = photos.fit(photo, SIDE, SIDE, fit)
     if kind == "jpeg":
-        (tmp_path / "stored.jpg").write_bytes(store.encode(expected, "jpeg"))
-        expected = np.asarray(Image.open(tmp_path / "stored.jpg"))
+        expected = np.asarray(Image.open(io.BytesIO(store.encode(expected, "jpeg"))))
     index = replace(indexed(), image_settings=replace(IMAGE_SETTINGS, fit=fit, store=kind))
     for image in (tmp_path / "photo.png", photo, Image.fromarray(photo)):
         assert np.array_equal(index.read(image), expected)
-
-
-def test_an_index_can_be_moved(indexed, tmp_path, monkeypatch):
-    index = indexed()
-    shutil.copytree(index.folder, tmp_path / "moved")
-    monkeypatch.chdir(tmp_path)
-    moved = Index.open("moved")
-    assert moved.attributes == TAXONOMY.names
-    assert moved.classes("details") == list(TAXONOMY.attributes[1].classes)
-    assert moved.images == PREPARED.manifest["image"].tolist()
-    for image in (index.images[2], PREPARED.images[2]):
-        assert moved.search(image, "colour") == index.search(image, "colour")
 
 
 def edit_settings(folder, **changes):
@@ -173,14 +148,17 @@ def edit_settings(folder, **changes):
     (folder / "index.json").write_text(json.dumps(content | changes))
 
 
-def copy_file(other, folder, name):
-    shutil.copy(other.folder / name, folder / name)
+def test_an_index_can_be_moved(indexed, tmp_path, monkeypatch):
+    index = indexed()
+    shutil.copytree(index.folder, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    for image in (index.images[2], PREPARED.images[2]):
+        assert Index.open("moved").search(image, "colour") == index.search(image, "colour")
 
 
 DAMAGES = [
     (lambda folder, other: shutil.rmtree(folder), r"no search index in .*: run `dvc repro index`"),
     (lambda folder, other: (folder / "index.json").write_text("{"), r"JSONDecodeError"),
-    (lambda folder, other: (folder / "index.json").write_text("[]"), r"TypeError"),
     (lambda folder, other: edit_settings(folder, format=1), r"it has format 1, but m3lib reads 2\)"),
     (lambda folder, other: edit_settings(folder, variant={}), r"index\.json is damaged"),
     (lambda folder, other: (folder / "images.parquet").unlink(), r"FileNotFoundError.*images\.parquet"),
@@ -188,15 +166,15 @@ DAMAGES = [
     (lambda folder, other: (folder / "embeddings.safetensors").write_bytes(bytes(999)), r"as embeddings"),
     (lambda folder, other: (folder / "taxonomy.json").write_bytes(bytes(999)), r"taxonomy\.json|JSON"),
     (lambda folder, other: (folder / "1.faiss").write_bytes(b"cut"), r"1\.faiss"),
-    (lambda folder, other: copy_file(other, folder, "model.safetensors"), r"doesn't hold the weights of m3"),
-    (lambda folder, other: copy_file(other, folder, "0.faiss"), r"its files are of different indexes"),
+    (lambda folder, other: shutil.copy(other / "model.safetensors", folder), r"doesn't hold the weights of m3"),
+    (lambda folder, other: shutil.copy(other / "0.faiss", folder), r"its files are of different indexes"),
 ]
 
 
 @pytest.mark.parametrize(("damage", "reason"), DAMAGES)
 def test_a_damaged_folder_is_reported_in_one_sentence(indexed, tmp_path, damage, reason):
     shutil.copytree(indexed().folder, tmp_path / "index")
-    damage(tmp_path / "index", indexed("asen", gallery="test"))
+    damage(tmp_path / "index", indexed("asen", gallery="test").folder)
     with pytest.raises(InputError, match=reason) as error:
         Index.open(tmp_path / "index")
     assert "run `dvc repro index`" in str(error.value)
@@ -232,6 +210,7 @@ MISTAKES = [
     ({"image": __file__}, r"not a photo in a known format"),
     ({"image": np.zeros((8, 8, 3))}, r"can't be read .*: give a file, a PIL image or an \(H, W, 3\) uint8 array"),
     ({"image": None}, r"can't be read .*: give a file"),
+    ({"image": Image.open(io.BytesIO(JPEG[:900]))}, r"can't be read .*truncated"),
     ({"image": np.zeros((0, 8, 3), np.uint8)}, r"can't be read .*: give a file"),
 ]
 
@@ -240,14 +219,6 @@ MISTAKES = [
 def test_a_mistake_is_reported_in_one_sentence(indexed, mistake, sentence):
     with pytest.raises(InputError, match=sentence):
         indexed().search(**{"image": "003.jpg", "attribute": "colour"} | mistake)
-
-
-def test_a_file_that_is_cut_off_is_reported(indexed, tmp_path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")
-    (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:900])
-    for image in (tmp_path / "cut.jpg", Image.open(tmp_path / "cut.jpg")):
-        with pytest.raises(InputError, match=r"damaged or cut off|can't be read"):
-            indexed().search(image, "colour")
 
 
 def test_the_prepared_set_of_an_index(indexed):
