@@ -3,7 +3,6 @@
 import re
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -11,7 +10,7 @@ import torch
 from catalogues import random_embeddings
 from tests.bench import scaling
 from tests.bench import search as bench_search
-from tiny import ROOT, TAXONOMY, generator
+from tiny import ROOT, TAXONOMY
 
 
 def test_jittered_images_have_the_covariance_of_the_real_ones():
