@@ -9,10 +9,10 @@ from m3lib.analysis.sweeps import overall
 
 LOSSES = {
     "m3": "Losses 1, 2, 3",
-    "m3_no_loss3": "1, 2",
-    "m3_no_loss2": "1, 3",
-    "m3_loss1": "1",
-    "m3_no_loss1": "2, 3",
+    "m3_no_loss3": "Losses 1, 2",
+    "m3_no_loss2": "Losses 1, 3",
+    "m3_loss1": "Loss 1",
+    "m3_no_loss1": "Losses 2, 3",
 }
 CONDITIONING = {
     "m3": "M3-Net",

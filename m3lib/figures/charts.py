@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator, ScalarFormatter
 
 from m3lib.taxonomy import caption
 
@@ -39,6 +39,20 @@ def attribute_bars(percent: pd.DataFrame, floor: pd.Series, ylabel: str) -> Figu
     axis.set_xticks(range(percent.shape[1]), [caption(name) for name in percent.columns])
     axis.tick_params(axis="x", rotation=20 if percent.shape[1] > 5 else 0)
     axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
+    return figure
+
+
+def class_frequencies(shares: Mapping[str, np.ndarray]) -> Figure:
+    """One line per attribute, one dot per class, from the most to the least frequent, on a logarithmic axis.
+
+    shares: attribute to the share of images that have each of its classes.
+    """
+    figure, axis = plt.subplots(figsize=(7, 3))
+    for (name, values), color in zip(shares.items(), sns.color_palette("husl", len(shares)), strict=True):
+        axis.plot(100 * np.sort(values)[::-1], marker=".", color=color, label=caption(name))
+    axis.set(yscale="log", xlabel="class, from the most to the least frequent", ylabel="share of training images (%)")
+    axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left", fontsize=8)
     return figure
 
 

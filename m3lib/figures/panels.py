@@ -1,4 +1,4 @@
-"""Panels of images: retrieval results, and attention overlays."""
+"""Panels of images: contact sheets, retrieval results, and attention overlays."""
 
 from collections.abc import Mapping, Sequence
 
@@ -25,6 +25,20 @@ def overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
     share = GLOW * heat[..., None]
     mixed = (1 - share) * grey[..., None] + share * plt.get_cmap("inferno")(heat)[..., :3]
     return np.rint(255 * mixed).astype(np.uint8)
+
+
+def contact_sheet(images: Mapping[str, np.ndarray], title: str, columns: int = 2) -> Figure:
+    """One row of images per class, `columns` of them side by side; images: (k, H, W, 3) uint8 by class name."""
+    rows = max(1, -(-len(images) // columns))
+    figure, axes = plt.subplots(rows, columns, figsize=(4.5 * columns, 1.15 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (name, of_class) in zip(axes.flat, images.items(), strict=False):
+        axis.imshow(np.hstack(of_class))
+        axis.set_title(caption(name), fontsize=9, loc="left", pad=2)
+    figure.suptitle(caption(title), fontsize=11)
+    figure.tight_layout(h_pad=0.9)
+    return figure
 
 
 def attention_panel(images: np.ndarray, maps: np.ndarray, names: Sequence[str]) -> Figure:

@@ -1,7 +1,8 @@
 """Run a notebook as a pipeline stage: `python -m m3lib.pipeline.run_notebook 02_train m3`.
 
 A stage passes a notebook at most one value, the name of a row; the notebook reads everything else from params.yaml.
-The executed copy has no time, duration or random id, so that equal runs write equal bytes.
+The executed copy has no time, duration or random id, so that equal runs write equal bytes. It opens with the answer of
+this run: what the cell tagged `answer` has printed.
 """
 
 import fcntl
@@ -83,6 +84,7 @@ def finish(root: Path, executed: Path, started: float) -> None:
     for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
         if "text/plain" in output.get("data", {}):
             output.data["text/plain"] = OBJECT_ADDRESS.sub("", output.data["text/plain"])
+    quote_answer(notebook)
     nbformat.write(notebook, executed)
     timings = root / "data" / "work" / "timings.csv"
     header = "" if timings.exists() else "notebook,started,seconds,cell_seconds,peak_mb\n"
@@ -90,6 +92,16 @@ def finish(root: Path, executed: Path, started: float) -> None:
     line = f"{executed.stem},{started:.1f},{time.time() - started:.2f},{cell_seconds:.2f},{peak:.0f}\n"
     with timings.open("a") as file:
         file.write(header + line)
+
+
+def quote_answer(notebook: nbformat.NotebookNode) -> None:
+    """Quote the printed text of the cell tagged `answer`, if it was reached, below the title of the notebook."""
+    for cell in notebook.cells:
+        if "answer" in cell.metadata.get("tags", []) and cell.outputs:
+            text = " ".join("".join(output.get("text", "") for output in cell.outputs).split())
+            escaped = re.sub(r"([\\`*_$<>\[\]])", r"\\\1", text)  # a name of a class is not Markdown
+            title, *rest = notebook.cells[0].source.split("\n", 1)
+            notebook.cells[0].source = "\n".join([title, "", f"> **Answer.** {escaped}", *rest])
 
 
 def locked(path: Path) -> TextIO:

@@ -34,7 +34,7 @@ def table(tmp_path):
 def test_by_score_has_a_row_per_variant_and_a_column_per_score(table):
     assert ablation.by_score(table, ablation.LOSSES).to_dict("index") == {
         "Losses 1, 2, 3": {"weighted": 22.0, "posterior": 21.0},
-        "1": {"weighted": 21.0, "posterior": 20.0},
+        "Loss 1": {"weighted": 21.0, "posterior": 20.0},
     }
 
 
@@ -49,6 +49,6 @@ def test_factor_correlation_and_unseen_classes(table):
 
 def test_the_summary_has_a_sentence_for_each_question(table):
     lines = ablation.summary_sentences(table)
-    assert lines[0] == "1: -1.0 points compared with M3-Net (-1.0 to -1.0 over the seeds)."
+    assert lines[0] == "Loss 1: -1.0 points compared with M3-Net (-1.0 to -1.0 over the seeds)."
     assert "texture: pitch +0.10" in lines[-2]
     assert lines[-1] == "Held-out classes, by score: concat 4.0."

@@ -87,6 +87,26 @@ def test_one_parameters_cell_before_other_code(path):
     assert tagged == [0]
 
 
+@each_stage
+def test_one_answer_cell_printed_last(path):
+    """It is the last code cell before the asserts, and prints the sentences that the runner quotes below the title."""
+    tagged = [i for i, cell in enumerate(code(path)) if "answer" in cell.metadata.get("tags", [])]
+    assert tagged == [len(code(path)) - 2]
+    last = ast.parse(code(path)[tagged[0]].source).body[-1]
+    assert ast.unparse(last).startswith("print(")
+    assert "assert" in code(path)[-1].source
+
+
+@each_stage
+def test_title_asks_a_question(path):
+    assert re.fullmatch(rf"# {path.stem[:2]} · \w+: .+\?", read(path).cells[0].source.splitlines()[0])
+
+
+@each
+def test_style_is_set_in_one_place(path):
+    assert not any("set_option" in cell.source for cell in code(path))
+
+
 @each
 def test_short_cells_and_functions(path):
     for cell in code(path):
@@ -112,11 +132,13 @@ def test_plain_python(path):
 
 
 def draws(source, helpers):
-    """Whether a cell shows a picture: it calls `figures`, matplotlib or pandas' plots, or a helper that does."""
+    """Whether a cell shows a figure: it calls charts, panels, matplotlib or pandas' plots, or a helper that does."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            if called in helpers or re.match(r"figures\.(?!use_style)|plt\.(subplots|figure)|sns\.\w+plot", called):
+            if called in helpers or re.match(
+                r"(charts|panels)\.(?!use_style)|plt\.(subplots|figure)|sns\.\w+plot", called
+            ):
                 return True
             if ".plot." in called:
                 return True

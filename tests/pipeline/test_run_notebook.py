@@ -5,6 +5,7 @@ import os
 import signal
 import time
 
+import nbformat
 import psutil
 import pytest
 import yaml
@@ -84,6 +85,26 @@ def test_training_before_preparing_is_one_sentence(notebooks):
     check_sentence(sentence, ["error: ", "data/prepared is not a prepared data set", "run `dvc repro prepare` first"])
     assert sentence == f"error: {outputs(notebooks.executed('02_train-m3'))[-1].evalue}"
     assert not (notebooks.folder / "data" / "models").exists()
+
+
+def test_the_answer_is_quoted_below_the_title_and_nothing_else_changes(notebooks):
+    notebooks.notebook("small", 'print("m3_a leads by $1:\\n*2* points")')
+    source = notebooks.folder / "data" / "notebooks" / "small.ipynb"
+    executed = []
+    for tags in ([], ["answer"]):
+        notebook = nbformat.read(source, as_version=4)
+        notebook.cells[0].source = "# A title\n\nText."
+        notebook.cells[-1].metadata["tags"] = tags
+        nbformat.write(notebook, source)
+        assert notebooks.run("small").returncode == 0
+        executed.append(nbformat.read(notebooks.executed("small"), as_version=4).cells)
+        assert nbformat.read(source, as_version=4) == notebook
+    plain, answered = executed
+    assert plain[0].source == "# A title\n\nText."
+    answer = r"> **Answer.** m3\_a leads by \$1: \*2\* points"
+    assert answered[0].source == f"# A title\n\n{answer}\n\nText."
+    assert answered[1:-1] == plain[1:-1]
+    assert answered[-1].outputs == plain[-1].outputs
 
 
 def test_a_bug_prints_the_traceback_of_its_cell(notebooks):
