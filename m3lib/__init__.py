@@ -1,19 +1,25 @@
-"""Fine-grained, attribute-specific fashion retrieval: M3-Net and its rivals under one protocol.
+"""Fine-grained, attribute-specific fashion retrieval: M3-Net, its rivals and a plain classifier under one protocol.
 
-Data flows one way, and a module imports only from the floors below its own:
+A newcomer reads `systems` first (the networks and their losses), then `training.trainer`, then `retrieval` (scores,
+ranking, metrics), then the notebooks, which call the rest. Each package lists its modules in its docstring.
 
-1. `errors`, `taxonomy`, `checked`, `config`, `abilities`: what is asked about, and every setting, checked once.
-2. `devices`, `store`, `streams`, `manifest`, `images`, `tables`, `prints`, `people`, `garments`, `styles`, `wardrobe`,
-   `released`, `benchmarks`, `deepfashion`, `fashionai`, `darn`, `sources`: any data set becomes one manifest and one
-   image store.
-3. `metrics`, `losses`, `attention`, `backbone`, `batches`, `samplers`, `parallel`, `neighbors`: the mathematics, on
-   arrays and tensors alone.
-4. `system`, `asen`, `modc`, `m3net`, `models`, `objective`, `schedule`: each system a small class, what a step
-   minimises, and when.
-5. `retrieval`, `likeness`, `report`, `recorded`, `ablation`, `maps`, `figures`, `gallery`: embeddings to rankings,
-   tables and pictures.
-6. `inference`, `training`: fits a variant and embeds images with it.
-7. `workers`, `search`, `indexing`: a catalogue that can be searched by attribute and by class.
-8. `inputs`, `run`, `record`, `bench`, `bench_data`, `bench_ranking`, `bench_search`, `bench_train`, `bench_load`,
-   `search_costs`, `explore`: the first look, a notebook as a stage, results collected, costs, a page to search on.
+systems         the networks of the paper, their losses, and the registry of systems
+training        train one row of the comparison; embed images with a trained network
+retrieval       the protocol: scores, ranking, relevance, metrics
+data            what training reads: manifest, image store, batches; how files are written
+prepare         readers of every source of images; the drawn benchmark; packing into the store
+analysis        what the numbers say: comparisons, significance, ablation, sweeps, recorded results
+figures         charts, panels of images, UMAP
+search          a searchable index of a catalogue, and the explore page
+pipeline        run a notebook as a stage of dvc.yaml; check inputs before anything slow starts
+
+errors          InputError: a user's mistake as one sentence
+taxonomy        attributes, their classes, and class ids
+compatibility   which score, loss and setting goes with which network
+validation      check params.yaml, with sentences that name the setting
+config          params.yaml as frozen settings; the rows of the comparison
+
+Everything may import these five files. data, systems and figures import no other package; prepare and retrieval import
+data; training imports data, systems and retrieval; analysis imports data and retrieval. search imports all of these but
+analysis, and of prepare only photos; pipeline imports data and prepare. Nothing imports analysis, search or pipeline.
 """

@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from m3lib.taxonomy import caption
 
@@ -49,8 +49,10 @@ def class_frequencies(shares: Mapping[str, np.ndarray]) -> Figure:
     """
     figure, axis = plt.subplots(figsize=(7, 3))
     for (name, values), color in zip(shares.items(), sns.color_palette("husl", len(shares)), strict=True):
-        axis.plot(100 * np.sort(values)[::-1], marker=".", color=color, label=caption(name))
+        ranks = 1 + np.arange(len(values))
+        axis.plot(ranks, 100 * np.sort(values)[::-1], marker=".", color=color, label=caption(name))
     axis.set(yscale="log", xlabel="class, from the most to the least frequent", ylabel="share of training images (%)")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left", fontsize=8)
     return figure
@@ -205,17 +207,16 @@ def scatter(axis: Axes, table: pd.DataFrame) -> None:
 
 
 def class_chart(table: pd.DataFrame) -> Figure:
-    """Average precision against the number of training images, one dot per class.
+    """Average precision against the number of training images: one dot per class, and a dash for the random ranking.
 
     table: columns attribute, class_, images (training images), ap (percent), floor (random ranking, percent).
     """
     figure, axis = plt.subplots(figsize=(7, 3.4))
     sns.scatterplot(table, x="images", y="ap", hue="attribute", ax=axis, s=28, linewidth=0)
-    ordered = table.sort_values("images")
-    axis.plot(ordered["images"], ordered["floor"], color="black", linewidth=1, label="random ranking")
+    axis.scatter(table["images"], table["floor"], color="black", s=28, linewidth=1, marker="_", label="random ranking")
     axis.set(xscale="log", xlabel="training images of the class", ylabel="MAP@all of its queries (%)")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axis.xaxis.set_minor_locator(NullLocator())
     legend = axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left", fontsize=8)
     for text in legend.get_texts():
