@@ -82,7 +82,7 @@ def score_heatmap(percent: pd.DataFrame, configured: Mapping[str, str], label: s
 
     The frame marks the configured score of each variant, {variant: score}, as in the main table.
     """
-    figure, axis = plt.subplots(figsize=(1.5 + 1.1 * percent.shape[1], 0.7 + 0.45 * len(percent)))
+    figure, axis = plt.subplots(figsize=(1.5 + 1.25 * percent.shape[1], 0.7 + 0.45 * len(percent)))
     sns.heatmap(percent, annot=True, fmt=".1f", cmap="crest", cbar_kws={"label": label}, linewidths=1, ax=axis)
     for row, variant in enumerate(percent.index):
         column = list(percent.columns).index(configured[variant])
