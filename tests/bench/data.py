@@ -1,14 +1,11 @@
-"""`make bench WHAT=data`: reading labels at DeepFashion's size, and packing photos against Pillow's JPEG decoder alone.
+"""`make bench WHAT=data`: reading labels at DeepFashion's size, and packing photos compared with Pillow's JPEG decoder.
 
-The labels are random at DeepFashion's size and sparsity (289,222 photos, 1,000 classes, 3.3 a photo); the photos are
+The labels are random at DeepFashion's size and sparsity (289,222 photos, 1,000 classes, 3.3 per photo); the photos are
 smooth noise of about DeepFashion's size. One process; ratios are within one run.
 """
 
-import resource
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from m3lib import config
 from m3lib.data import manifest, store
 from m3lib.prepare import deepfashion, pack, public
 from m3lib.prepare import photos as images
+from tests.bench.measure import peak_gb, seconds
 
 PHOTOS, SIZES = 289_222, (156, 218, 180, 216, 230)
 SIDES, COUNT = (300, 225), 300
@@ -50,16 +48,16 @@ def read_labels(photos: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_labels(folder, photos)
-        own = replace(settings, source="deepfashion", benchmark=replace(settings.benchmark, folder=name))
-        start = time.perf_counter()
-        known = deepfashion.read(folder, own)
-        frame, _ = public.drawn_split(known, folder, own)
-        manifest.save(manifest.Source(known.taxonomy, frame, images.decode), folder)
-        seconds = time.perf_counter() - start
-        size = (folder / "Anno/list_attr_img.txt").stat().st_size
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        settings = replace(settings, source="deepfashion", benchmark=replace(settings.benchmark, folder=name))
+
+        def prepare() -> None:
+            source = deepfashion.read(folder)
+            frame, _ = public.drawn_split(source, folder, settings)
+            manifest.save(manifest.Source(source.taxonomy, frame, images.decode), folder)
+
+        spent, size = seconds(prepare), (folder / "Anno/list_attr_img.txt").stat().st_size
     print(f"labels of {photos:,} photos x {sum(SIZES):,} classes ({size / 1e6:.0f} MB): read, split, checked, written")
-    print(f"  in {seconds:.1f} s, peak memory {peak:.2f} GB")
+    print(f"  in {spent:.1f} s, peak memory {peak_gb():.2f} GB")
 
 
 def write_photos(folder: Path, count: int) -> list[Path]:
@@ -70,17 +68,6 @@ def write_photos(folder: Path, count: int) -> list[Path]:
         paths.append(folder / f"{i}.jpg")
         small.resize(SIDES, Image.Resampling.BICUBIC).save(paths[-1], quality=90)
     return paths
-
-
-def seconds_each(work: Callable[[Path], object], paths: list[Path], rounds: int = 5) -> float:
-    """Per photo, of the best of some rounds."""
-    found = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        for path in paths:
-            work(path)
-        found.append((time.perf_counter() - start) / len(paths))
-    return min(found)
 
 
 def load(path: Path) -> None:
@@ -94,23 +81,26 @@ def encode(path: Path, kind: str) -> bytes:
 
 def pack_photos(count: int) -> None:
     steps = {
-        "Pillow's JPEG decoder alone": load,
+        "Pillow's JPEG decoder only": load,
         "images.decode": images.decode,
         "decoded, fitted to 224 px, raw": lambda path: encode(path, "raw"),
         "decoded, fitted to 224 px, jpeg": lambda path: encode(path, "jpeg"),
     }
     with tempfile.TemporaryDirectory() as folder:
         paths = write_photos(Path(folder), count)
-        costs = {name: seconds_each(step, paths) for name, step in steps.items()}
+        costs = {
+            name: min(seconds(lambda step=step: [step(path) for path in paths]) for _ in range(5)) / len(paths)
+            for name, step in steps.items()
+        }
     floor = next(iter(costs.values()))
     print(f"photos of {SIDES[0]} x {SIDES[1]} px, one process:")
     for name, cost in costs.items():
-        print(f"  {name:<32} {1000 * cost:5.2f} ms a photo, {floor / cost:.2f} of the decoder's rate")
+        print(f"  {name:<32} {1000 * cost:5.2f} ms per photo, {floor / cost:.2f} of the decoder's rate")
 
 
-def main(photos: int = PHOTOS, count: int = COUNT) -> int:
-    read_labels(photos)
-    pack_photos(count)
+def main() -> int:
+    read_labels(PHOTOS)
+    pack_photos(COUNT)
     raw = PHOTOS * 224 * 224 * 3 / 1e9
     print(f"store of {PHOTOS:,} photos at 224 px: raw {raw:.1f} GB, jpeg at most {pack.JPEG_SHARE * raw:.1f} GB")
     return 0

@@ -1,17 +1,13 @@
-"""`make bench WHAT=load`: what each step takes on a catalogue of 200,000 photos: read, pack, train, evaluate.
+"""`make bench WHAT=load`: what each step takes on a catalogue of 200,000 images: read, pack, train, evaluate.
 
-The photos are a few pictures repeated by hard link, so that the disk holds them once while every one is read and
-decoded; the labels are random. Each step runs in a process of its own, with one thread, so that its peak memory is its
-alone. Training is one epoch of a fixed number of steps (train.sampler asen).
+The photos are a few images repeated by hard link, so that the disk holds them once while every one is read and decoded;
+the labels are random. Each step runs in a new process with one thread, which measures its peak memory. Training is one
+epoch of a fixed number of steps (train.sampler asen).
 """
 
-import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +25,7 @@ from m3lib.prepare import pack
 from m3lib.retrieval import metrics, ranking
 from m3lib.retrieval.embeddings import Embeddings
 from m3lib.training import checkpoint, inference, trainer
+from tests.bench.measure import in_new_process
 
 PHOTOS, DISTINCT, SIDE, STEPS = 200_000, 500, 48, 100
 ATTRIBUTES = {"colour": 12, "neckline": 20, "sleeve": 6}
@@ -69,7 +66,7 @@ def prepare(folder: Path, settings: config.Settings) -> str:
 
 def variant_of(settings: config.Settings) -> config.Variant:
     variant = settings.variant(VARIANT)
-    train = replace(variant.train, epochs=1, sampler="asen", batch=21, triplets=21 * STEPS)  # 63 pictures a step
+    train = replace(variant.train, epochs=1, sampler="asen", batch=21, triplets=21 * STEPS)  # 63 images per step
     stages = tuple(replace(stage, train=train) for stage in variant.stages)
     return replace(variant, train=train, stages=stages)
 
@@ -93,32 +90,24 @@ def embed(folder: Path, settings: config.Settings) -> str:
 def evaluate(folder: Path, settings: config.Settings) -> str:
     prepared = manifest.open_prepared(folder / "prepared")
     embeddings = Embeddings.load(folder / "embeddings.safetensors")
-    found = metrics.summarise(ranking.evaluate(prepared, "test", variant_of(settings).score, embeddings))
-    pairs = sum(found["queries"].values())
-    return f"{pairs:,} queries, MAP@all {100 * found['map_all']['overall_by_query']:.2f}"
+    summary = metrics.summarise(ranking.evaluate(prepared, "test", variant_of(settings).score, embeddings))
+    pairs = sum(summary["queries"].values())
+    return f"{pairs:,} queries, MAP@all {100 * summary['map_all']['overall_by_query']:.2f}"
 
 
 STEPS_OF = {"prepare": prepare, "train": train, "embed": embed, "evaluate": evaluate}
 
 
-def step(name: str, folder: str) -> None:
-    """One step in this process; prints a JSON line: what it did, seconds, peak memory in GB."""
+def step(name: str, folder: str) -> str:
+    """Run one step and return what it did."""
     torch.set_num_threads(1)
-    path = Path(folder)
-    settings, start = settings_for(path), time.perf_counter()
-    did = STEPS_OF[name](path, settings)
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1e6
-    print(json.dumps({"did": did, "seconds": round(time.perf_counter() - start, 1), "peak GB": round(peak, 2)}))
+    return STEPS_OF[name](Path(folder), settings_for(Path(folder)))
 
 
-def main(photos: int = PHOTOS) -> int:
+def main() -> int:
     with tempfile.TemporaryDirectory(dir=config.find_root() / "data") as folder:
-        make_catalogue(Path(folder), photos)
-        rows = {}
-        for name in STEPS_OF:
-            code = f"from tests.bench import load as bench_load; bench_load.step({name!r}, {folder!r})"
-            done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
-            rows[name] = json.loads(done.stdout.splitlines()[-1])
+        make_catalogue(Path(folder), PHOTOS)
+        rows = {name: in_new_process("load.step", name, folder) for name in STEPS_OF}
         print(pd.DataFrame(rows).T.to_string())
     return 0
 

@@ -1,18 +1,17 @@
-"""`make bench WHAT=train`: what a training step costs, against a plain classification step and the official style.
+"""`make bench WHAT=train`: the cost of a training step beside a plain classification step and the official style.
 
-Every row is a ratio of two things that took turns within one run, so that a machine's mood falls out; pictures and
-labels are random. The size is the default backbone's, some minutes on two cores; `python -m tests.bench.train
-published` takes ResNet-50 at 224 px, which a GPU is for. Named networks are measured alone, by their steps: `python -m
-tests.bench.train published m3`. Memory is the peak of a process of its own: of a GPU what torch allocated, else what
-was resident.
+Every row is a ratio of two works that take turns within one run, so that a change of the machine's speed cancels out;
+images and labels are random. The size is the default backbone's, some minutes on two cores; `python -m
+tests.bench.train published` takes ResNet-50 at 224 px, which needs a GPU. With names of rows, only their steps are
+measured: `python -m tests.bench.train published m3`. Memory is the peak of a new process.
 """
 
 import platform
+import re
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -35,21 +34,22 @@ from m3lib.systems.losses import Batch
 from m3lib.taxonomy import Attribute, Taxonomy
 from m3lib.training import augment, devices, inference, samplers
 from m3lib.training import trainer as training
+from tests.bench.measure import in_new_process, seconds
 
 SYSTEMS = ("asen", "asen_v2", "asen_pp", "modc", "m3_a", "m3_c", "m3")
 PLAIN = "classifier"
-ROUNDS = 5  # each ratio is the median over so many turns
-LABELS = 1.5  # classes of an attribute that an image carries, of the attributes known
-KNOWN = 0.7  # share of the attributes that are
+ROUNDS = 5  # each ratio is the median over these
+LABELS = 1.5  # classes of an attribute that an image carries, of the labelled attributes
+KNOWN = 0.7  # share of the attributes that are labelled
 BASE = {"default": (64, 96, 70, 7), "published": (64, 224, 1000, 5)}  # batch, side, classes, attributes
-GROWS = {  # one of them at a time: its place in BASE, and other values of it
+GROWS = {  # one at a time: its position in BASE, and other values of it
     "default": {2: (100, 300, 1000), 3: (2, 14), 0: (128, 256), 1: (224,)},
     "published": {2: (100, 300), 3: (10,), 0: (128, 256), 1: (96,)},
 }
 
 
 def make_prepared(images: int, side: int, classes: int, attributes: int, folder: Path) -> Prepared:
-    """Random pictures in a store on the disk, with labels of a long tail."""
+    """Random images in a store on the disk, with long-tailed labels."""
     rng = np.random.default_rng(0)
     sizes = np.full(attributes, classes // attributes) + (np.arange(attributes) < classes % attributes)
     taxonomy = Taxonomy(
@@ -75,8 +75,8 @@ def make_prepared(images: int, side: int, classes: int, attributes: int, folder:
     return Prepared(taxonomy, table, np.load(path, mmap_mode="r"))
 
 
-def make_row(network: str, size: str, batch: int, **changes: object) -> Variant:
-    """A row of params.yaml with every one of its losses on: its last stage's. changes: of its train settings."""
+def make_row(network: str, size: str, batch: int) -> Variant:
+    """A row of params.yaml with the losses of its last stage, which are all of them."""
     settings = config.load(config.find_root() / "params.yaml")
     row = settings.variant(network)
     model = row.model
@@ -85,7 +85,7 @@ def make_row(network: str, size: str, batch: int, **changes: object) -> Variant:
         local = {"local_backbone": "resnet34", "local_backbone_options": {}, "local_attention_width": 256}
         model = replace(model, **large, **local, local_from_global=False)
     last = replace(row.stages[-1], epoch_share=1.0, restart=False)
-    train = {"batch": batch, "sampler": "uniform", "crop": 1.0, "jitter": 0.0} | changes
+    train = {"batch": batch, "sampler": "uniform", "crop": 1.0, "jitter": 0.0}
     stage = replace(last, train=replace(last.train, **train))
     return replace(row, model=model, train=replace(row.train, **train), stages=(stage,))
 
@@ -144,47 +144,24 @@ class Stepper:
         inference.embed(trainer.system, trainer.prepared, rows, self.stage.train.precision)
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def take_turns(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each work in every round; a first round that warms up is left out."""
+    times = [{name: seconds(work) for name, work in works.items()} for _ in range(rounds + 1)]
+    return {name: [spent[name] for spent in times[1:]] for name in works}
 
 
-def by_turns(works: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each work, in rounds in which all take their turn; a first round that warms up is left out."""
-    found: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(rounds + 1):
-        for name, work in works.items():
-            spent = seconds(work, device)
-            found[name] += [spent] if number else []
-    return found
+def ratio(reference: list[float], times: list[float]) -> float:
+    """The median over rounds of reference / times: the share of the reference's speed."""
+    return median(a / b for a, b in zip(reference, times, strict=True))
 
 
-def ratio(floor: list[float], own: list[float]) -> float:
-    """The median over rounds of floor / own: the share of the floor's speed."""
-    return median(a / b for a, b in zip(floor, own, strict=True))
-
-
-def peak(size: str, network: str, accelerator: str, threads: int, shape: tuple[int, ...]) -> float:
-    """Largest memory in MB of a fresh process that makes two steps."""
-    command = [sys.executable, "-m", "tests.bench.train", "peak", size, network, accelerator, str(threads)]
-    done = subprocess.run([*command, *map(str, shape)], capture_output=True, text=True, cwd=config.find_root())
-    return float(done.stdout.split()[-1]) if done.returncode == 0 else float("nan")
-
-
-def two_steps(size: str, network: str, accelerator: str, threads: int, shape: tuple[int, ...]) -> float:
+def two_steps(size: str, network: str, accelerator: str, threads: int, shape: Sequence[int]) -> None:
     batch, side, classes, attributes = shape
     with tempfile.TemporaryDirectory() as folder:
         prepared = make_prepared(2 * batch, side, classes, attributes, Path(folder))
         stepper = Stepper(prepared, make_row(network, size, batch), threads, accelerator)
         stepper.step()
         stepper.step()
-    if stepper.trainer.device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e6
-    status = Path("/proc/self/status").read_text()  # ru_maxrss would count what the parent had
-    return int(status.split("VmHWM:")[1].split()[0]) / 1e3
 
 
 class Bench:
@@ -194,92 +171,88 @@ class Bench:
         settings = config.load(config.find_root() / "params.yaml")
         self.size, self.folder, self.rounds, self.threads = size, folder, rounds, settings.threads
         self.accelerator = settings.accelerator
-        self.device = devices.choose(self.accelerator, settings.train.precision)
-        precision = devices.precision(settings.train.precision, self.device)
-        name = torch.cuda.get_device_name() if self.device.type == "cuda" else cpu_name(self.threads)
-        backbone = make_row(PLAIN, size, 2).model.backbone
-        date = datetime.now(UTC).date().isoformat()
-        self.where = {"device": name, "backbone": backbone, "precision": precision, "date": date}
+        device = devices.choose(self.accelerator, settings.train.precision)
+        name = torch.cuda.get_device_name() if device.type == "cuda" else f"{cpu_name()}, {self.threads} threads"
+        self.machine = {
+            "device": name,
+            "backbone": make_row(PLAIN, size, 2).model.backbone,
+            "precision": devices.precision(settings.train.precision, device),
+            "date": datetime.now(UTC).date().isoformat(),
+        }
         self.rows: list[dict] = []
 
-    def stepper(self, network: str, shape: tuple[int, ...], **changes: object) -> Stepper:
+    def stepper(self, network: str, shape: Sequence[int]) -> Stepper:
         batch, side, classes, attributes = shape
         prepared = make_prepared(max(512, 2 * batch), side, classes, attributes, self.folder)
-        return Stepper(prepared, make_row(network, self.size, batch, **changes), self.threads, self.accelerator)
+        return Stepper(prepared, make_row(network, self.size, batch), self.threads, self.accelerator)
 
-    def add(
-        self, what: str, against: str, shape: tuple[int, ...], value: float, spent: list[float], mb: float = np.nan
-    ) -> None:
-        batch, side, classes, attributes = shape
-        at = {"batch": batch, "side": side, "classes": classes, "attributes": attributes}
-        row = {
-            "what": what,
-            "against": against,
-            **at,
-            "ratio": round(value, 3),
-            "ms": round(1000 * median(spent), 1),
-            "peak_mb": mb,
-        }
-        self.rows.append(row | self.where)
-        print(*(f"{key} {told}" for key, told in row.items()), sep="  ", flush=True)
+    def peak_mb(self, network: str, shape: Sequence[int]) -> float:
+        try:
+            measured = in_new_process("train.two_steps", self.size, network, self.accelerator, self.threads, shape)
+        except subprocess.CalledProcessError:  # out of memory
+            return np.nan
+        return 1000 * measured["peak GB"]
 
-    def steps(self, networks: tuple[str, ...], shape: tuple[int, ...], memory: bool = False) -> None:
-        """Each network's step in images a second, as a share of the plain classification step's."""
+    def add(self, what: str, against: str, shape: Sequence[int], value: float, spent: list[float], mb: float = np.nan):
+        row = {"what": what, "against": against}
+        row |= dict(zip(("batch", "side", "classes", "attributes"), shape, strict=True))
+        row |= {"ratio": round(value, 3), "ms": round(1000 * median(spent), 1), "peak_mb": mb}
+        self.rows.append(row | self.machine)
+        print(*(f"{key} {value}" for key, value in row.items()), sep="  ", flush=True)
+
+    def steps(self, networks: Sequence[str], shape: Sequence[int]) -> None:
+        """Each network's step in images per second, as a share of the plain classification step's; and its memory."""
         steppers = {name: self.stepper(name, shape) for name in (PLAIN, *networks)}
-        found = by_turns({name: s.step for name, s in steppers.items()}, self.device, self.rounds)
-        for name, spent in found.items():
-            mb = peak(self.size, name, self.accelerator, self.threads, shape) if memory else np.nan
-            self.add(f"step of {name}", f"step of {PLAIN}", shape, ratio(found[PLAIN], spent), spent, mb)
+        times = take_turns({name: s.step for name, s in steppers.items()}, self.rounds)
+        for name, spent in times.items():
+            mb = self.peak_mb(name, shape)
+            self.add(f"step of {name}", f"step of {PLAIN}", shape, ratio(times[PLAIN], spent), spent, mb)
 
-    def official(self, shape: tuple[int, ...]) -> None:
-        """Supervised (image, attribute) pairs a second: m3's step against asen_v2 as the official code steps."""
-        own, rival = self.stepper("m3", shape), self.stepper("asen_v2", (48, *shape[1:]))
-        found = by_turns({"own": own.step, "rival": rival.official}, self.device, self.rounds)
-        known = losses.known_attributes(own.trainer.labels, own.trainer.attribute_of_class).float().sum(dim=1).mean()
+    def official(self, shape: Sequence[int]) -> None:
+        """Supervised (image, attribute) pairs per second: m3's step against asen_v2 as the official code steps."""
+        m3, asen = self.stepper("m3", shape), self.stepper("asen_v2", (48, *shape[1:]))
+        times = take_turns({"m3": m3.step, "official": asen.official}, self.rounds)
+        known = losses.known_attributes(m3.trainer.labels, m3.trainer.attribute_of_class).float().sum(dim=1).mean()
         pairs = float(known) * shape[0] / 48  # an official step supervises 3 x 16 images under one attribute
-        self.add("pairs/s of m3", "official step", shape, pairs * ratio(found["rival"], found["own"]), found["own"])
+        self.add("pairs/s of m3", "official step", shape, pairs * ratio(times["official"], times["m3"]), times["m3"])
 
-    def loading(self, shape: tuple[int, ...]) -> None:
-        step = self.stepper("m3", shape)
-        found = by_turns({"load": step.load, "step": step.step}, self.device, self.rounds)
-        self.add("loading alone", "step of m3", shape, ratio(found["step"], found["load"]), found["load"])
+    def loading(self, shape: Sequence[int]) -> None:
+        stepper = self.stepper("m3", shape)
+        times = take_turns({"load": stepper.load, "step": stepper.step}, self.rounds)
+        self.add("loading only", "step of m3", shape, ratio(times["step"], times["load"]), times["load"])
 
-    def extraction(self, shape: tuple[int, ...]) -> None:
+    def extraction(self, shape: Sequence[int]) -> None:
         rows = np.arange(512)
         for name in ("asen_v2", "m3"):
-            step = self.stepper(name, shape)
-            works = {"bare": partial(step.bare, rows), "extract": partial(step.extract, rows)}
-            found = by_turns(works, self.device, self.rounds)
-            value = ratio(found["bare"], found["extract"])
-            self.add(f"extraction by {name}", "bare backbone", shape, value, found["extract"])
+            stepper = self.stepper(name, shape)
+            works = {"bare": partial(stepper.bare, rows), "extract": partial(stepper.extract, rows)}
+            times = take_turns(works, self.rounds)
+            value = ratio(times["bare"], times["extract"])
+            self.add(f"extraction by {name}", "bare backbone", shape, value, times["extract"])
 
-    def run(self, networks: tuple[str, ...] = ()) -> pd.DataFrame:
+    def run(self, networks: Sequence[str] = ()) -> pd.DataFrame:
         base = BASE[self.size]
+        self.steps(networks or SYSTEMS, base)
         if networks:
-            self.steps(networks, base, memory=True)
             return pd.DataFrame(self.rows)
-        self.steps(SYSTEMS, base, memory=True)
-        for attributes in (base[3], *GROWS[self.size][3]):  # an image's labels are what one forward pass is shared by
+        for attributes in (base[3], *GROWS[self.size][3]):  # one forward pass serves all labels of an image
             self.official((*base[:3], attributes))
         for side in (96, 224):
             self.loading((base[0], side, *base[2:]))
         self.extraction(base)
         self.rounds = min(3, self.rounds)
-        for place, values in GROWS[self.size].items():
+        for position, values in GROWS[self.size].items():
             for value in values:
-                shape = tuple(value if place == k else given for k, given in enumerate(base))
-                self.steps(("m3",), shape, memory=True)
+                self.steps(("m3",), (*base[:position], value, *base[position + 1 :]))
         return pd.DataFrame(self.rows)
 
 
-def cpu_name(threads: int) -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    found = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{(found or [platform.machine()])[0]}, {threads} threads"
+def cpu_name() -> str:
+    return re.search(r"model name\s*: (.*)|$", Path("/proc/cpuinfo").read_text())[1] or platform.machine()
 
 
 def page(table: pd.DataFrame) -> str:
-    """The table as Markdown; a section a device and date."""
+    """The table as Markdown, one section per device and date."""
     about = "A ratio is a share of the other's speed, both in turns within one run: 1 is as fast, above 1 is faster."
     parts = ["# Training, measured", "", "Written by `make bench WHAT=train` from `data/results/training.csv`.", about]
     columns = ["what", "against", "batch", "side", "classes", "attributes", "ratio", "ms", "peak_mb"]
@@ -293,15 +266,12 @@ def page(table: pd.DataFrame) -> str:
 def main(size: str = "default", *networks: str, rounds: int = ROUNDS) -> int:
     if size not in BASE:
         raise InputError(f"python -m tests.bench.train takes one of {', '.join(BASE)}, got {size!r}")
-    for name in networks:
-        if name not in SYSTEMS:
-            raise InputError(f"python -m tests.bench.train measures {', '.join(SYSTEMS)}, got {name!r}")
     path = config.find_root() / "data" / "results" / "training.csv"
     with tempfile.TemporaryDirectory() as folder:
         table = Bench(size, Path(folder), rounds).run(networks)
     if path.exists():  # records of other devices and sizes stay
-        old, mine = pd.read_csv(path), table.iloc[0]
-        others = (old["device"] != mine["device"]) | (old["backbone"] != mine["backbone"])
+        old, new = pd.read_csv(path), table.iloc[0]
+        others = (old["device"] != new["device"]) | (old["backbone"] != new["backbone"])
         table = pd.concat([old[others], table], ignore_index=True)
     table.to_csv(path, index=False)
     path.with_suffix(".md").write_text(page(table))
@@ -309,10 +279,6 @@ def main(size: str = "default", *networks: str, rounds: int = ROUNDS) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["peak"]:
-        _, _, size, network, accelerator, threads, *shape = sys.argv
-        print(two_steps(size, network, accelerator, int(threads), tuple(map(int, shape))))
-        sys.exit(0)
     try:
         sys.exit(main(*sys.argv[1:]))
     except InputError as error:
