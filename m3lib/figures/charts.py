@@ -32,11 +32,10 @@ def attribute_bars(percent: pd.DataFrame, floor: pd.Series, ylabel: str) -> Figu
     long = percent.rename_axis("variant").reset_index().melt("variant", var_name="attribute", value_name="value")
     figure, axis = plt.subplots(figsize=(max(7, 1.5 * percent.shape[1]), 3.4))
     sns.barplot(long, x="attribute", y="value", hue="variant", palette=palette(percent.index), ax=axis)
-    for position, name in enumerate(percent.columns):
-        label = "random ranking" if position == 0 else None
-        axis.hlines(floor[name], position - 0.45, position + 0.45, color="black", linewidth=1.2, label=label)
+    positions, values = np.arange(percent.shape[1]), floor[percent.columns]
+    axis.hlines(values, positions - 0.45, positions + 0.45, color="black", linewidth=1.2, label="random ranking")
     axis.set(xlabel="", ylabel=ylabel)
-    axis.set_xticks(range(percent.shape[1]), [caption(name) for name in percent.columns])
+    axis.set_xticks(positions, [caption(name) for name in percent.columns])
     axis.tick_params(axis="x", rotation=20 if percent.shape[1] > 5 else 0)
     axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
     return figure
@@ -136,24 +135,22 @@ def parallel_coordinates(runs: pd.DataFrame, settings: Sequence[str], label: str
 
     runs: columns percent and the settings; the values of a setting are evenly spaced, in their order.
     """
-    columns = [*settings, "percent"]
-    positions = {name: {value: k for k, value in enumerate(np.unique(runs[name]))} for name in settings}
+    columns = [*settings, label]
+    ticks = {name: np.unique(runs[name]) for name in settings}
+    heights = {name: dict(zip(values, np.linspace(0, 1, len(values)), strict=True)) for name, values in ticks.items()}
     low, high = runs["percent"].min(), runs["percent"].max()
-    colour = plt.get_cmap("viridis_r")
     figure, axis = plt.subplots(figsize=(2.2 * len(columns), 3.4))
     for _, run in runs.sort_values("percent").iterrows():
-        heights = [positions[name][run[name]] / max(1, len(positions[name]) - 1) for name in settings]
         share = (run["percent"] - low) / max(high - low, 1e-9)
-        axis.plot(range(len(columns)), [*heights, share], color=colour(share), linewidth=1.3)
-    for number, name in enumerate(columns):
+        line = [*(heights[name][run[name]] for name in settings), share]
+        axis.plot(range(len(columns)), line, color=plt.get_cmap("viridis_r")(share), linewidth=1.3)
+    texts = [{tick_text(value): height for value, height in heights[name].items()} for name in settings]
+    background = {"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1}
+    for number, by_text in enumerate([*texts, {f"{low:.1f}": 0, f"{high:.1f}": 1}]):
         axis.axvline(number, color=OTHER, linewidth=1, zorder=0)
-        last = name == "percent"
-        ticks = {f"{low:.1f}": 0, f"{high:.1f}": 1} if last else {tick_text(v): k for v, k in positions[name].items()}
-        top = 1 if last else max(1, len(ticks) - 1)
-        for text, height in ticks.items():
-            behind = {"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1}
-            axis.text(number + 0.04, height / top, text, fontsize=8, va="center", bbox=behind)
-    axis.set(xticks=range(len(columns)), xticklabels=[*settings, label], yticks=[], xlim=(-0.1, len(columns) - 0.6))
+        for text, height in by_text.items():
+            axis.text(number + 0.04, height, text, fontsize=8, va="center", bbox=background)
+    axis.set(xticks=range(len(columns)), xticklabels=columns, yticks=[], xlim=(-0.1, len(columns) - 0.6))
     sns.despine(ax=axis, left=True, bottom=True)
     return figure
 
@@ -164,12 +161,11 @@ def tick_text(value: float | str) -> str:
 
 def seed_dots(rows: pd.DataFrame, xlabel: str) -> Figure:
     """One line per variant: one dot per seed, and a bar at the mean; rows: columns variant, percent."""
-    order = list(dict.fromkeys(rows["variant"]))
+    position, order = pd.factorize(rows["variant"])
     figure, axis = plt.subplots(figsize=(6, 0.7 + 0.28 * len(order)))
-    positions = {name: number for number, name in enumerate(order)}
-    axis.scatter(rows["percent"], rows["variant"].map(positions), color="black", s=14, alpha=0.6, linewidth=0)
-    for name, mean in rows.groupby("variant")["percent"].mean().items():
-        axis.plot([mean, mean], [positions[name] - 0.3, positions[name] + 0.3], color=MEAN, linewidth=2)
+    axis.scatter(rows["percent"], position, color="black", s=14, alpha=0.6, linewidth=0)
+    for number, mean in rows.groupby(position)["percent"].mean().items():
+        axis.plot([mean, mean], [number - 0.3, number + 0.3], color=MEAN, linewidth=2)
     axis.set(yticks=range(len(order)), yticklabels=order, xlabel=xlabel)
     axis.grid(axis="x", color=OTHER, linewidth=0.5)
     axis.invert_yaxis()
@@ -182,10 +178,9 @@ def umap_panels(points: Mapping[str, pd.DataFrame], columns: int = 2) -> Figure:
     points: attribute to a table with x, y and class_.
     """
     rows = -(-len(points) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(5.6 * columns, 3.7 * rows), squeeze=False)
-    for axis in axes.flat[len(points) :]:
-        axis.set_visible(False)
-    for axis, (attribute, table) in zip(axes.flat, points.items(), strict=False):
+    figure = plt.figure(figsize=(5.6 * columns, 3.7 * rows))
+    for number, (attribute, table) in enumerate(points.items(), 1):
+        axis = figure.add_subplot(rows, columns, number)
         scatter(axis, table)
         axis.set_title(caption(attribute))
     figure.tight_layout()
@@ -194,13 +189,12 @@ def umap_panels(points: Mapping[str, pd.DataFrame], columns: int = 2) -> Figure:
 
 def scatter(axis: Axes, table: pd.DataFrame) -> None:
     shown = table["class_"].value_counts(sort=True).index[:MAX_COLORS].tolist()
-    colours = dict(zip(shown, sns.color_palette("tab10", MAX_COLORS), strict=False))
     rest = ~table["class_"].isin(shown)
     if rest.any():
         axis.scatter(table["x"][rest], table["y"][rest], s=7, color=OTHER, linewidth=0, label="other classes")
-    for name in shown:
+    for name, colour in zip(shown, sns.color_palette("tab10", MAX_COLORS), strict=False):
         of_class = table[table["class_"] == name]
-        axis.scatter(of_class["x"], of_class["y"], s=9, color=colours[name], linewidth=0, label=caption(name))
+        axis.scatter(of_class["x"], of_class["y"], s=9, color=colour, linewidth=0, label=caption(name))
     axis.set(xticks=[], yticks=[])
     sns.despine(ax=axis, left=True, bottom=True)
     axis.legend(fontsize=7, markerscale=1.8, bbox_to_anchor=(1, 1), loc="upper left", handletextpad=0.1)
@@ -218,7 +212,6 @@ def class_chart(table: pd.DataFrame) -> Figure:
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axis.xaxis.set_minor_locator(NullLocator())
-    legend = axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left", fontsize=8)
-    for text in legend.get_texts():
-        text.set_text(caption(text.get_text()))
+    handles, labels = axis.get_legend_handles_labels()
+    axis.legend(handles, map(caption, labels), bbox_to_anchor=(1.01, 1), loc="upper left", fontsize=8)
     return figure

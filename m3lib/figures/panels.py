@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from m3lib.taxonomy import caption
@@ -48,10 +47,10 @@ def attention_panel(images: np.ndarray, maps: np.ndarray, names: Sequence[str]) 
     """
     rows, columns = maps.shape[:2]
     figure, axes = plt.subplots(rows, columns + 1, figsize=(1.25 * (columns + 1), 1.35 * rows), squeeze=False)
-    for row in range(rows):
-        axes[row, 0].imshow(images[row])
-        for column in range(columns):
-            axes[row, column + 1].imshow(overlay(images[row], maps[row, column]))
+    for row, image, attention in zip(axes, images, maps, strict=True):
+        row[0].imshow(image)
+        for axis, attribute_map in zip(row[1:], attention, strict=True):
+            axis.imshow(overlay(image, attribute_map))
     for axis, name in zip(axes[0, 1:], names, strict=True):
         axis.set_title(caption(name), fontsize=8)
     for axis in axes.flat:
@@ -74,24 +73,18 @@ def retrieval_panel(
     maps: (R, H, W) attention by name; each is overlaid on the query and shown beside it (see `overlay`).
     """
     maps = maps or {}
-    rows, shift = len(relevant), 1 + len(maps)
-    columns = shift + relevant.shape[1]
+    rows, columns = len(relevant), 1 + len(maps) + relevant.shape[1]
     figure, axes = plt.subplots(rows, columns, figsize=(1.05 * columns, 1.28 * rows), squeeze=False)
     for row in range(rows):
-        show_framed(axes[row, 0], queries[row], QUERY)
+        images = [queries[row], *(overlay(queries[row], attention[row]) for attention in maps.values()), *results[row]]
+        frames = [QUERY] * (1 + len(maps)) + [RELEVANT if r else IRRELEVANT for r in relevant[row]]
+        for axis, image, color in zip(axes[row], images, frames, strict=True):
+            axis.imshow(image)
+            axis.set(xticks=[], yticks=[])
+            for spine in axis.spines.values():
+                spine.set(visible=True, color=color, linewidth=2.2)
         axes[row, 0].set_title(caption(captions[row], 80), fontsize=7, loc="left", pad=3)
-        for column, attention in enumerate(maps.values(), 1):
-            show_framed(axes[row, column], overlay(queries[row], attention[row]), QUERY)
-        for column, image in enumerate(results[row]):
-            show_framed(axes[row, column + shift], image, RELEVANT if relevant[row, column] else IRRELEVANT)
     for column, name in enumerate(maps, 1):
         axes[-1, column].set_xlabel(name, fontsize=7)
     figure.subplots_adjust(wspace=0.06, hspace=0.28)
     return figure
-
-
-def show_framed(axis: Axes, image: np.ndarray, color: str) -> None:
-    axis.imshow(image)
-    axis.set(xticks=[], yticks=[])
-    for spine in axis.spines.values():
-        spine.set(visible=True, color=color, linewidth=2.2)
