@@ -123,10 +123,8 @@ def check_source(source: Source) -> None:
         rows = (manifest["split"] == split) & (manifest["role"] == role)
         empty = [name for name, count in zip(taxonomy.names, known[rows].sum(axis=0), strict=True) if not count]
         if empty:
-            raise InputError(
-                f"no {split} {role}".strip() + f" image has a label for {', '.join(empty)}: add images, raise the "
-                f"share of {split} in params.yaml (split), or leave the attribute out"
-            )
+            advice = f"add images, raise the share of {split} in params.yaml (split), or leave the attribute out"
+            raise InputError(f"no {f'{split} {role}'.strip()} image has a label for {', '.join(empty)}: {advice}")
 
 
 def save(source: Source, folder: Path) -> None:

@@ -28,27 +28,19 @@ Value = TypeVar("Value")
 
 HELD_OUT = ("valid", "test")
 ROLES = ("query", "candidate")
+TRAIN_FILES = ("filenames_train.txt", "label_train.txt")
+HELD_OUT_FILES = tuple(f"{kind}_{split}.txt" for split in HELD_OUT for kind in ("filenames", *ROLES))
 ROW = "`line attribute value [attribute value ...]`"
 INTEGERS = re.compile(r"-?\d{1,9}([ \t]+-?\d{1,9})*", re.ASCII)
 
 
-def train_files(folder: Path) -> list[Path]:
-    """Return the paths of the released training files."""
-    return [folder / "filenames_train.txt", folder / "label_train.txt"]
-
-
-def held_out_files(folder: Path) -> list[Path]:
-    """Return the paths of the released files of valid and test."""
-    return [folder / f"{kind}_{split}.txt" for split in HELD_OUT for kind in ("filenames", *ROLES)]
-
-
-def all_exist(paths: Sequence[Path]) -> bool:
-    """Return whether files exist; raises InputError if some of them do and others don't."""
-    present = [path.name for path in paths if path.is_file()]
-    missing = [path.name for path in paths if path.name not in present]
+def all_exist(folder: Path, names: Sequence[str]) -> bool:
+    """Return whether files of a folder exist; raises InputError if some of them do and others don't."""
+    present = [name for name in names if (folder / name).is_file()]
+    missing = [name for name in names if name not in present]
     if missing and present:
         names = f"{', '.join(present)} without {', '.join(missing)}"
-        raise InputError(f"{paths[0].parent}: {names}; put all of them there, or none")
+        raise InputError(f"{folder}: {names}; put all of them there, or none")
     return not missing
 
 
@@ -143,8 +135,7 @@ def read_rows(path: Path, num_names: int, taxonomy: Taxonomy) -> dict[int, tuple
 
 def read_held_out(folder: Path, split: str, taxonomy: Taxonomy) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Read the photos of valid or test that have a row: columns image, role, row (class id), where; and notes."""
-    filenames = folder / f"filenames_{split}.txt"
-    names, rows = list(read_names(filenames)), {}
+    names, rows = list(read_names(folder / f"filenames_{split}.txt")), {}
     for role in ROLES:
         for photo, (where, ids) in read_rows(folder / f"{role}_{split}.txt", len(names), taxonomy).items():
             if len(ids) != 1:
@@ -154,7 +145,7 @@ def read_held_out(folder: Path, split: str, taxonomy: Taxonomy) -> tuple[pd.Data
             rows[photo] = names[photo], role, ids[0], where
     frame = pd.DataFrame([rows[photo] for photo in sorted(rows)], columns=["image", "role", "row", "where"])
     missing = len(names) - len(rows)
-    note = f"{missing} of {len(names)} photos of {filenames.name} have no row and are left out"
+    note = f"{missing} of {len(names)} photos of filenames_{split}.txt have no row and are left out"
     return frame, (note,) if missing else ()
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from m3lib.errors import InputError
-from m3lib.prepare.asen_split import all_exist, by_photo, held_out_files, read_lines
+from m3lib.prepare.asen_split import HELD_OUT_FILES, all_exist, by_photo, read_lines
 from m3lib.prepare.public import Annotations, Dataset, RequiredFile
 from m3lib.taxonomy import Attribute, Taxonomy
 
@@ -25,13 +25,10 @@ VALUES = {"1", "-1", "0"}  # of an attribute: present, absent, unknown
 SPLITS = {"train": "train", "val": "valid", "test": "test"}
 
 
-CLASSES, LABELS = (
-    RequiredFile((f"Anno/{name}", f"Anno_coarse/{name}"), what)
-    for name, what in (
-        ("list_attr_cloth.txt", "the 1,000 attributes and their types"),
-        ("list_attr_img.txt", "the attributes of every photo"),
-    )
+CLASSES = RequiredFile(
+    ("Anno/list_attr_cloth.txt", "Anno_coarse/list_attr_cloth.txt"), "the 1,000 attributes and their types"
 )
+LABELS = RequiredFile(("Anno/list_attr_img.txt", "Anno_coarse/list_attr_img.txt"), "the attributes of every photo")
 PARTITION = RequiredFile(
     ("Eval/list_eval_partition.txt",), "the official split", optional="the released split must be there"
 )
@@ -101,7 +98,7 @@ def read(folder: Path) -> Annotations:
     taxonomy, class_ids = read_classes(CLASSES.find(folder))
     path, partition = LABELS.find(folder), PARTITION.find(folder)
     labels, notes = by_photo(read_labels(path, class_ids), path.name)
-    if all_exist(held_out_files(folder)):
+    if all_exist(folder, HELD_OUT_FILES):
         return Annotations(taxonomy, labels, path.name, notes=notes)
     if not partition:
         raise InputError(f"{folder}: neither the released split files nor {PARTITION.paths[0]} is there")

@@ -33,6 +33,7 @@ from m3lib.prepare.photos import fit
 
 SHARD = 128  # images; one worker packs one shard at a time
 JPEG_SHARE = 0.2  # upper bound of JPEG size / raw size; measured: 0.08 (enlarged photos) to 0.18 (detailed ones)
+TOO_MANY = "{}, more than the share images.max_bad = {:g} in params.yaml allows; the first is {}"
 LISTED = 5  # unreadable images named in the notes
 
 Load = Callable[[int], np.ndarray]
@@ -86,8 +87,7 @@ def pack(source: Source, folder: Path, settings: Images, workers: int | None = N
     if too_many(len(bad), total, settings.max_bad):
         shutil.rmtree(work)  # the user will change the photos or the table
         raise InputError(
-            f"{len(bad)} of {total} images can't be read, more than the share images.max_bad = {settings.max_bad:g} "
-            f"in params.yaml allows; the first is {bad[min(bad)]}"
+            TOO_MANY.format(f"{len(bad)} of {total} images can't be read", settings.max_bad, bad[min(bad)])
         )
     merge(headers, folder, settings)
     shutil.rmtree(work)
@@ -122,15 +122,13 @@ def start_pool(load: Load, settings: Images, workers: int | None) -> Iterator[Pr
     """Start worker processes, by default one per CPU; each receives the loader once, not with every shard."""
     context = get_context("forkserver")  # forking a notebook's kernel would copy the locks of its threads
     context.set_forkserver_preload([__name__])
-    count = workers or len(os.sched_getaffinity(0))
-    pool = ProcessPoolExecutor(count, context, start_worker, (load, settings))
+    pool = ProcessPoolExecutor(workers or len(os.sched_getaffinity(0)), context, start_worker, (load, settings))
     try:
         yield pool
     except BrokenProcessPool:
-        raise InputError(
-            "a process that reads images was killed, most likely because memory ran out; finished work is kept: "
-            "free some memory or make the images smaller (params.yaml, images), then run again"
-        ) from None
+        advice = "free some memory or make the images smaller (params.yaml, images), then run again"
+        problem = "a process that reads images was killed, most likely because memory ran out"
+        raise InputError(f"{problem}; finished work is kept: {advice}") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -205,8 +203,7 @@ def check_missing(missing: list[str], total: int, max_bad: float) -> list[str]:
     """Return a note on the missing photos of a source, if any; raises InputError if they are too many."""
     counted = f"{len(missing)} of {total} photos are missing"
     if too_many(len(missing), total, max_bad):
-        share = f"more than the share images.max_bad = {max_bad:g} in params.yaml allows"
-        raise InputError(f"{counted}, {share}; the first is {missing[0]}")
+        raise InputError(TOO_MANY.format(counted, max_bad, missing[0]))
     return [f"{counted} and left out, the first is {missing[0]}"] if missing else []
 
 

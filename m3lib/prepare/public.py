@@ -81,7 +81,7 @@ def survey(dataset: Dataset, folder: Path) -> tuple[str, bool]:
         lines.append(f"  {'found  ' if exists else 'missing'}  {' or '.join(file.paths)}: {file.what}")
         if not exists and file.optional:
             lines.append(f"           optional; without it, {file.optional}")
-        missing += not exists and not file.optional
+        missing += not (exists or file.optional)
     lines += ["", dataset.origin, "The split files of the published rows: data.zip of github.com/Maryeon/asen."]
     if missing:
         lines.append(f"Put the {missing} missing files there as downloaded, or set benchmark.folder in params.yaml.")
@@ -97,7 +97,7 @@ def read(dataset: Dataset, settings: Settings) -> Source:
     if not survey(dataset, folder)[1]:
         raise InputError(f"{dataset.name} is not complete in {folder}: see `make data SOURCE={dataset.name}`")
     annotations = dataset.read(folder)
-    if asen_split.all_exist(asen_split.held_out_files(folder)):
+    if asen_split.all_exist(folder, asen_split.HELD_OUT_FILES):
         frame, notes = released_split(annotations, folder)
     else:
         frame, notes = drawn_split(annotations, folder, settings)
@@ -112,10 +112,10 @@ def read(dataset: Dataset, settings: Settings) -> Source:
     missing = [repr(str(base / name)) for name in frame["image"][~exists]]
     notes += check_missing(missing, len(frame), settings.images.max_bad)
     protocol = dataset.protocol if benchmark.protocol == "published" else benchmark.protocol
+    notes.append(f"protocol: {protocol}")
     frame = with_protocol(frame[exists].reset_index(drop=True), protocol)
-    load = PhotoLoader(base, tuple(frame["image"]))
-    relevance = "any" if protocol == "any" else "pair"
-    return Source(annotations.taxonomy, frame, load, (*notes, f"protocol: {protocol}"), relevance)
+    load, relevance = PhotoLoader(base, tuple(frame["image"])), "any" if protocol == "any" else "pair"
+    return Source(annotations.taxonomy, frame, load, tuple(notes), relevance)
 
 
 def drawn_split(annotations: Annotations, folder: Path, settings: Settings) -> tuple[pd.DataFrame, list[str]]:
@@ -169,20 +169,19 @@ def check_row(annotations: Annotations, name: str, class_id: int | None, where: 
 
 def released_train_labels(annotations: Annotations, folder: Path, splits: dict[str, str]) -> dict[str, list[int]]:
     """Return photo -> class ids of train: the released photos, or every photo outside valid and test."""
-    filenames, label_file = asen_split.train_files(folder)
     labels = annotations.labels
-    if not asen_split.all_exist([filenames, label_file]):
+    if not asen_split.all_exist(folder, asen_split.TRAIN_FILES):
         if labels is None:
             raise InputError(f"{folder}: nothing to train on; put filenames_train.txt and label_train.txt there")
         return {name: ids for name, ids in labels.items() if name not in splits}
-    names = asen_split.read_names(filenames)
+    names = asen_split.read_names(folder / "filenames_train.txt")
     for name, where in names.items():
         if name in splits:
             raise InputError(f"{where}: {name!r} is in {splits[name]} as well")
         check_row(annotations, name, None, where)
     if labels is not None:
         return {name: labels[name] for name in names}
-    rows = asen_split.read_rows(label_file, len(names), annotations.taxonomy)
+    rows = asen_split.read_rows(folder / "label_train.txt", len(names), annotations.taxonomy)
     return {name: rows[i][1] if i in rows else [] for i, name in enumerate(names)}
 
 

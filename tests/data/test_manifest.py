@@ -43,11 +43,6 @@ def test_splits_and_roles_depend_on_a_rows_own_key_alone():
     assert manifest.assign_roles(some, splits[chosen], SPLIT.query).tolist() == roles[chosen].tolist()
 
 
-def test_one_key_never_straddles_two_splits():
-    splits = manifest.assign_splits(KEYS[:200] * 3, SPLIT).reshape(3, 200)
-    assert (splits == splits[0]).all()
-
-
 def assert_share(found: np.ndarray, share: float) -> None:
     """Within four standard errors of a binomial."""
     assert abs(found.mean() - share) < 4 * np.sqrt(share * (1 - share) / len(found))
@@ -60,11 +55,6 @@ def test_shares_are_those_asked_for():
     roles = manifest.assign_roles(KEYS, splits, SPLIT.query)
     for name in ("valid", "test"):
         assert_share(roles[splits == name] == "query", 0.2)
-
-
-def test_roles_stand_only_where_there_is_something_to_ask():
-    splits = manifest.assign_splits(KEYS, SPLIT)
-    roles = manifest.assign_roles(KEYS, splits, SPLIT.query)
     assert set(zip(splits.tolist(), roles.tolist(), strict=True)) == set(SUBSETS)
 
 
@@ -101,31 +91,16 @@ def test_held_out_classes_leave_train_and_valid_and_stay_in_test(names):
     assert found.taxonomy is prepared.taxonomy
 
 
-def test_an_image_whose_only_class_was_held_out_becomes_unknown():
-    labels = np.zeros((2, TAXONOMY.num_classes), bool)
-    labels[0, [1, 7]] = labels[1, [0, 7]] = True
-    found = manifest.hold_out(make_prepared(labels, [("train", "")] * 2), ["colour: green"])
-    assert manifest.known_attributes(found.labels, TAXONOMY).tolist() == [[False, False, True], [True, False, True]]
-
-
 def test_holding_nothing_out_changes_nothing():
     prepared = make_prepared(full_labels(5), [("train", "")] * 5)
     assert manifest.hold_out(prepared, []) is prepared
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("colour: gren", "'green'"),
-        ("color: green", "'colour'"),
-        ("green", "unknown attribute 'green'"),
-        ("colour:green", "unknown attribute"),
-        ("", "unknown attribute"),
-        (3, "unknown attribute"),
-    ],
+    ("name", "words"), [("colour: gren", "'green'"), ("green", "attribute 'green'"), (3, "attribute")]
 )
-def test_an_unknown_class_to_hold_out_is_named(name, told):
-    with pytest.raises(InputError, match=told):
+def test_an_unknown_class_to_hold_out_is_named(name, words):
+    with pytest.raises(InputError, match=words):
         manifest.hold_out(make_prepared(full_labels(3), [("train", "")] * 3), ["sleeve: long", name])
 
 
@@ -182,7 +157,7 @@ def test_a_manifest_without_a_column_is_refused(tmp_path):
         manifest.open_prepared(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["taxonomy.json", "manifest.parquet", "images.npy"])
+@pytest.mark.parametrize("name", ["taxonomy.json", "protocol.json", "manifest.parquet", "images.npy"])
 @pytest.mark.parametrize("spoil", ["remove", "cut"])
 def test_a_missing_or_cut_part_is_refused(tmp_path, name, spoil):
     prepared_folder(tmp_path, make_source(full_labels()), np.zeros((30, 4, 4, 3), np.uint8))
@@ -190,10 +165,5 @@ def test_a_missing_or_cut_part_is_refused(tmp_path, name, spoil):
     (tmp_path / name).unlink()
     if spoil == "cut":
         (tmp_path / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match="not a prepared data set"):
+    with pytest.raises(InputError, match=r"not a prepared data set .*dvc repro prepare"):
         manifest.open_prepared(tmp_path)
-
-
-def test_a_missing_folder_is_refused(tmp_path):
-    with pytest.raises(InputError, match="dvc repro prepare"):
-        manifest.open_prepared(tmp_path / "nowhere")

@@ -23,6 +23,7 @@ FILES = {  # TAXONOMY: colour 3, details 4 (several), sleeve 2
     "query_test.txt": ["3 1 3", "1 0 2"],
     "candidate_test.txt": ["0 2 1", "2 1 0"],
 }
+HELD_OUT = asen_split.HELD_OUT_FILES
 TRAIN = [
     {"colour": ["blue"], "details": ["pocket", "hood"]},
     {"colour": ["red"], "details": ["collar", "belt"]},
@@ -44,9 +45,8 @@ def put(folder: Path, end: str = "\n", trailing: str = "", last: bool = True, **
 
 
 def read_train(folder: Path) -> dict[str, list[int]]:
-    filenames, labels = asen_split.train_files(folder)
-    names = list(asen_split.read_names(filenames))
-    rows = asen_split.read_rows(labels, len(names), TAXONOMY)
+    names = list(asen_split.read_names(folder / "filenames_train.txt"))
+    rows = asen_split.read_rows(folder / "label_train.txt", len(names), TAXONOMY)
     return {name: rows[i][1] if i in rows else [] for i, name in enumerate(names)}
 
 
@@ -60,7 +60,7 @@ def read_test(folder: Path) -> dict[str, tuple[str, int]]:
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_line_ends_and_trailing_blanks_change_nothing(tmp_path, end, trailing, last):
     put(tmp_path, end, trailing, last)
-    assert asen_split.all_exist(asen_split.held_out_files(tmp_path))
+    assert asen_split.all_exist(tmp_path, HELD_OUT)
     train = read_train(tmp_path)
     assert list(train) == FILES["filenames_train.txt"]
     assert [by_name(TAXONOMY, ids) for ids in train.values()] == TRAIN
@@ -129,21 +129,17 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):
     check_refused(lambda: read_test(tmp_path), str(tmp_path / "query_test.txt"), "can't be read")
 
 
-HELD_OUT = [name for name in FILES if "train" not in name]
-
-
 def test_the_six_files_go_together(tmp_path):
     put(tmp_path)
-    files = asen_split.held_out_files(tmp_path)
     for name in HELD_OUT:
         (tmp_path / name).rename(tmp_path / "aside")
         others = [other for other in HELD_OUT if other != name]
-        check_refused(lambda: asen_split.all_exist(files), str(tmp_path), f"without {name};", *others)
+        check_refused(lambda: asen_split.all_exist(tmp_path, HELD_OUT), str(tmp_path), f"without {name};", *others)
         (tmp_path / "aside").rename(tmp_path / name)
     for name in HELD_OUT:
         (tmp_path / name).unlink()
-    assert not asen_split.all_exist(files)
-    assert asen_split.all_exist(asen_split.train_files(tmp_path))
+    assert not asen_split.all_exist(tmp_path, HELD_OUT)
+    assert asen_split.all_exist(tmp_path, asen_split.TRAIN_FILES)
 
 
 # rows and roles are drawn

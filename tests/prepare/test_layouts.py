@@ -1,4 +1,4 @@
-"""Real product photos, written out in each official layout and read back, give the numbers that their CSV gives."""
+"""Real product photos written in DeepFashion's layout give the same numbers as their CSV."""
 
 import csv
 import shutil
@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
+from downloads import CLOTH_FILE, LABEL_FILE, write
 from m3lib import config
 from m3lib import prepare as sources
 from m3lib.data import manifest
 from m3lib.data.manifest import Prepared, Source
-from m3lib.prepare import asen_split, darn, pack
+from m3lib.prepare import asen_split, pack
 from m3lib.retrieval import metrics, ranking
 from m3lib.retrieval.embeddings import broadcast_over_attributes
 from m3lib.taxonomy import Taxonomy
@@ -29,26 +30,21 @@ pytestmark = pytest.mark.skipif(not CATALOGUE.is_dir(), reason="the product phot
 
 
 def sample() -> list[dict[str, str]]:
-    """Every so many rows of the catalogue."""
+    """Return rows of the catalogue at equal distances."""
     with (CATALOGUE / "catalogue.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if all(row[name] for name in COLUMNS)]
     return rows[:: len(rows) // COUNT][:COUNT]
 
 
-def code(row: dict[str, str], n: int) -> int:
-    """A number from a row's values that is the same whenever they are: something for a class to hang on."""
-    return int.from_bytes(f"{row['category']}/{row['colour']}/{n}".encode(), "big") % 1_000_003
-
-
 def split_of(i: int) -> tuple[str, str]:
-    """Of photo i, in blocks as the released files have them: train, then valid and test, a third of both asking."""
+    """Return split and role of photo i: half of them train, then valid and test, a third of both are queries."""
     if i < COUNT // 2:
         return "train", ""
     return ("valid", "test")[i >= COUNT * 3 // 4], ("query", "candidate", "candidate")[i % 3]
 
 
 def copy_photos(folder: Path, rows: list[dict[str, str]], name: str) -> list[str]:
-    """Copies, under names of the layout's form."""
+    """Copy photos to names of the layout's form; return the names."""
     names = []
     for i, row in enumerate(rows):
         names.append(name.format(group=i // 40, i=i))
@@ -57,22 +53,14 @@ def copy_photos(folder: Path, rows: list[dict[str, str]], name: str) -> list[str
     return names
 
 
-def by_csv(folder: Path, names: list[str], values: list[dict[str, str]], columns: list[str], multi: bool) -> Source:
-    """The same photos and labels as a table of one's own; roles are set afterwards, a CSV can't name them."""
-    with (folder / "table.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["image", "part", *columns])
-        writer.writeheader()
-        for i, (name, row) in enumerate(zip(names, values, strict=True)):
-            writer.writerow({"image": name, "part": split_of(i)[0], **row})
-    own = replace(
-        SETTINGS.csv,
-        table=str(folder / "table.csv"),
-        attributes=columns,
-        multi=columns if multi else [],
-        split_column="part",
-        min_images=1,
-    )
-    source = sources.catalogue.read(own, SETTINGS.split, 0.0)
+def by_csv(folder: Path, names: list[str], rows: list[dict[str, str]]) -> Source:
+    """Read the same photos and labels from a CSV table; it can't name roles, so they are set afterwards."""
+    columns = list(COLUMNS)
+    table = pd.DataFrame(rows)[columns].assign(image=names, part=[split_of(i)[0] for i in range(len(names))])
+    table.to_csv(folder / "table.csv", index=False)
+    path, changes = str(folder / "table.csv"), {"attributes": columns, "multi": columns, "min_images": 1}
+    settings = replace(SETTINGS.csv, table=path, split_column="part", **changes)
+    source = sources.catalogue.read(settings, SETTINGS.split, 0.0)
     return replace(source, manifest=source.manifest.assign(role=[split_of(i)[1] for i in range(len(names))]))
 
 
@@ -119,20 +107,15 @@ def without_names(summary: dict) -> dict:
 def test_in_deepfashions_layout_a_training_gives_the_numbers_of_the_csv(tmp_path):
     rows = sample()
     names = copy_photos(tmp_path, rows, "img/Garment_{group}/img_{i:08}.jpg")
-    values = [{column: row[column] for column in COLUMNS} for row in rows]
-    table = by_csv(tmp_path, names, values, list(COLUMNS), multi=True)
+    table = by_csv(tmp_path, names, rows)
     taxonomy, labels = table.taxonomy, table.manifest["labels"].tolist()
-    (tmp_path / "Anno").mkdir()
     classes = [(class_, n + 1) for n, attribute in enumerate(taxonomy.attributes) for class_ in attribute.classes]
-    lines = [f"{class_:<30} {kind}" for class_, kind in classes]
-    (tmp_path / "Anno/list_attr_cloth.txt").write_text(
-        "\n".join([str(len(lines)), "attribute_name attribute_type", *lines, ""])
+    write(
+        tmp_path / CLOTH_FILE, [str(len(classes)), "name type", *(f"{class_:<30} {kind}" for class_, kind in classes)]
     )
     hot = np.where(manifest.multi_hot(labels, len(classes)), 1, -1)
     lines = [f"{name:<50} " + " ".join(f"{v:2}" for v in row) for name, row in zip(names, hot, strict=True)]
-    (tmp_path / "Anno/list_attr_img.txt").write_text(
-        "\n".join([str(len(lines)), "image_name attribute_labels", *lines, ""])
-    )
+    write(tmp_path / LABEL_FILE, [str(len(lines)), "image_name attribute_labels", *lines])
     write_split(tmp_path, names, labels, taxonomy)
     found = {}
     for name, source in {"csv": table, "deepfashion": read_benchmark("deepfashion", tmp_path, "published")}.items():
@@ -149,27 +132,3 @@ def test_in_deepfashions_layout_a_training_gives_the_numbers_of_the_csv(tmp_path
         ]
     assert found["csv"] == found["deepfashion"]
     assert found["csv"][2]["map_all"]["overall_by_query"] > 0.1
-
-
-def test_in_darns_layout_colours_rank_as_in_the_csv(tmp_path):
-    rows, taxonomy = sample(), darn.TAXONOMY
-    names = copy_photos(tmp_path, rows, "pic/{group}/{i:06}.jpg")
-    local = [[code(row, n) % 4 for n in range(9)] for row in rows]
-    known = [[(i + n) % 5 > 0 for n in range(9)] for i in range(len(rows))]  # a fifth of the labels is missing
-    cells = [[str(v) if k else "-1" for v, k in zip(vs, ks, strict=True)] for vs, ks in zip(local, known, strict=True)]
-    lines = [",".join(["path", *taxonomy.names])] + [
-        ",".join([name, *row]) for name, row in zip(names, cells, strict=True)
-    ]
-    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
-    labels = [
-        [int(taxonomy.offsets[n]) + v for n, (v, k) in enumerate(zip(vs, ks, strict=True)) if k]
-        for vs, ks in zip(local, known, strict=True)
-    ]
-    write_split(tmp_path, names, labels, taxonomy)
-    values = [{name: cell.replace("-1", "") for name, cell in zip(taxonomy.names, row, strict=True)} for row in cells]
-    table = by_csv(tmp_path, names, values, taxonomy.names, multi=False)
-    found = [
-        by_histogram(prepare(source, tmp_path / f"prepared-{i}"))
-        for i, source in enumerate([table, read_benchmark("darn", tmp_path, "pair")])
-    ]
-    assert found[0] == found[1]

@@ -1,6 +1,6 @@
-"""A source of drawn pictures for tests of packing, apart because every worker process imports the module it stands in.
+"""A source of drawn images for tests of packing, in a small module because every worker process imports it.
 
-`python drawn.py FOLDER KIND LOG` packs one slowly, to be cut off.
+`python drawn.py FOLDER KIND LOG` packs one slowly, so that a test can interrupt it.
 """
 
 import os
@@ -21,7 +21,7 @@ from m3lib.taxonomy import Attribute, Taxonomy
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures made of their number; a row in `bad` can't be read, `kill` ends its worker, `bug` is no InputError.
+    """Images computed from their number; a row in `bad` can't be read, `kill` ends its worker, `bug` is no InputError.
 
     log: a file that gets a line for every row that is loaded. pause: seconds that a row takes.
     """
@@ -42,7 +42,7 @@ class Drawn:
         if i == self.kill:
             os.kill(os.getpid(), signal.SIGKILL)
         if i == self.bug:
-            raise RuntimeError("no one's fault")
+            raise RuntimeError("a bug")
         if self.smooth:
             y, x, c = np.meshgrid(np.arange(24), np.arange(30), np.arange(3), indexing="ij")
             return (127.5 + 100 * np.sin(i + c + (x + y) / 15)).astype(np.uint8)
@@ -61,7 +61,6 @@ def slow(log: str, pause: float = 0.003) -> Source:
 
 
 SMALL = Images(height=16, width=20, fit="crop", store="raw", max_bad=0.0)
-
 JPEG = replace(SMALL, store="jpeg")
 
 if __name__ == "__main__":
