@@ -20,13 +20,10 @@ A  anchors                      Q  queries                      H, W  height and
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from m3lib.config import Variant
+from m3lib.systems.base import System
 from m3lib.taxonomy import Taxonomy
-
-if TYPE_CHECKING:
-    from m3lib.systems.base import System
 
 SYSTEMS: dict[str, str] = {  # a network's name in params.yaml: its module and class in this folder
     "classifier": "base.Classifier",
@@ -45,7 +42,7 @@ def module_of(network: str) -> str:
     return f"m3lib.systems.{SYSTEMS[network].split('.')[0]}"
 
 
-def build(variant: Variant, taxonomy: Taxonomy) -> "System":
+def build(variant: Variant, taxonomy: Taxonomy) -> System:
     """Return a variant's network, initialised from torch's global seed."""
     name = SYSTEMS[variant.network].split(".")[1]
     return getattr(import_module(module_of(variant.network)), name)(variant, taxonomy)

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import masks_to_boxes
 
 from m3lib.config import Loss, Variant
 from m3lib.systems.attention import AttributeAttention, ChannelAttention, SpatialAttention, unit
@@ -36,13 +37,8 @@ class ASENpp(System):
         C, model = self.backbone.channels, variant.model
         self.attributes = AttributeAttention(C, taxonomy.num_attributes, model)
         self.output = nn.Linear(C, model.attribute_embedding)
-        self.local_backbone = Backbone(
-            model.local_backbone,
-            model.local_backbone_options,
-            model.pretrained,
-            model.local_weights,
-            prefix="local_",
-        )
+        name, options = model.local_backbone, model.local_backbone_options
+        self.local_backbone = Backbone(name, options, model.pretrained, model.local_weights, prefix="local_")
         c, q, width = self.local_backbone.channels, self.attributes.table.width, model.local_attention_width
         self.local_spatial = SpatialAttention(c, width, q, model.attention_batch_norm)
         self.local_channel = ChannelAttention(c, model.attention_width, q, squeeze=width // 2)
@@ -89,39 +85,27 @@ class ASENpp(System):
                 copy_trunk(self.backbone, self.local_backbone)
             self.joined.fill_(True)
 
-    def local_parameters(self) -> list[nn.Parameter]:
-        modules = (self.local_backbone, self.local_spatial, self.local_channel, self.local_output)
-        return [parameter for module in modules for parameter in module.parameters()]
-
 
 def find_regions(alpha: Tensor, sides: tuple[int, int], threshold: float) -> Tensor:
     """Return (K, 4) float: top, left, height and width, in pixels, of where each map (K, rows, columns) is strong.
 
     As the released code: the map is enlarged to the image, scaled to [0, 1] by its minimum and maximum, rounded down to
     8 bits, and thresholded at > 255 threshold. The bounding box becomes a square of its longer side with the same
-    center, shifted to lie inside the image (and cut if it is larger than the image). A constant map, whose scaling
-    would divide by zero, selects the full image.
+    center, shifted to lie inside the image (and cut if it is larger than the image). A map without a strong pixel, as
+    a constant map, selects the full image.
     """
     H, W = sides
     large = F.interpolate(alpha[:, None].float(), (H, W), mode="bilinear", align_corners=False)[:, 0]  # (K, H, W)
     low, high = large.amin(dim=(1, 2), keepdim=True), large.amax(dim=(1, 2), keepdim=True)
     level = ((large - low) / (high - low).clamp(min=1e-12) * 255).floor()
-    strong = (level > 255 * threshold) | (high - low < 1e-12)  # (K, H, W)
-    top, height = extent(strong.any(dim=2))
-    left, width = extent(strong.any(dim=1))
-    side = torch.maximum(height, width)  # (K,)
+    strong = level > 255 * threshold  # (K, H, W)
+    strong |= ~strong.any(dim=(1, 2), keepdim=True)
+    left, top, right, bottom = masks_to_boxes(strong).T  # (K,) each, the last pixels included
+    side = torch.maximum(bottom - top, right - left) + 1  # (K,)
     tall, wide = side.clamp(max=H), side.clamp(max=W)
-    top = torch.minimum((top + height / 2 - tall / 2).clamp(min=0), H - tall)
-    left = torch.minimum((left + width / 2 - wide / 2).clamp(min=0), W - wide)
+    top = torch.minimum(((top + bottom + 1 - tall) / 2).clamp(min=0), H - tall)
+    left = torch.minimum(((left + right + 1 - wide) / 2).clamp(min=0), W - wide)
     return torch.stack([top, left, tall, wide], dim=1)
-
-
-def extent(present: Tensor) -> tuple[Tensor, Tensor]:
-    """Return start and length, (K,) float each, of the span from the first to the last True of each row (K, L)."""
-    flags = present.int()
-    start = flags.argmax(dim=1)
-    end = present.shape[1] - 1 - flags.flip(1).argmax(dim=1)
-    return start.float(), (end - start + 1).float()
 
 
 def crop(images: Tensor, regions: Tensor, sides: tuple[int, int]) -> Tensor:

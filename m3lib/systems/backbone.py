@@ -1,15 +1,13 @@
 """The backbone of every network: a timm model up to its stride-16 features."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from m3lib.config import data_path
 from m3lib.errors import InputError, shown
-from m3lib.taxonomy import nearest
+from m3lib.taxonomy import one_line
 
 STRIDE = 16  # features after ResNet's layer3, as in all published systems
 BACKBONE_PREFIX = "backbone.trunk."  # of the backbone's tensors in a model trained here (data/models/*.safetensors)
@@ -39,18 +37,13 @@ class Backbone(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Return (B, C, rows, columns), about 1/16 of the sides of the scaled images (B, 3, H, W)."""
         if self.scale != 1:
-            images = shrink(images, self.scale)
+            sides = [max(STRIDE, round(self.scale * side)) for side in images.shape[2:]]
+            images = F.interpolate(images, sides, mode="bilinear", antialias=True, align_corners=False)
         features = self.trunk(images)[-1]
         return features.permute(0, 3, 1, 2) if self.channels_last else features
 
     def forward(self, images: Tensor) -> Tensor:
         return self.features(images).flatten(2).mT  # (B, P, C)
-
-
-def shrink(images: Tensor, scale: float) -> Tensor:
-    """Resize (B, 3, H, W) to sides times `scale`, at least one stride, with an antialiasing filter."""
-    size = [max(STRIDE, round(scale * side)) for side in images.shape[2:]]
-    return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
 
 
 def create_trunk(name: str, options: dict, pretrained: bool, weights: str, prefix: str = "") -> nn.Module:
@@ -60,73 +53,61 @@ def create_trunk(name: str, options: dict, pretrained: bool, weights: str, prefi
     """
     import timm  # imported here: it takes seconds, and evaluation does without
 
-    nearest(name.split(".")[0], timm.list_models(), f"backbone (model.{prefix}backbone, any timm model)")
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    arguments["features_only"] = True
     try:
-        reductions = timm.create_model(name, features_only=True, **arguments).feature_info.reduction()
+        strides = timm.create_model(name, **arguments).feature_info.reduction()
     except Exception as error:  # timm raises many types
-        reason = " ".join(str(error).split())
-        raise InputError(f"model.{prefix}backbone_options {shown(options)} don't fit {name!r}: {reason}") from None
-    if STRIDE not in reductions:
-        raise InputError(f"model.{prefix}backbone {name!r} gives features of stride {reductions}, none of {STRIDE}")
-    file = str(data_path(weights)) if weights else ""
-    trained_here = read_trained_backbone(file, prefix) if file else {}
-    if file and not trained_here:
-        arguments["pretrained_cfg_overlay"] = {"file": file}
-    arguments |= {"features_only": True, "out_indices": (reductions.index(STRIDE),)}
-    arguments["pretrained"] = not trained_here and (pretrained or bool(weights))
+        problem = f"model.{prefix}backbone_options {shown(options)} don't fit {name!r}"
+        raise InputError(f"{problem}: {one_line(str(error))}") from None
+    if STRIDE not in strides:
+        raise InputError(f"model.{prefix}backbone {name!r} gives features of stride {strides}, none of {STRIDE}")
+    arguments["out_indices"] = (strides.index(STRIDE),)
     try:
-        trunk = timm.create_model(name, **arguments)
-        if trained_here:
+        if not weights:
+            return timm.create_model(name, pretrained=pretrained, **arguments)
+        file = str(data_path(weights))
+        if trained_here := read_trained_backbone(file):
+            trunk = timm.create_model(name, **arguments)
             trunk.load_state_dict(trained_here)
-        elif file:
-            check_all_loaded(trunk, lambda: timm.create_model(name, **arguments))
+            return trunk
+        arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"file": file}}
+        trunk = timm.create_model(name, **arguments)
+        # timm only warns about a file of another network, and its names differ from the trunk's: tensors that depend on
+        # the seed were not loaded
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            second = timm.create_model(name, **arguments).state_dict()
+        random = [key for key, value in trunk.state_dict().items() if not torch.equal(value, second[key])]
+        if random:
+            raise ValueError(f"it has nothing for {len(random)} of the backbone's tensors, such as {random[0]}")
+        return trunk
     except Exception as error:  # timm, its hub and safetensors raise many types
         source = weights or f"timm's hub for {name!r}"
         advice = f"check model.{prefix}weights" if weights else advise_download(name, prefix)
-        reason = " ".join((str(error) or type(error).__name__).split())[:300]
+        reason = one_line(str(error) or type(error).__name__)[:300]
         raise InputError(f"no weights from {source} ({reason}); {advice}") from None
-    return trunk
-
-
-def check_all_loaded(trunk: nn.Module, create: Callable[[], nn.Module]) -> None:
-    """Raise ValueError if the weight file left any tensor of the trunk at its random initialisation.
-
-    timm only warns about a file of another network, and its names differ from the trunk's. So the network is built a
-    second time under another seed: tensors that differ were not loaded.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        second = create().state_dict()
-    random = [name for name, value in trunk.state_dict().items() if not torch.equal(value, second[name])]
-    if random:
-        raise ValueError(f"it has nothing for {len(random)} of the backbone's tensors, such as {random[0]}")
 
 
 def advise_download(name: str, prefix: str) -> str:
     """Return what to do if the hub can't be reached: the file to download, where to save it, the setting."""
-    from timm.models import get_pretrained_cfg
+    import timm
 
-    source = get_pretrained_cfg(name)
-    if source is None or not source.hf_hub_id:
+    hub = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None)
+    if not hub:
         return f"timm has none for this backbone: set model.{prefix}weights to a file of yours"
     path = f"data/weights/{name}.safetensors"
-    file = f"model.safetensors of huggingface.co/{source.hf_hub_id}"
+    file = f"model.safetensors of huggingface.co/{hub}"
     return f"fetch {file} by hand, save it as {path}, and set model.{prefix}weights: {path}"
 
 
-def read_trained_backbone(path: str, prefix: str) -> dict[str, Tensor]:
+def read_trained_backbone(path: str) -> dict[str, Tensor]:
     """Return the backbone's tensors from a model trained here; empty for any other safetensors file."""
-    try:
-        if not path.endswith(".safetensors"):  # timm chooses the format by the name
-            raise SafetensorError("its name does not end in .safetensors")
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(BACKBONE_PREFIX)]  # noqa: SIM118, not a dict
-            return {name.removeprefix(BACKBONE_PREFIX): file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        advice = f"check model.{prefix}weights, which takes a safetensors file"
-        raise InputError(f"no weights from {path} ({reason}); {advice}") from None
+    if not path.endswith(".safetensors"):  # timm chooses the format by the name
+        raise ValueError("its name does not end in .safetensors")
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(BACKBONE_PREFIX)]  # noqa: SIM118, not a dict
+        return {name.removeprefix(BACKBONE_PREFIX): file.get_tensor(name) for name in names}
 
 
 @torch.no_grad()
@@ -135,7 +116,5 @@ def copy_trunk(source: Backbone, target: Backbone) -> None:
     try:
         target.load_state_dict(source.state_dict())
     except RuntimeError:
-        raise InputError(
-            "model.local_from_global copies the global backbone into the local one, but their architectures differ; "
-            "give model.local_backbone and its options the same values, or set model.local_from_global to false"
-        ) from None
+        advice = "set model.local_backbone and its options to the global backbone's, or local_from_global to false"
+        raise InputError(f"model.local_from_global copies one backbone to another architecture: {advice}") from None

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from m3lib.config import Loss, Variant
 from m3lib.systems.attention import ClassHeads
 from m3lib.systems.backbone import Backbone
-from m3lib.systems.losses import positive_weights
 from m3lib.taxonomy import Taxonomy
 
 
@@ -40,7 +39,7 @@ class System(nn.Module):
         )
         self.class_counts = [len(attribute.classes) for attribute in taxonomy.attributes]  # N numbers M_n
         self.register_buffer("attribute_of_class", torch.from_numpy(taxonomy.attribute_of_class), persistent=False)
-        self.register_buffer("positive_weight", torch.ones(taxonomy.num_classes))
+        self.register_buffer("positive_weight", torch.ones(taxonomy.num_classes))  # w_p of Loss 1, set by the trainer
         self.register_buffer("multi", torch.tensor([a.multi for a in taxonomy.attributes]), persistent=False)
 
     def class_heads(self, variant: Variant, dim: int) -> ClassHeads | None:
@@ -51,17 +50,9 @@ class System(nn.Module):
     def enter_stage(self, loss: Loss) -> None:
         """Prepare for a stage with these losses; called before each epoch. ASEN++ starts its local branch here."""
 
-    def local_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters whose learning rate a stage's `global_lr` does not scale."""
-        return []
-
     def retrieval_embedding(self, outputs: Outputs) -> Tensor | None:
         """Return the attribute embedding that retrieval compares: (B, N, D) unit rows."""
         return outputs.attribute
-
-    def set_positive_weights(self, labels: Tensor, power: float) -> None:
-        """Set the weights w_p of Loss 1 from the training labels (I, M)."""
-        self.positive_weight.copy_(positive_weights(labels, self.attribute_of_class, power))
 
     def class_probabilities(self, outputs: Outputs) -> Tensor | None:
         """Return (B, M) class probabilities: softmax over an attribute's classes, or sigmoids if it is multi-label.

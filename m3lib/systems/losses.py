@@ -31,14 +31,6 @@ class Batch(NamedTuple):
         return Batch(self.index, self.labels.to(device), Anchors(*(field.to(device) for field in self.anchors)))
 
 
-class Triplets(NamedTuple):
-    """One triplet per anchor: its unit embedding, and its cosines to a positive and to a negative."""
-
-    anchor: Tensor  # (A, d)
-    positive: Tensor  # (A,)
-    negative: Tensor  # (A,)
-
-
 def find_anchors(labels: Tensor, attribute_of_class: Tensor) -> Anchors:
     """Return every (image, class) of labels (B, M) bool that has at least one positive and one negative."""
     known = known_attributes(labels, attribute_of_class)[:, attribute_of_class]  # (B, M)
@@ -59,9 +51,10 @@ def known_attributes(labels: Tensor, attribute_of_class: Tensor) -> Tensor:
 
 def sample_triplets(
     embedding: Tensor, space: Tensor, anchors: Anchors, hardness: float, generator: Generator
-) -> Triplets:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sample one positive and one negative per anchor, compared in the anchor's space.
 
+    Returns the anchors' embeddings (A, d), and their cosines to the positives (A,) and to the negatives (A,).
     embedding: (B, S, d), unit rows in S spaces; space: (A,) int64. Far positives and near negatives are more likely as
     `hardness` grows. Cosines of all pairs are computed without a gradient; only the sampled pairs get one.
     """
@@ -69,7 +62,7 @@ def sample_triplets(
     positive = sample_by_hardness(-cosines, anchors.positives, hardness, generator)
     negative = sample_by_hardness(cosines, anchors.negatives, hardness, generator)
     rows = embedding[torch.stack([anchors.image, positive, negative]), space]  # (3, A, d)
-    return Triplets(rows[0], (rows[0] * rows[1]).sum(dim=1), (rows[0] * rows[2]).sum(dim=1))
+    return rows[0], (rows[0] * rows[1]).sum(dim=1), (rows[0] * rows[2]).sum(dim=1)
 
 
 def sample_by_hardness(similarity: Tensor, allowed: Tensor, hardness: float, generator: Generator) -> Tensor:
@@ -104,9 +97,7 @@ def triplet_loss(positive: Tensor, negative: Tensor, margin: float) -> Tensor:
 
     positive, negative: (A,) cosines. 0 without triplets.
     """
-    if not len(positive):
-        return positive.sum()
-    return F.relu(margin - positive + negative).mean()
+    return F.relu(margin - positive + negative).sum() / max(1, len(positive))
 
 
 def align_loss(attribute: Tensor, local: Tensor, known: Tensor) -> Tensor:
@@ -116,7 +107,7 @@ def align_loss(attribute: Tensor, local: Tensor, known: Tensor) -> Tensor:
     anchors, positives and negatives.
     """
     distance = F.relu(1 - (attribute * local).sum(dim=2))[known]
-    return 3 * distance.mean() if len(distance) else distance.sum()
+    return 3 * (distance.sum() / max(1, len(distance)))
 
 
 def center_cosines(embedding: Tensor, centers: Tensor, attribute_of_class: Tensor) -> Tensor:
@@ -153,9 +144,8 @@ def pseudo_labels(cosines: Tensor, labels: Tensor, attribute_of_class: Tensor, m
     for n in (~multi).nonzero().flatten().tolist():
         classes = (attribute_of_class == n).nonzero().flatten()  # (M_n,)
         near, truth = cosines[:, classes], labels[:, classes]
-        if not truth.any():
-            continue
         best, second = near.topk(2, dim=1).values.T
+        # without labelled images the median is NaN, and nothing reaches it
         sure = (best >= near[truth].median()) & (best - second >= margin) & ~truth.any(dim=1)
         pseudo[sure.nonzero().flatten(), classes[near.argmax(dim=1)[sure]]] = True
     return pseudo
@@ -169,9 +159,8 @@ def classification_loss(logits: Tensor, labels: Tensor, positive_weight: Tensor,
     """
     known = known_attributes(labels, attribute_of_class)[:, attribute_of_class]  # (B, M)
     sizes = torch.bincount(attribute_of_class).to(logits.dtype)[attribute_of_class]  # (M,) M_n of each class
-    terms = F.binary_cross_entropy_with_logits(
-        logits, labels.to(logits.dtype), pos_weight=positive_weight, reduction="none"
-    )
+    y = labels.to(logits.dtype)
+    terms = F.binary_cross_entropy_with_logits(logits, y, pos_weight=positive_weight, reduction="none")
     pairs = (known / sizes).sum().clamp(min=1)
     return (terms * known / sizes).sum() / pairs
 

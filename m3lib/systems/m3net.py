@@ -61,12 +61,18 @@ class M3Net(System):
 
     def forward(self, images: Tensor, class_ids: Tensor | None = None) -> Outputs:
         """class_ids: (K,) ascending, the classes to embed; None embeds all (see `select_classes`)."""
-        X, queries = self.backbone(images), self.class_queries()  # (B, P, C), (M, h)
+        counts = classes_per_attribute(self.attribute_of_class, class_ids)
+        X, queries = self.backbone(images), self.table.rows  # (B, P, C), (M, h)
+        if self.parent is not None:
+            queries = queries + self.parent(self.attributes.table.rows)[self.attribute_of_class]  # c_m
         alpha_n, gate_n, h_n = self.attributes(X)  # (B, N, P), (B, N, C), (B, N, C)
-        alpha_m = self.classes.spatial(X, queries, self.log_prior(alpha_n))  # (B, M, P)
-        logits = self.heads(h_n) + self.class_evidence(X, alpha_m)  # (B, M)
+        log_prior = None
+        if self.refine:
+            log_prior = repeat_per_class(torch.log1p(X.shape[1] * alpha_n), self.class_counts)  # (B, M, P)
+        alpha_m = self.classes.spatial(X, queries, log_prior)  # (B, M, P)
+        # v_m . u_m pools v_m . x_p, one number per class and position, instead of x_p
+        logits = self.heads(h_n) + (alpha_m * F.linear(X, self.head).mT).sum(dim=2)  # (B, M)
 
-        counts = classes_per_attribute(self.class_counts, class_ids)
         context = repeat_per_class(self.classes.channel.read_context(h_n), counts)  # (B, K, h)
         maps, queries = select_classes(alpha_m, 1, class_ids), select_classes(queries, 0, class_ids)
         u_m = self.classes.gated_pool(X, maps, queries, context)  # (B, K, C): u_m * gate_m
@@ -74,20 +80,6 @@ class M3Net(System):
             u_m = u_m * repeat_per_class(gate_n, counts)
         phi_m = unit(self.classes.reduce(u_m))  # (B, K, d)
         return Outputs(unit(h_n), None, logits, phi_m, alpha_n, alpha_m, class_ids)
-
-    def class_queries(self) -> Tensor:
-        """Return c_m: (M, h)."""
-        if self.parent is None:
-            return self.table.rows
-        return self.table.rows + self.parent(self.attributes.table.rows)[self.attribute_of_class]
-
-    def log_prior(self, alpha_n: Tensor) -> Tensor | None:
-        """Return log(1 + P alpha_n) for each class: (B, M, P)."""
-        return repeat_per_class(torch.log1p(alpha_n.shape[2] * alpha_n), self.class_counts) if self.refine else None
-
-    def class_evidence(self, X: Tensor, alpha_m: Tensor) -> Tensor:
-        """Return v_m . u_m: (B, M). Pools v_m . x_p, one number per class and position, instead of x_p."""
-        return (alpha_m * F.linear(X, self.head).mT).sum(dim=2)
 
 
 class M3NetA(System):
@@ -111,7 +103,9 @@ class M3NetA(System):
 
     def forward(self, images: Tensor, class_ids: Tensor | None = None) -> Outputs:
         alpha_n, _, h_n = self.attributes(self.backbone(images))
-        reduced = repeat_per_class(self.reduce(h_n), classes_per_attribute(self.class_counts, class_ids))  # (B, K, d)
+        reduced = repeat_per_class(
+            self.reduce(h_n), classes_per_attribute(self.attribute_of_class, class_ids)
+        )  # (B, K, d)
         phi_m = unit(reduced * torch.relu(select_classes(self.mask, 0, class_ids)))
         return Outputs(unit(h_n), None, self.heads(h_n), phi_m, alpha_n, class_ids=class_ids)
 
@@ -177,12 +171,10 @@ def select_classes(x: Tensor, dim: int, class_ids: Tensor | None) -> Tensor:
     return x.index_select(dim, class_ids.to(x.device))
 
 
-def classes_per_attribute(class_counts: list[int], class_ids: Tensor | None) -> list[int]:
-    """Return how many of the selected classes (K,) each attribute has; class_counts: of all classes."""
-    if class_ids is None:
-        return class_counts
-    ends = torch.tensor(class_counts).cumsum(0)
-    return torch.bucketize(class_ids.cpu(), ends, right=True).bincount(minlength=len(ends)).tolist()
+def classes_per_attribute(attribute_of_class: Tensor, class_ids: Tensor | None) -> list[int]:
+    """Return how many of the selected classes (K,) each attribute has; None counts all classes."""
+    selected = select_classes(attribute_of_class, 0, class_ids)
+    return selected.bincount(minlength=int(attribute_of_class[-1]) + 1).tolist()
 
 
 def repeat_per_class(x: Tensor, counts: list[int]) -> Tensor:

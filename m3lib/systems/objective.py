@@ -6,7 +6,7 @@ from torch import Generator, Tensor
 from m3lib.config import Loss
 from m3lib.systems import losses
 from m3lib.systems.base import Outputs, System
-from m3lib.systems.losses import Anchors, Batch, Triplets
+from m3lib.systems.losses import Anchors, Batch
 
 
 def total_loss(
@@ -38,11 +38,13 @@ def total_loss(
         space = anchors.class_id
         if outputs.class_ids is not None:
             space = torch.searchsorted(outputs.class_ids, space)
-        triplets = losses.sample_triplets(outputs.classes, space, anchors, loss.hardness, generator)
+        phi, positive, negative = losses.sample_triplets(outputs.classes, space, anchors, loss.hardness, generator)
         if loss.m3_instance:
-            values["m3_instance"] = losses.triplet_loss(triplets.positive, triplets.negative, margin)
-        if loss.m3_cluster:
-            values["m3_cluster"] = m3_cluster_loss(triplets, anchors.class_id, system.centers, margin)
+            values["m3_instance"] = losses.triplet_loss(positive, negative, margin)
+        if loss.m3_cluster:  # Loss 3 of M3-Net's poster: the positive is the class center, if the class has one yet
+            to_center = (phi * system.centers.value[anchors.class_id]).sum(dim=1)  # (A,)
+            seen = system.centers.seen[anchors.class_id]
+            values["m3_cluster"] = losses.triplet_loss(to_center[seen], negative[seen], margin)
     return {name: getattr(loss, name) * value for name, value in values.items()}
 
 
@@ -54,8 +56,8 @@ def attribute_triplet_loss(
     embedding: (B, N, D), unit rows.
     """
     space = attribute_of_class[anchors.class_id]
-    triplets = losses.sample_triplets(embedding, space, anchors, loss.hardness, generator)
-    return losses.triplet_loss(triplets.positive, triplets.negative, loss.margin)
+    _, positive, negative = losses.sample_triplets(embedding, space, anchors, loss.hardness, generator)
+    return losses.triplet_loss(positive, negative, loss.margin)
 
 
 def pseudo_loss(
@@ -74,16 +76,6 @@ def pseudo_loss(
         cluster = losses.center_loss(cosines, pseudo, seen, attribute_of_class, loss.margin)
         values.append(loss.modc_cluster * cluster)
     return sum(values)
-
-
-def m3_cluster_loss(triplets: Triplets, class_id: Tensor, centers: losses.Centers, margin: float) -> Tensor:
-    """Loss 3 of M3-Net's poster: mean of max(0, margin - cos(phi_m, center_m) + cos(phi_m, phi_m of the negative)).
-
-    Anchors whose class has no center yet are left out.
-    """
-    to_center = (triplets.anchor * centers.value[class_id]).sum(dim=1)  # (A,)
-    seen = centers.seen[class_id]
-    return losses.triplet_loss(to_center[seen], triplets.negative[seen], margin)
 
 
 @torch.no_grad()

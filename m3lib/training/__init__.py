@@ -7,6 +7,5 @@ samplers     which images form a batch, and which of them are compared
 augment      flips, shifts, crops and jitter of training images
 inference    embeddings and attention maps of a trained network
 devices      CPU or GPU, bf16 or fp32
-distributed  one training in several processes
-worker       the entry point of each of these processes
+distributed  one training in several processes, on one machine or several
 """

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor
+from torch.optim import Optimizer
 
 from m3lib import systems
 from m3lib.config import Variant
@@ -27,12 +28,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 
 def save(
-    path: Path,
-    fingerprint: str,
-    system: System,
-    optimizer: torch.optim.Optimizer,
-    best: dict[str, Tensor],
-    history: History,
+    path: Path, fingerprint: str, system: System, optimizer: Optimizer, best: dict[str, Tensor], history: History
 ) -> None:
     """Write everything that continuing the run needs; best: the weights of the best epoch so far."""
     tensors = {f"system.{name}": value for name, value in system.state_dict().items()}
@@ -43,16 +39,16 @@ def save(
 
 
 def resume(
-    path: Path, fingerprint: str, system: System, optimizer: torch.optim.Optimizer
+    path: Path, fingerprint: str, system: System, optimizer: Optimizer
 ) -> tuple[dict[str, Tensor], History] | None:
     """Restore system and optimizer from this run's checkpoint and return (best, history); None without one.
 
     With several processes, the main one reads the file for all: other machines may not have it.
     """
-    history = json.loads(distributed.broadcast_bytes(lambda: json.dumps(read_history(path, fingerprint)).encode()))
+    history = distributed.broadcast(lambda: read_history(path, fingerprint))
     if history is None:
         return None
-    tensors = load(distributed.broadcast_bytes(path.read_bytes))
+    tensors = load(distributed.broadcast(path.read_bytes))
     system.load_state_dict(without_prefix(tensors, "system."))
     states: dict[int, dict[str, Tensor]] = {}
     for name, value in without_prefix(tensors, "optimizer.").items():
@@ -83,11 +79,13 @@ def run_fingerprint(
 ) -> str:
     """Return a digest of all that a run depends on: its settings, its data, and the code that training it imports.
 
-    The code is the trainer's, the network's, and what these import; other networks, search and figures don't count.
+    The code is the trainer's, the network's, and what these import. The registry of systems, other networks, search and
+    figures don't count.
     """
     settings = json.dumps([variant.resolved(), seed, threads, accelerator, processes])
     images = pd.util.hash_pandas_object(prepared.manifest[["image", "split"]]).to_numpy().tobytes()
     labels = np.packbits(prepared.labels).tobytes()
     store = f"{prepared.images.shape} {type(prepared.images)}"
     modules = code.imported_files("m3lib.training.trainer", systems.module_of(variant.network))
+    modules = [path for path in modules if path.parts[-2:] != ("systems", "__init__.py")]
     return files.digest(settings, images, labels, store, *code.relative_names(modules), *modules)

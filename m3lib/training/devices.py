@@ -1,7 +1,5 @@
 """Choose the device that computes, and the precision of its matrix products."""
 
-import os
-
 import torch
 
 from m3lib.errors import InputError
@@ -9,16 +7,19 @@ from m3lib.errors import InputError
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # torch's names of CPU instructions for bf16
 
 
+def uses_gpu(accelerator: str) -> bool:
+    return accelerator != "cpu" and torch.cuda.is_available()
+
+
 def choose(accelerator: str, precision: str) -> torch.device:
     """Return the device for `accelerator` (auto | cpu | cuda); auto takes a GPU if torch finds one.
 
     Raises InputError if a GPU is requested but there is none, or none that computes in `precision`.
     """
-    available = torch.cuda.is_available()
-    if accelerator == "cpu" or (accelerator == "auto" and not available):
+    if not uses_gpu(accelerator):
+        if accelerator == "cuda":
+            raise InputError("params.yaml, accelerator: cuda, but torch finds no GPU; set it to cpu or auto")
         return torch.device("cpu")
-    if not available:
-        raise InputError("params.yaml, accelerator: cuda, but torch finds no GPU; set it to cpu or auto")
     if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name()
         raise InputError(f"params.yaml, train.precision: {name} does not compute in bf16; set it to auto")
@@ -34,16 +35,3 @@ def precision(setting: str, device: torch.device) -> str:
     else:
         supported = any(torch.cpu.get_capabilities().get(name) for name in CPU_BF16)
     return "bf16" if supported else "fp32"
-
-
-def check_count(accelerator: str, processes: int) -> None:
-    """Raise InputError if there are fewer devices than processes; devices are GPUs, or CPU cores if there is no GPU."""
-    gpu = accelerator != "cpu" and torch.cuda.is_available()
-    available = torch.cuda.device_count() if gpu else os.cpu_count()
-    if processes > available:
-        kind = "GPUs" if gpu else "CPU cores"
-        raise InputError(f"params.yaml, devices: {processes} requested, but this machine has {available} {kind}")
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

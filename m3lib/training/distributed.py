@@ -5,20 +5,18 @@ the global batch, so that anchors meet all positives and negatives, and class ce
 Gradients reach only the process's slice; the sum of the parameters' gradients over processes is the gradient that one
 process would compute. With one process nothing is exchanged.
 
-The pipeline's stage starts the processes of the first machine. With several machines (`nodes`), start each of the
-others by its number, from the same clone, params.yaml and data/prepared:
-
-    python -m m3lib.training.distributed m3 1
+The pipeline's stage starts the processes of the first machine and prints the command for the others (`nodes`), which
+need the same clone, params.yaml and data/prepared.
 """
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -29,37 +27,35 @@ from m3lib import config
 from m3lib.errors import InputError
 from m3lib.training import devices
 
+T = TypeVar("T")
 TIMEOUT = timedelta(hours=6)  # to wait for another machine's start, and for the main process during validation
 
 
-def launch(name: str, accelerator: str, machines: config.Machines, node: int = 0) -> int:
-    """Train a variant in the processes of this machine, number `node`; returns torchrun's exit status.
+def launch(name: str, accelerator: str, machines: config.Machines) -> None:
+    """Train a variant in several processes and wait for them; with several machines, print the others' command.
 
-    Raises InputError if the machine has too few devices.
+    Raises InputError if this machine has fewer GPUs, or without a GPU fewer CPU cores, than it needs.
     """
-    devices.check_count(accelerator, machines.devices)
-    torchrun = ["-m", "torch.distributed.run", *rendezvous_arguments(name, machines, node)]
-    command = [sys.executable, *torchrun, f"--nproc-per-node={machines.devices}", "-m", "m3lib.training.worker", name]
+    gpu = devices.uses_gpu(accelerator)
+    available, kind = (torch.cuda.device_count(), "GPUs") if gpu else (os.cpu_count(), "CPU cores")
+    if machines.devices > available:
+        raise InputError(f"params.yaml, devices: {machines.devices} requested, but this machine has {available} {kind}")
+    meeting = "--standalone"
+    if machines.nodes > 1:  # the static backend numbers ranks by machine: rank 0 writes the checkpoint on machine 0
+        endpoint = f"--rdzv-backend=static --rdzv-endpoint={machines.rendezvous} --rdzv-id={name}"
+        meeting = f"--nnodes={machines.nodes} --node-rank=0 {endpoint} --rdzv-conf=timeout={TIMEOUT.seconds}"
+    command = f"-m torch.distributed.run {meeting} --nproc-per-node={machines.devices} -m m3lib.training.trainer {name}"
+    if machines.nodes > 1:
+        others = command.replace("--node-rank=0", "--node-rank=N")
+        print(f"start the other machines, N from 1 to {machines.nodes - 1}: python {others}", file=sys.stderr)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # else torchrun warns; each process sets its threads later
-    return subprocess.run(command, cwd=config.find_root(), env=environment, check=False).returncode
-
-
-def rendezvous_arguments(name: str, machines: config.Machines, node: int) -> list[str]:
-    """Return torchrun's arguments for how the machines of a training find each other.
-
-    The static backend numbers ranks by node, so that rank 0, which writes the checkpoint, is on the first machine.
-    """
-    if machines.nodes == 1:
-        return ["--standalone"]
-    endpoint = ["--rdzv-backend=static", f"--rdzv-endpoint={machines.rendezvous}", f"--rdzv-id={name}"]
-    timeout = f"--rdzv-conf=timeout={int(TIMEOUT.total_seconds())}"
-    return [f"--nnodes={machines.nodes}", f"--node-rank={node}", *endpoint, timeout]
+    subprocess.run([sys.executable, *command.split()], cwd=config.find_root(), env=environment, check=False)
 
 
 @contextmanager
 def process_group(accelerator: str) -> Iterator[None]:
     """Connect to the other processes, each with a different GPU if there are GPUs."""
-    gpu = accelerator != "cpu" and torch.cuda.is_available()
+    gpu = devices.uses_gpu(accelerator)
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if gpu else "gloo", timeout=TIMEOUT)
@@ -84,11 +80,6 @@ def rank_slice(size: int) -> slice:
     return slice(min(size, rank * length), min(size, (rank + 1) * length))
 
 
-def comm_device() -> torch.device:
-    """Return the device of tensors that are exchanged."""
-    return torch.device("cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu")
-
-
 def gather(rows: Tensor) -> Tensor:
     """Return the rows of all processes, (B, ...) from (b, ...); the gradient reaches only this process's rows."""
     if world_size() == 1:
@@ -99,37 +90,31 @@ def gather(rows: Tensor) -> Tensor:
     return torch.cat(gathered)
 
 
-def broadcast_bytes(produce: Callable[[], bytes]) -> bytes:
+def broadcast(produce: Callable[[], T]) -> T:
     """Return what `produce` returns in the main process; the others don't call it."""
-    if world_size() == 1:
-        return produce()
-    content = produce() if is_main_process() else b""
-    size = torch.tensor(len(content), device=comm_device())
-    dist.broadcast(size, 0)
-    array = np.frombuffer(content, np.uint8).copy() if content else np.empty(int(size), np.uint8)
-    tensor = torch.from_numpy(array).to(comm_device())
-    dist.broadcast(tensor, 0)
-    return tensor.cpu().numpy().tobytes()
+    values = [produce() if is_main_process() else None]
+    if world_size() > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 def all_equal(text: str) -> bool:
-    """Return whether all processes hold the same text (of equal length); all get the same answer."""
-    row = torch.tensor([list(text.encode())], dtype=torch.uint8, device=comm_device())
-    return bool((gather(row) == row).all())
+    """Return whether all processes hold the same text."""
+    texts = [text] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(texts, text)
+    return len(set(texts)) == 1
 
 
 def all_reduce_sum(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by its sum over the processes, in place, in one exchange per data type."""
+    """Replace each tensor by its sum over the processes, in place, in one exchange."""
     if world_size() == 1:
         return
-    by_type: dict[torch.dtype, list[Tensor]] = {}
-    for tensor in tensors:
-        by_type.setdefault(tensor.dtype, []).append(tensor)
-    for group in by_type.values():
-        flat = torch.cat([tensor.flatten() for tensor in group])
-        dist.all_reduce(flat)
-        for tensor, total in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
-            tensor.copy_(total.view(tensor.shape))
+    tensors = list(tensors)
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(total.view(tensor.shape))
 
 
 class AllReduceSum(torch.autograd.Function):
@@ -143,9 +128,7 @@ class AllReduceSum(torch.autograd.Function):
 
     @staticmethod
     def backward(_: FunctionCtx, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
+        return AllReduceSum.apply(gradient)
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -183,21 +166,3 @@ def convert_batch_norms(module: nn.Module) -> None:
             raise InputError(f"a {kind} of this backbone can't be shared; set devices and nodes to 1 (params.yaml)")
         else:
             convert_batch_norms(norm)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Start this machine's processes of a training whose first machine is another one; returns the exit status."""
-    try:
-        settings = config.load(config.find_root() / "params.yaml")
-        name, node = arguments if len(arguments) == 2 else ("", "")
-        if node not in map(str, range(1, settings.nodes)):
-            number = f"this machine's number, above 0 and below nodes in params.yaml ({settings.nodes})"
-            raise InputError(f"python -m m3lib.training.distributed takes a variant and {number}")
-        return launch(settings.variant(name).name, settings.accelerator, settings.machines, int(node))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -42,12 +42,10 @@ def attention_maps(system: System, prepared: Prepared, rows: np.ndarray, precisi
         maps["attribute"] = outputs.attribute_maps.cpu()
     if outputs.class_maps is not None:
         labels = torch.from_numpy(prepared.labels[rows]).split(system.class_counts, dim=1)  # N of (B, M_n)
-        by_attribute = zip(labels, outputs.class_maps.cpu().split(system.class_counts, dim=1), strict=True)
-        shown = [
-            class_maps[range(len(rows)), present.int().argmax(dim=1)] * present.any(dim=1)[:, None]
-            for present, class_maps in by_attribute
-        ]
-        maps["class"] = torch.stack(shown, dim=1)
+        class_maps = outputs.class_maps.cpu().split(system.class_counts, dim=1)  # N of (B, M_n, P)
+        first = [map_[range(len(rows)), y.int().argmax(dim=1)] for y, map_ in zip(labels, class_maps, strict=True)]
+        known = [y.any(dim=1)[:, None] for y in labels]
+        maps["class"] = torch.stack(first, dim=1) * torch.stack(known, dim=1)  # (B, N, P)
     images = batches.to_tensor(prepared.images[rows[:1]])
     return {name: upsample_attention(system, images, value) for name, value in maps.items()}
 

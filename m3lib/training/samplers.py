@@ -55,9 +55,7 @@ def make_batch(index: Tensor, labels: Tensor, attribute_of_class: Tensor) -> Bat
 def uniform(labels: Tensor, attribute_of_class: Tensor, batch: int, generator: Generator) -> Iterator[Batch]:
     """Yield batches that contain every image once, except a last incomplete batch."""
     order = torch.randperm(len(labels), generator=generator)
-    if len(labels) >= batch:
-        order = order[: len(labels) - len(labels) % batch]
-    for index in order.split(batch):
+    for index in order[: max(1, len(labels) // batch) * batch].split(batch):
         yield make_batch(index, labels, attribute_of_class)
 
 
@@ -77,8 +75,7 @@ def balanced(labels: Tensor, attribute_of_class: Tensor, batch: int, generator: 
     steps = max(1, len(labels) // batch)
     rounds = -(-steps * pairs // max(1, len(rare)))
     turns = [rare[torch.randperm(len(rare), generator=generator)] for _ in range(rounds)]
-    schedule = torch.cat(turns)[: steps * pairs].view(steps, pairs) if turns else rare.new_empty(steps, 0)
-    for classes in schedule:
+    for classes in torch.cat([*turns, rare[:0]])[: steps * pairs].view(steps, pairs):
         position = torch.rand(2, pairs, generator=generator, dtype=torch.float64)
         a, b = (position * torch.stack([counts[classes], counts[classes] - 1])).long()  # (pairs,) each
         b += b >= a  # any image of the class except a
@@ -104,32 +101,27 @@ class TripletSampler:
         self.images = [column.nonzero().flatten() for column in labels.T]  # M of (images of the class,)
         self.classes = []  # of each usable attribute: (classes for anchors, classes with any image)
         for n in range(int(attribute_of_class[-1]) + 1):
-            classes = (attribute_of_class == n).nonzero().flatten().tolist()
-            present = [m for m in classes if len(self.images[m])]
-            usable = [m for m in present if len(self.images[m]) >= 2 and self.has_negative(m, present)]
+            present = [m for m in (attribute_of_class == n).nonzero().flatten().tolist() if len(self.images[m])]
+            usable = [m for m in present if len(self.images[m]) >= 2 and len(self.negatives(m, present))]
             if usable:
                 self.classes.append((usable, present))
         if not self.classes:
-            raise InputError(
-                f"train.sampler {kind}: no attribute has a class with two images and another to tell it from"
-            )
+            problem = "no attribute has a class with two images and another to tell it from"
+            raise InputError(f"train.sampler {kind}: {problem}")
 
-    def has_negative(self, m: int, present: list[int]) -> bool:
-        """Return whether some image of another class can be a negative for class m."""
-        others = [self.images[other] for other in present if other != m]
-        return bool(others) and (self.kind != "asen_pp_exact" or not bool(self.labels[torch.cat(others), m].all()))
+    def negatives(self, m: int, classes: list[int]) -> Tensor:
+        """Return the images of the classes that may be a negative for class m; an image appears once per class."""
+        images = torch.cat([self.images[other] for other in classes if other != m] or [self.images[m][:0]])
+        return images[~self.labels[images, m]] if self.kind == "asen_pp_exact" else images
 
     def epoch(self, train: Train, generator: Generator) -> Iterator[Batch]:
-        """Yield batches of train.batch triplets: all anchors, then all positives, then all negatives."""
+        """Yield batches of T = train.batch triplets: all anchors, then all positives, then all negatives."""
+        T = train.batch
+        positives, negatives = (torch.eye(T, 3 * T, dtype=torch.bool).roll(k * T, dims=1) for k in (1, 2))
         for _ in range(steps_per_epoch(len(self.labels), train)):
-            triplets = [self.draw(generator) for _ in range(train.batch)]
-            index, class_id = (
-                torch.tensor([t[:3] for t in triplets]).T.flatten(),
-                torch.tensor([t[3] for t in triplets]),
-            )
-            T = len(triplets)
+            *images, class_id = torch.tensor([self.draw(generator) for _ in range(T)]).T  # (T,) each
+            index = torch.cat(images)
             same_attribute = self.attribute_of_class[class_id].repeat(3)[:, None] == self.attribute_of_class  # (3 T, M)
-            positives, negatives = (torch.eye(T, 3 * T, dtype=torch.bool).roll(k * T, dims=1) for k in (1, 2))
             anchors = Anchors(torch.arange(T), class_id, positives, negatives)
             yield Batch(index, self.labels[index] & same_attribute, anchors)
 
@@ -140,18 +132,11 @@ class TripletSampler:
             m = pick(usable, generator)
             images = self.images[m]
             anchor, positive = images[torch.randperm(len(images), generator=generator)[:2]].tolist()
-            negative = self.draw_negative(m, [other for other in present if other != m], generator)
-            if negative is not None:
-                return anchor, positive, negative, m
-
-    def draw_negative(self, m: int, others: list[int], generator: Generator) -> int | None:
-        if self.kind == "asen":
-            images = torch.cat([self.images[other] for other in others])
-        else:
-            images = self.images[pick(others, generator)]
-            if self.kind == "asen_pp_exact":
-                images = images[~self.labels[images, m]]
-        return int(pick(images, generator)) if len(images) else None
+            if self.kind != "asen":
+                present = [pick([other for other in present if other != m], generator)]
+            negatives = self.negatives(m, present)
+            if len(negatives):
+                return anchor, positive, int(pick(negatives, generator)), m
 
 
 def pick(items: list | Tensor, generator: Generator):

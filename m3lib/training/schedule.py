@@ -1,5 +1,6 @@
 """How a training proceeds over time: its stages, its learning rate, and its optimiser."""
 
+from bisect import bisect_right
 from itertools import accumulate
 
 import numpy as np
@@ -9,29 +10,26 @@ from m3lib.config import Stage, Train, Variant
 from m3lib.systems.base import System
 
 
-def stage_ends(variant: Variant) -> list[int]:
-    """Return the epoch before which each stage ends: cumulative epoch_share times epochs, at least one epoch each."""
-    ends = [0]
-    for share in accumulate(stage.epoch_share for stage in variant.stages):
-        ends.append(max(round(share * variant.train.epochs), ends[-1] + 1))
-    return ends[1:]
-
-
 class StageSchedule:
-    """Which stage an epoch belongs to, and which epochs share one learning-rate schedule."""
+    """Which stage an epoch belongs to, and which epochs share one learning-rate schedule.
+
+    A stage ends at its cumulative epoch_share times train.epochs; it has at least one epoch.
+    """
 
     def __init__(self, variant: Variant):
-        self.stages, self.ends = variant.stages, stage_ends(variant)
-        self.epochs = self.ends[-1]
-        starts = zip([0, *self.ends[:-1]], self.stages, strict=True)
-        self.restarts = [0, *[start for start, stage in starts if stage.restart and start], self.epochs]
+        self.stages, self.borders = variant.stages, [0]  # stage n has the epochs [borders[n], borders[n + 1])
+        for share in accumulate(stage.epoch_share for stage in self.stages):
+            self.borders.append(max(round(share * variant.train.epochs), self.borders[-1] + 1))
+        self.epochs = self.borders[-1]
+        starts = zip(self.borders[1:-1], self.stages[1:], strict=True)
+        self.restarts = [0, *[start for start, stage in starts if stage.restart], self.epochs]
 
     def stage(self, epoch: int) -> Stage:
-        return self.stages[next(number for number, end in enumerate(self.ends) if epoch < end)]
+        return self.stages[bisect_right(self.borders, epoch) - 1]
 
     def cycle(self, epoch: int) -> tuple[int, int]:
         """Return the epochs [start, end) of the learning-rate schedule that contains this epoch."""
-        number = next(number for number, restart in enumerate(self.restarts) if epoch < restart)
+        number = bisect_right(self.restarts, epoch)
         return self.restarts[number - 1], self.restarts[number]
 
 
@@ -51,13 +49,12 @@ def learning_rate(step: int, steps: int, train: Train, steps_per_epoch: int) -> 
 def make_optimizer(system: System, train: Train) -> torch.optim.Optimizer:
     """Return an optimiser with two parameter groups: ASEN++'s local branch, and everything else ("global").
 
-    A stage's global_lr scales the learning rate of the group "global".
+    A stage's global_lr scales the learning rate of the group "global". The local branch's parameters are named local_*.
     """
-    local = {id(parameter) for parameter in system.local_parameters()}
-    groups = [
-        {"params": [p for p in system.parameters() if (id(p) not in local) == is_global], "global": is_global}
-        for is_global in (True, False)
-    ]
+    groups = [{"params": [], "global": is_global} for is_global in (True, False)]
+    for name, parameter in system.named_parameters():
+        groups[name.startswith("local_")]["params"].append(parameter)
     optimizer = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[train.optimizer]
-    groups = [group for group in groups if group["params"]]
-    return optimizer(groups, lr=train.lr, weight_decay=train.weight_decay, fused=True)
+    return optimizer(
+        [group for group in groups if group["params"]], lr=train.lr, weight_decay=train.weight_decay, fused=True
+    )

@@ -10,9 +10,9 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from m3lib import systems
+from m3lib import config, systems
 from m3lib.config import ALONE, Loss, Machines, Stage, Variant
-from m3lib.data import batches, files
+from m3lib.data import batches, files, manifest
 from m3lib.data.manifest import Prepared, hold_out
 from m3lib.errors import InputError
 from m3lib.retrieval import metrics, ranking
@@ -36,8 +36,9 @@ class Trainer:
     def __init__(self, prepared: Prepared, variant: Variant, seed: int, threads: int, accelerator: str = "cpu"):
         make_deterministic(seed, threads)
         self.device = devices.choose(accelerator, variant.train.precision)
-        if variant.train.batch % distributed.world_size():
-            problem = f"train.batch {variant.train.batch} can't be shared by {distributed.world_size()} processes"
+        batch, processes = variant.train.batch, distributed.world_size()
+        if batch % processes:
+            problem = f"train.batch {batch} can't be shared by {processes} processes"
             raise InputError(f"{problem}: set it to a multiple (params.yaml)")
         self.prepared, self.variant, self.seed = hold_out(prepared, variant.train.held_out), variant, seed
         self.rows = prepared.rows("train")
@@ -46,7 +47,8 @@ class Trainer:
         if any(getattr(stage.loss, name) for stage in variant.stages for name in TRIPLET_LOSSES):
             samplers.check_batch(self.labels, variant.train)
         self.system = systems.build(variant, prepared.taxonomy).to(memory_format=torch.channels_last)
-        self.system.set_positive_weights(self.labels, variant.loss.positive_power)
+        weight = losses.positive_weights(self.labels, self.attribute_of_class, variant.loss.positive_power)
+        self.system.positive_weight.copy_(weight)
         self.system.to(self.device)
         distributed.convert_batch_norms(self.system)
         self.optimizer = make_optimizer(self.system, variant.train)
@@ -114,7 +116,7 @@ class Trainer:
                 position = f"{self.variant.name}, epoch {epoch + 1}, step {number + 1}"
                 raise InputError(f"{position}: {error}; lower train.lr") from None
             except RuntimeError as error:
-                if not devices.out_of_memory(error):
+                if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
                     raise
                 size = self.variant.train.batch
                 raise InputError(f"out of memory on {self.device} at train.batch {size}: lower train.batch") from None
@@ -221,14 +223,14 @@ def fit(
 
     With several processes (`machines`), this starts those of this machine, and continues from their checkpoint.
     """
-    processes, single = machines.processes, distributed.world_size() == 1
-    fingerprint = checkpoint.run_fingerprint(prepared, variant, seed, threads, accelerator, processes)
+    fingerprint = checkpoint.run_fingerprint(prepared, variant, seed, threads, accelerator, machines.processes)
     epochs = StageSchedule(variant).epochs
-    if processes > 1 and single and len(checkpoint.read_history(path, fingerprint) or []) < epochs:
-        if machines.nodes > 1:
-            command = f"python -m m3lib.training.distributed {variant.name} N"
-            print(f"waiting for the other machines: `{command}`, N from 1 to {machines.nodes - 1}", file=sys.stderr)
-        distributed.launch(variant.name, accelerator, machines)
+    if machines.processes > 1 and distributed.world_size() == 1:
+        if len(checkpoint.read_history(path, fingerprint) or []) < epochs:
+            distributed.launch(variant.name, accelerator, machines)
+        if len(checkpoint.read_history(path, fingerprint) or []) < epochs:
+            problem = f"{machines.processes} processes ended before their last epoch"
+            raise InputError(f"{variant.name}: {problem}, for the reason above")
     if not distributed.all_equal(fingerprint):
         raise InputError(f"{variant.name}: the machines differ in params.yaml, data/prepared or code; make them equal")
     trainer = Trainer(prepared, variant, seed, threads, accelerator)
@@ -242,8 +244,6 @@ def fit(
         reason = "checkpoint of other settings, data or code set aside"
         print(f"{reason}: training {variant.name} from the start", file=sys.stderr)
     done, steps = len(trainer.history), trainer.steps_per_epoch
-    if processes > 1 and single and done < epochs:
-        raise InputError(f"{variant.name}: {processes} processes ended before their last epoch, for the reason above")
     with tqdm(total=epochs * steps, initial=done * steps, desc=variant.name, disable=not main) as bar:
         for _ in range(done, epochs):
             trainer.run_epoch(bar)
@@ -266,3 +266,25 @@ def check_disk(trainer: Trainer, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     what = f"the checkpoints and embeddings of {trainer.variant.name} take"
     files.require_space(path.parent, needed, what, "free some space, or make model.class_embedding smaller")
+
+
+def main(name: str) -> int:
+    """Train the variant `name` of params.yaml as one of several processes (`distributed.launch`); returns exit status.
+
+    The main process leaves the checkpoint of the finished run, from which the pipeline's stage continues.
+    """
+    root = config.find_root()
+    try:
+        settings = config.load(root / "params.yaml")
+        prepared, variant = manifest.open_prepared(root / "data" / "prepared"), settings.variant(name)
+        path, accelerator = root / "data" / "work" / f"{name}.safetensors", settings.accelerator
+        with distributed.process_group(accelerator):
+            fit(prepared, variant, settings.seed, settings.threads, path, accelerator, settings.machines)
+    except InputError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -74,17 +74,16 @@ def test_triplets_and_their_gradients_are_those_of_comparing_all_pairs(hardness)
     for count, space in ((M, anchors.class_id), (N, OWN[anchors.class_id])):
         raw = torch.randn(B, count, D, generator=generator(count), dtype=torch.float64)
         first, second = (raw.clone().requires_grad_() for _ in range(2))
-        drawn = losses.sample_triplets(first, space, anchors, hardness, generator(3))
+        anchor, *drawn = losses.sample_triplets(first, space, anchors, hardness, generator(3))
         every = torch.einsum("isd,jsd->sij", second, second)[space, anchors.image]  # (A, B)
         draws, cosines = generator(3), []
         for sign, allowed in ((-1, anchors.positives), (1, anchors.negatives)):
             chosen = losses.sample_by_hardness(sign * every.detach(), allowed, hardness, draws)
             cosines.append(every.gather(1, chosen[:, None]).squeeze(1))
         weight = torch.randn(2, len(space), generator=generator(4), dtype=torch.float64)
-        assert torch.allclose(drawn.positive, cosines[0])
-        assert torch.allclose(drawn.negative, cosines[1])
-        assert torch.equal(drawn.anchor, first[anchors.image, space])
-        for got, found in ((drawn[1:], first), (cosines, second)):
+        assert torch.allclose(torch.stack(drawn), torch.stack(cosines))
+        assert torch.equal(anchor, first[anchors.image, space])
+        for got, found in ((drawn, first), (cosines, second)):
             sum((part * by).sum() for part, by in zip(got, weight, strict=True)).backward()
             assert found.grad.abs().sum() > 0
         torch.testing.assert_close(first.grad, second.grad)
@@ -110,8 +109,8 @@ def test_memory_is_bounded_with_many_classes(monkeypatch):
     anchors = losses.find_anchors(labels, torch.zeros(classes, dtype=torch.int64))
     phi = unit_rows(size, classes, 2).requires_grad_()
     with Watched() as watched:
-        drawn = losses.sample_triplets(phi, anchors.class_id, anchors, 4.0, generator())
-        losses.triplet_loss(drawn.positive, drawn.negative, MARGIN).backward()
+        _, positive, negative = losses.sample_triplets(phi, anchors.class_id, anchors, 4.0, generator())
+        losses.triplet_loss(positive, negative, MARGIN).backward()
     assert watched.largest == phi.numel() < classes * size * size / 10
     assert len(anchors.class_id) > 500
 

@@ -229,7 +229,7 @@ def test_class_probabilities_recover_the_frequencies_that_the_weighted_loss_was_
     for m, count in zip(range(details.start, details.stop), (4, 30, 50, 90), strict=True):
         labels[torch.randperm(100, generator=generator(m))[:count], m] = True
     labels[:, details.start] |= ~labels.any(dim=1)  # none unknown
-    system.set_positive_weights(labels, power=1)
+    system.positive_weight.copy_(losses.positive_weights(labels, OWN, 1))
     logits = torch.zeros(1, M, requires_grad=True)
     optimizer = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
 
@@ -244,13 +244,6 @@ def test_class_probabilities_recover_the_frequencies_that_the_weighted_loss_was_
     share = labels.float().mean(dim=0)[details]
     found = system.class_probabilities(Outputs(logits=logits.detach()))[0, details]
     torch.testing.assert_close(found, share, atol=1e-3, rtol=1e-3)
-
-
-def test_positive_weights_are_set_from_the_training_labels():
-    system = make_system("classifier")
-    labels = torch.from_numpy(random_labels("partial", 50, np.random.default_rng(0)))
-    system.set_positive_weights(labels, 0.5)
-    assert torch.equal(system.positive_weight, losses.positive_weights(labels, OWN, 0.5))
 
 
 OTHER = {  # another value of each setting of model that is no file

@@ -30,7 +30,7 @@ from m3lib.training import augment, checkpoint, distributed
 from m3lib.training import trainer as training
 from m3lib.training.trainer import Trainer
 from stripes import PARTIAL, PREPARED, run, same, short
-from tiny import MODEL, ROOT, SETTINGS, VALUES, generator
+from tiny import MODEL, ROOT, VALUES, generator
 
 TWO = Machines(2, 1, "")
 VARIANTS = {
@@ -165,24 +165,31 @@ def machine(folder: Path, rendezvous: str) -> Path:
     return folder
 
 
-def test_two_machines_have_the_loss_curve_of_one(tmp_path, monkeypatch):
-    """Here they are two folders; the second is started by its own command, the first by the pipeline's stage."""
+def test_two_machines_have_the_loss_curve_of_one(tmp_path, monkeypatch, capfd):
+    """Here they are two folders; the second one runs the command that the first one prints."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         rendezvous = f"127.0.0.1:{free.getsockname()[1]}"
     first, second = (machine(tmp_path / name, rendezvous) for name in ("first", "second"))
-    command = [sys.executable, "-m", "m3lib.training.distributed", "m3", "1"]
-    with subprocess.Popen(command, cwd=second, start_new_session=True) as other:
+    run_first = subprocess.run
+
+    def run_both(command: list[str], **options: object) -> None:
+        others = "N from 1 to 1: python " + " ".join(command[1:]).replace("--node-rank=0", "--node-rank=N")
+        assert others in capfd.readouterr().err
+        other = subprocess.Popen([word.replace("=0", "=1") for word in command], cwd=second, start_new_session=True)
         try:
-            monkeypatch.chdir(first)
-            monkeypatch.setattr(config, "__file__", str(first / "m3lib" / "config.py"))
-            monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=60))
-            settings, prepared = config.load(first / "params.yaml"), manifest.open_prepared(first / "data" / "prepared")
-            variant, path = settings.variant("m3"), first / "data" / "work" / "m3.safetensors"
-            training.fit(prepared, variant, settings.seed, settings.threads, path, "cpu", settings.machines)
+            run_first(command, **options)
             assert other.wait(60) == 0
         finally:
             if other.poll() is None:
                 os.killpg(other.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(subprocess, "run", run_both)
+    monkeypatch.chdir(first)
+    monkeypatch.setattr(config, "__file__", str(first / "m3lib" / "config.py"))
+    monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=60))
+    settings, prepared = config.load(first / "params.yaml"), manifest.open_prepared(first / "data" / "prepared")
+    variant, path = settings.variant("m3"), first / "data" / "work" / "m3.safetensors"
+    training.fit(prepared, variant, settings.seed, settings.threads, path, "cpu", settings.machines)
     train(variant, tmp_path / "one.safetensors")
     follows(path, tmp_path / "one.safetensors")
     assert not list(second.rglob("*.safetensors"))
@@ -243,15 +250,6 @@ def test_a_norm_that_can_not_be_synchronised_and_an_indivisible_batch_are_refuse
         Trainer(PREPARED, short("m3"), 0, 1)
 
 
-def test_a_further_machine_is_started_with_its_number(capsys, monkeypatch):
-    monkeypatch.setattr(config, "load", lambda path: replace(SETTINGS, nodes=3, rendezvous="127.0.0.1:29500"))
-    for given in [(), ("m3",), ("m3", "0"), ("m3", "3"), ("m3", "-1"), ("m3", "second"), ("m3", "1", "2")]:
-        assert distributed.main(given) == 1
-        assert "takes a variant and this machine's number, above 0 and below nodes in" in capsys.readouterr().err
-    assert distributed.main(("m4", "1")) == 1
-    assert "did you mean" in capsys.readouterr().err
-
-
 def test_machines_with_different_fingerprints_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "all_equal", lambda own: False)
     with pytest.raises(InputError, match=r"^m3: the machines differ in params\.yaml, data/prepared or code"):
@@ -291,6 +289,5 @@ def test_fit_starts_its_processes_and_continues_from_their_checkpoint(tmp_path, 
         assert found.to_dict("records") == curves
     (command,) = commands
     assert command[0] == sys.executable
-    assert (
-        " ".join(command[1:]) == "-m torch.distributed.run --standalone --nproc-per-node=2 -m m3lib.training.worker m3"
-    )
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node=2"
+    assert " ".join(command[1:]) == f"{torchrun} -m m3lib.training.trainer m3"
