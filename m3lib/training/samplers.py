@@ -119,7 +119,7 @@ class TripletSampler:
         T = train.batch
         positives, negatives = (torch.eye(T, 3 * T, dtype=torch.bool).roll(k * T, dims=1) for k in (1, 2))
         for _ in range(steps_per_epoch(len(self.labels), train)):
-            *images, class_id = torch.tensor([self.draw(generator) for _ in range(T)]).T  # (T,) each
+            *images, class_id = torch.tensor([self.draw(generator) for _ in range(T)]).T.contiguous()  # (T,) each
             index = torch.cat(images)
             same_attribute = self.attribute_of_class[class_id].repeat(3)[:, None] == self.attribute_of_class  # (3 T, M)
             anchors = Anchors(torch.arange(T), class_id, positives, negatives)
