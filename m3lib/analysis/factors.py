@@ -4,8 +4,6 @@ The drawn benchmark keeps hidden factors of every image, such as the pitch of it
 query's class, a score carries more than the class if it ranks those with a similar factor first.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 
@@ -50,24 +48,19 @@ def within_classes(prepared: Prepared, split: str, score: str, embeddings: Embed
 
     For each (query, class) pair, over the candidates of that class. Empty for a data set without hidden factors.
     """
+    query_rows, candidate_rows = (prepared.rows(split, role) for role in ("query", "candidate"))
     means = {}
     for n, name in enumerate(prepared.taxonomy.names):
         factors = [factor for factor in FINER.get(name, ()) if f"factor_{factor}" in prepared.manifest]
-        values = {factor: prepared.manifest[f"factor_{factor}"].to_numpy() for factor in factors}
         correlations: dict[str, list[np.ndarray]] = {factor: [] for factor in factors}
         of_attribute = embeddings.of_attribute(n, prepared.taxonomy)
-        for queries, candidates in class_rows(prepared, split, prepared.taxonomy.classes_of(n)) if factors else ():
+        for carries in prepared.labels[:, prepared.taxonomy.classes_of(n)].T if factors else ():  # (I,) per class
+            queries, candidates = query_rows[carries[query_rows]], candidate_rows[carries[candidate_rows]]
+            if not len(queries) or len(candidates) < MIN_CANDIDATES:
+                continue
             similar = similarity(score, of_attribute.take(queries), of_attribute.take(candidates)).numpy()
-            for factor, x in values.items():
-                correlations[factor].append(rank_correlation(similar, closeness(x[queries], x[candidates], factor)))
+            for factor, rows in correlations.items():
+                x = prepared.manifest[f"factor_{factor}"].to_numpy()
+                rows.append(rank_correlation(similar, closeness(x[queries], x[candidates], factor)))
         means |= {f"{name}: {f}": float(np.concatenate(rows).mean()) for f, rows in correlations.items() if rows}
     return means
-
-
-def class_rows(prepared: Prepared, split: str, classes: slice) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the manifest rows of the queries and candidates of each class that has enough of them."""
-    for m in range(classes.start, classes.stop):
-        rows = [prepared.rows(split, role) for role in ("query", "candidate")]
-        queries, candidates = (r[prepared.labels[r, m]] for r in rows)
-        if len(queries) and len(candidates) >= MIN_CANDIDATES:
-            yield queries, candidates

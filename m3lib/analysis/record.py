@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -84,14 +85,6 @@ def experiment_table(root: Path, commit: str, params: dict) -> pd.DataFrame:
     return table.assign(percent=100 * table["percent"])
 
 
-def pair_rows(root: Path, commit: str) -> pd.DataFrame:
-    """Return the paired comparisons of one experiment's report; empty if it stopped before the report."""
-    try:
-        return pd.read_csv(io.StringIO(git(root, "show", f"{commit}:data/pairs.csv")))
-    except subprocess.CalledProcessError:
-        return pd.DataFrame()
-
-
 def collect(root: Path, name: str) -> Path:
     """Write data/results/<name>.csv and, from the reports, <name>-pairs.csv.
 
@@ -106,14 +99,15 @@ def collect(root: Path, name: str) -> Path:
     for experiment, commit in commits.items():
         key = {"experiment": experiment, "settings": settings[experiment]}
         tables.append(experiment_table(root, commit, params[experiment]).assign(**key))
-        pairs.append(pair_rows(root, commit).assign(seed=params[experiment]["seed"], **key))
+        with suppress(subprocess.CalledProcessError):  # the experiment stopped before the report
+            report = pd.read_csv(io.StringIO(git(root, "show", f"{commit}:data/pairs.csv")))
+            pairs.append(report.assign(seed=params[experiment]["seed"], **key))
     folder = root / "data" / "results"
     table = pd.concat(tables).drop_duplicates(["seed", "variant", "settings", "split", "score", "metric", "attribute"])
     table.round(2).to_csv(folder / f"{name}.csv", index=False)
-    compared = pd.concat(pairs)
-    if len(compared):
-        compared = compared.drop_duplicates(["seed", "settings", "lower", "higher"])
-        compared.round(3).to_csv(folder / f"{name}-pairs.csv", index=False)
+    if pairs:
+        table = pd.concat(pairs).drop_duplicates(["seed", "settings", "lower", "higher"])
+        table.round(3).to_csv(folder / f"{name}-pairs.csv", index=False)
     return folder / f"{name}.csv"
 
 
