@@ -185,7 +185,6 @@ BAD_ROWS = {
     "quoted newline": (lambda rows: (rows[1].__setitem__(1, "a\nb\r\nc"), rows[2].pop()), {}, ["line 5", "4 values"]),
     "column twice": (edit_cell(0, 2, "colour"), {}, ["line 1", "'colour'"]),
     "column without a name": (edit_cell(0, 2, ""), {}, ["line 1", "column 3"]),
-    "header only": (lambda rows: rows.__delitem__(slice(1, None)), {}, ["empty"]),
     "no image column": (edit_cell(0, 0, "file"), {}, ["'image'", "csv.image_column", "'file', 'colour'"]),
     "no class twice": (None, {"attributes": [], "min_images": 99}, ["no column has two classes with 99"]),
     "missing attribute": (None, {"attributes": ["color"]}, ["csv.attributes", "'color'", "'colour'"]),

@@ -38,6 +38,7 @@ BAD = {  # the change of the table, words of the sentence beside the file's name
     "below -1": (set_line(5, "pic/1/1.jpg,0,-2" + 7 * ",0"), ["line 5", "'clothes button'", "'-2'"]),
     "out of range": (set_line(5, "pic/1/1.jpg,0,13" + 7 * ",0"), ["line 5", "value 13", "'clothes button'", "0 to 12"]),
     "other digits": (set_line(5, "pic/1/1.jpg,٣" + 8 * ",0"), ["line 5", "'clothes category'", "'٣'"]),
+    "not UTF-8": (set_line(4, "pic/\udce9.jpg" + 9 * ",0"), ["line 4", "UTF-8"]),
     "no path": (set_line(5, " " + 9 * ",0"), ["line 5", "''", "inside"]),
     "a line end in a path": (set_line(5, '"pic/a\nb.jpg"' + 9 * ",0"), ["line 5", r"'pic/a\nb.jpg'", "inside"]),
     "fewer labels": (lambda lines: lines.append(re.sub(r"\d+$", "-1", lines[3])), ["line 182", "line above"]),

@@ -37,8 +37,8 @@ BAD = {  # the change of the first label.csv, words of the sentence beside the f
     "two fields": (set_line(4, SKIRT), ["line 4", "`path,attribute_labels,letters`", "2 fields"]),
     "attribute": (set_line(4, "Images/x.jpg,skirt_labels,yn"), ["line 4", "'skirt_labels'", "skirt_length_labels"]),
     "letters missing": (set_line(4, f"{SKIRT},nnnyn"), ["line 4", "'nnnyn'", "6 letters", "'skirt length'"]),
+    "not UTF-8": (set_line(4, f"\udce9{SKIRT},nnnnny"), ["line 4", "UTF-8"]),
     "no y": (set_line(4, f"{SKIRT},nnmnnn"), ["line 4", "one y"]),
-    "two y": (set_line(4, f"{SKIRT},nynnyn"), ["line 4", "one y"]),
     "other letter": (set_line(4, f"{SKIRT},nnynnx"), ["line 4", "'nnynnx'", "y, m, n"]),
     "other folder": (set_line(4, f"Images/../../{SKIRT},nnynnn"), ["line 4", "inside"]),
     "other class": (

@@ -287,18 +287,15 @@ def test_too_little_disk_is_reported_before_anything_is_drawn(tmp_path, folder, 
     assert not log.exists()
 
 
-@both_kinds
-def test_finished_shards_need_no_more_disk(folder, monkeypatch, kind):
-    given, settings = source(300, Drawn(smooth=True)), replace(SMALL, store=kind)
-    interrupt(given, folder, settings, 2)
+def test_finished_shards_need_no_more_disk(folder, monkeypatch):
+    given = source(300, Drawn())
+    interrupt(given, folder, SMALL, 2)
     rest = 300 * 16 * 20 * 3 - sum(path.stat().st_size for path in work_files(folder))
-    monkeypatch.setattr(pack, "JPEG_SHARE", 1)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=rest - 1))
-    with pytest.raises(InputError, match="free some space"):
-        pack.pack(given, folder, settings, 1)
+    check_refused(lambda: pack.pack(given, folder, SMALL, 1), "free some space")
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=rest))
-    pack.pack(given, folder, settings, 1)
-    assert sorted(contents(folder)) == FILES[kind]
+    pack.pack(given, folder, SMALL, 1)
+    assert sorted(contents(folder)) == FILES["raw"]
 
 
 def test_a_full_disk_is_one_sentence_and_the_next_run_continues(tmp_path, folder, monkeypatch):

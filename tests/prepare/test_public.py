@@ -30,16 +30,10 @@ LABELS = {  # the label files
     "darn": ["labels.csv"],
 }
 PUBLISHED = {"deepfashion": "pair", "fashionai": "row", "darn": "row"}
-SURVEY = {  # words of the lines on missing files, and of the origin
-    "deepfashion": (
-        ["list_attr_cloth.txt", "list_attr_img.txt", "list_eval_partition.txt", "img or Img/img"],
-        "mmlab.ie.cuhk.edu.hk",
-    ),
-    "fashionai": (
-        [" or ".join(LABELS["fashionai"]), "fashionAI_attributes_train1 or fashionAI_attributes_train2"],
-        "tianchi.aliyun.com",
-    ),
-    "darn": (["labels.csv or label_train.txt", " pic:"], "request to the authors"),
+SURVEY = {  # a file of the survey, and words on the origin
+    "deepfashion": ("list_attr_img.txt", "mmlab.ie.cuhk.edu.hk"),
+    "fashionai": (" or ".join(LABELS["fashionai"]), "tianchi.aliyun.com"),
+    "darn": ("labels.csv or label_train.txt", "request to the authors"),
 }
 
 
@@ -227,20 +221,14 @@ def test_equal_rows_are_noted(download):
     assert after.notes == (f"2 rows of {file} repeat another", *before.notes)
 
 
-def test_a_label_file_that_is_not_utf8_is_one_sentence(download):
-    path = LABELS[download.name][0]
-    download.edit(path, lambda lines: lines.__setitem__(3, "caf\udce9" + lines[3]))
-    download.check_refused(path, "line 4", "UTF-8")
-
-
 # the survey
 
 
 def test_a_survey_lists_the_files_and_where_to_get_them(download, tmp_path):
-    dataset, (missing, origin) = prepare.DATASETS[download.name], SURVEY[download.name]
+    dataset, (file, origin) = prepare.DATASETS[download.name], SURVEY[download.name]
     text, complete = public.survey(dataset, tmp_path / "nothing")
     assert not complete
-    for word in (*missing, "filenames_test.txt"):
+    for word in (file, " or ".join(dataset.photos.paths), "filenames_test.txt"):
         assert any(line.startswith("  missing") and word in line for line in text.splitlines()), word
     for word in (str(tmp_path / "nothing"), origin, "github.com/Maryeon/asen", "benchmark.folder"):
         assert word in text

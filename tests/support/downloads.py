@@ -22,21 +22,10 @@ from tiny import SETTINGS
 SPLIT = config.Split(valid=0.3, test=0.3, query=0.2)
 SIZE = (24, 18)  # of a photo, height and width
 CLOTH = (  # name and type, in the order of the file: the types are mixed
-    ("crew neck", 4),
-    ("floral print", 1),
-    ("a-line", 3),
-    ("cotton blend", 2),
-    ("boho chic", 5),
-    ("striped", 1),
-    ("v-neck 3/4 sleeve", 4),
-    ("denim", 2),
-    ("red carpet look", 5),
-    ("fit and flare", 3),
-    ("polka dot 1", 1),
-    ("lace", 2),
-    ("hood", 4),
-    ("maxi", 3),
-)
+    ("crew neck", 4), ("floral print", 1), ("a-line", 3), ("cotton blend", 2), ("boho chic", 5), ("striped", 1),
+    ("v-neck 3/4 sleeve", 4), ("denim", 2), ("red carpet look", 5), ("fit and flare", 3), ("polka dot 1", 1),
+    ("lace", 2), ("hood", 4), ("maxi", 3),
+)  # fmt: skip
 TYPES = ("texture", "fabric", "shape", "part", "style")
 DEEPFASHION = Taxonomy(
     tuple(Attribute(name, tuple(c for c, k in CLOTH if k == kind), multi=True) for kind, name in enumerate(TYPES, 1))
