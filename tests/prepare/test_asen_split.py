@@ -108,8 +108,6 @@ BAD = {
     "old line ends": ("filenames_test.txt", b"t/1.jpg\rt/2.jpg\r", ["line 1", "inside"]),
     "not UTF-8": ("filenames_test.txt", b"t/1.jpg\r\nt/caf\xe9.jpg\r\n", ["line 2", "UTF-8"]),
     "even number": ("label_train.txt", b"0 0 2\n1 0 2 1\n", ["line 2", "`line attribute value [", "got 4"]),
-    "train photo out of range": ("label_train.txt", b"0 0 2\n4 0 2\n", ["line 2", "photo 4", "0 to 3"]),
-    "train photo twice": ("label_train.txt", b"0 0 2\n0 0 2\n", ["line 2", "photo 0", "label_train.txt, line 1"]),
 }
 
 
