@@ -24,16 +24,18 @@ def use_style() -> None:
     plt.rcParams.update({"axes.spines.right": False, "legend.frameon": False, "savefig.bbox": "tight"})
 
 
-def attribute_bars(percent: pd.DataFrame, floor: pd.Series, ylabel: str) -> Figure:
+def attribute_bars(percent: pd.DataFrame, floor: pd.Series | None, ylabel: str) -> Figure:
     """Grouped bars: one group per attribute, one bar per variant, and the random ranking as a line across the group.
 
-    percent: one row per variant, one column per attribute. floor: the value of the random ranking by attribute.
+    percent: one row per variant, one column per attribute. floor: the random ranking by attribute, if known.
     """
     long = percent.rename_axis("variant").reset_index().melt("variant", var_name="attribute", value_name="value")
     figure, axis = plt.subplots(figsize=(max(7, 1.5 * percent.shape[1]), 3.4))
     sns.barplot(long, x="attribute", y="value", hue="variant", palette=palette(percent.index), ax=axis)
-    positions, values = np.arange(percent.shape[1]), floor[percent.columns]
-    axis.hlines(values, positions - 0.45, positions + 0.45, color="black", linewidth=1.2, label="random ranking")
+    positions = np.arange(percent.shape[1])
+    if floor is not None:
+        values = floor[percent.columns]
+        axis.hlines(values, positions - 0.45, positions + 0.45, color="black", linewidth=1.2, label="random ranking")
     axis.set(xlabel="", ylabel=ylabel)
     axis.set_xticks(positions, [caption(name) for name in percent.columns])
     axis.tick_params(axis="x", rotation=20 if percent.shape[1] > 5 else 0)
@@ -124,7 +126,7 @@ def sweep_panels(runs: pd.DataFrame, setting: str, ylabel: str) -> Figure:
         if numeric:
             axis.set_xscale("log" if wide else "linear")
             ticks = sorted(runs[setting].unique())
-            axis.set_xticks(ticks, [tick_text(value) for value in ticks])
+            axis.set_xticks(ticks, [tick_text(value) for value in ticks], rotation=30)
             axis.xaxis.set_minor_locator(NullLocator())
     grid.set_axis_labels(setting, ylabel)
     return grid.figure

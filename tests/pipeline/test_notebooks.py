@@ -1,4 +1,4 @@
-"""The source notebooks: pages for a reader that also run as stages, held to what the pipeline assumes of them."""
+"""The source notebooks: what a reader expects of a page, and what the pipeline expects of a stage."""
 
 import ast
 import importlib
@@ -19,7 +19,7 @@ from m3lib.validation import PRESET_SECTIONS
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-STAGED = [path for path in NOTEBOOKS if path.stem[0].isdigit()]  # the others are opened by hand alone
+STAGED = [path for path in NOTEBOOKS if path.stem[0].isdigit()]  # the others are only opened by hand
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 VARIANT = "${item.variant}"
 SECTIONS = {field.name for field in fields(config.Settings)}
@@ -42,14 +42,14 @@ def tree(path):
 
 def stage_of(path):
     """The stage that runs a notebook, and the words of its command after the notebook's name."""
-    found = [
+    stages = [
         (stage, words[4:])
         for stage in STAGES.values()
         if isinstance(stage["cmd"], str)
         and (words := stage["cmd"].split())[2:4] == ["m3lib.pipeline.run_notebook", path.stem]
     ]
-    assert len(found) == 1, f"{path.stem} is run by {len(found)} stages"
-    return found[0]
+    assert len(stages) == 1, f"{path.stem} is run by {len(stages)} stages"
+    return stages[0]
 
 
 def test_every_notebook_is_there():
@@ -119,7 +119,7 @@ def test_short_cells_and_functions(path):
 
 @each
 def test_plain_python(path):
-    """No shell, no magic, no search path or working directory changed, nothing imported by a star."""
+    """A cell uses no shell, magic or star import, and changes neither the search path nor the working directory."""
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom):
             assert "*" not in [alias.name for alias in node.names]
@@ -157,7 +157,7 @@ def only(cell, kinds):
 def test_prose_between_cells(path):
     """At most two code cells in a row, not counting one that shows a picture.
 
-    Nor what a reader skims: the parameters, the imports, and the asserts at the end.
+    Parameters, imports and the asserts at the end do not count either.
     """
     helpers = {f.name for cell in code(path) for f in defined(cell) if draws("\n".join(map(ast.unparse, f.body)), ())}
     row = 0
@@ -173,26 +173,26 @@ def test_prose_between_cells(path):
 
 def imported_objects(path: Path) -> dict:
     """What a notebook imports from m3lib, by name; raises ImportError or AttributeError for what does not exist."""
-    found = {}
+    objects = {}
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "m3lib":
             package = importlib.import_module(node.module)
             for name in (alias.name for alias in node.names):
                 submodule = f"{node.module}.{name}"
                 if hasattr(package, "__path__") and importlib.util.find_spec(submodule):
-                    found[name] = importlib.import_module(submodule)
+                    objects[name] = importlib.import_module(submodule)
                 else:
-                    found[name] = getattr(package, name)
-    return found
+                    objects[name] = getattr(package, name)
+    return objects
 
 
 @each
 def test_imported_and_used_names_of_m3lib_exist(path):
-    """`ranking.rank` in a cell is something that the imported module has."""
-    found = imported_objects(path)
+    """For example, the module `ranking` has the function that a cell calls as `ranking.rank`."""
+    objects = imported_objects(path)
     for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in found:
-            assert hasattr(found[node.value.id], node.attr), ast.unparse(node)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in objects:
+            assert hasattr(objects[node.value.id], node.attr), ast.unparse(node)
 
 
 @each_stage
@@ -208,9 +208,9 @@ def test_stage_passes_what_the_notebook_takes(path):
 def test_default_variant_is_in_the_comparison():
     settings = config.load(ROOT / "params.yaml")
     for path in NOTEBOOKS:
-        known = papermill.inspect_notebook(path)
-        if "variant" in known:
-            assert known["variant"]["default"].strip("'\"") in settings.variants
+        parameters = papermill.inspect_notebook(path)
+        if "variant" in parameters:
+            assert parameters["variant"]["default"].strip("'\"") in settings.variants
 
 
 def sections_read_in(package: str) -> set[str]:
