@@ -15,7 +15,6 @@ from m3lib.retrieval.metrics import QueryMetrics, evaluate_attribute, expected_r
 
 FIELDS = ("query", "class_id", "relevant", "ap_all", "ap_100_hits", "ap_100_min", "recall_100")
 SHARED = Path(__file__).parents[3] / "shared"
-needs_splits = pytest.mark.skipif(not (SHARED / "splits").is_dir(), reason="the released split files are not here")
 
 
 @pytest.fixture
@@ -163,13 +162,6 @@ def test_expected_random_ap_by_exhaustion():
     assert expected_random_ap([[1, 2], [0, 3]], 3).shape == (2, 2)
 
 
-@pytest.mark.parametrize(("R", "C"), [(1, 900), (37, 500), (300, 400)])
-def test_expected_random_ap_by_simulation(rng, R, C):
-    similarity = torch.from_numpy(rng.random((4000, C), dtype=np.float32))
-    ap = evaluate_attribute(similarity, np.ones((4000, 1)), np.arange(C)[:, None] < R).ap_all
-    assert abs(ap.mean() - expected_random_ap(R, C)) < 6 * ap.std() / np.sqrt(4000)
-
-
 # ---- summaries
 
 
@@ -206,20 +198,16 @@ def test_summarise_refuses_an_attribute_without_queries():
         summarise({"sleeve": constant_metrics(3, 0.5), "neck": constant_metrics(0, 0.5)})
 
 
-# ---- against the released splits and the poster
+# ---- against the released splits and the poster (their random ranking: tests/prepare/test_real_splits.py)
 
 
-def rows(data_set, role):
-    """(n, 3) int: image, attribute, class."""
-    return np.loadtxt(SHARED / "splits" / data_set / f"{role}_test.txt", dtype=int)
-
-
-@needs_splits
+@pytest.mark.skipif(not (SHARED / "splits").is_dir(), reason="the released split files are not here")
 @pytest.mark.parametrize(("data_set", "tolerance", "suspect"), [("fashionai", 0.01, ()), ("darn", 0.12, ("ASEN++",))])
 def test_pooled_overall_is_the_published_overall(data_set, tolerance, suspect):
     with (SHARED / "design" / "published.csv").open() as lines:
         table = [r for r in csv.DictReader(lines) if r["dataset"] == data_set and r["metric"] == "MAP@all"]
-    counts = np.bincount(rows(data_set, "query")[:, 1])
+    rows = np.loadtxt(SHARED / "splits" / data_set / "query_test.txt", dtype=int)  # image, attribute, class
+    counts = np.bincount(rows[:, 1])
     systems = sorted({r["system"] for r in table} - set(suspect))
     assert len(systems) == 7 - len(suspect)
     for system in systems:
@@ -228,62 +216,3 @@ def test_pooled_overall_is_the_published_overall(data_set, tolerance, suspect):
         pairs = zip(attributes, counts, strict=True)
         summary = summarise({r["attribute"]: constant_metrics(n, float(r["percent"]) / 100) for r, n in pairs})
         assert 100 * summary["map_all"]["overall_by_query"] == pytest.approx(float(overall["percent"]), abs=tolerance)
-
-
-@needs_splits
-@pytest.mark.parametrize(
-    ("data_set", "overall", "recall", "attributes"),
-    [
-        ("fashionai", 15.47, 5.50, [16.86, 12.23, 13.05, 17.11, 21.98, 21.21, 10.85, 20.73]),
-        ("darn", 31.00, 5.24, [5.12, 23.17, 10.21, 29.64, 43.07, 38.54, 14.90, 61.88, 54.36]),
-        ("deepfashion", 3.21, 2.27, [6.52, 2.56, 3.05, 2.36, 1.75]),
-    ],
-)
-def test_random_ranking_of_the_released_rows(rng, data_set, overall, recall, attributes):
-    queries, candidates = rows(data_set, "query"), rows(data_set, "candidate")
-    results, expected, share = {}, [], []
-    for a in range(len(attributes)):
-        q, c = queries[queries[:, 1] == a, 2], candidates[candidates[:, 1] == a, 2]
-        one_hot = np.eye(max(q.max(), c.max()) + 1, dtype=bool)
-        similarity = torch.from_numpy(rng.random((len(q), len(c))))
-        results[str(a)] = evaluate_attribute(similarity, one_hot[q], one_hot[c])
-        expected.append(expected_random_ap(results[str(a)].relevant, len(c)))
-        share.append(results[str(a)].relevant / len(c))
-    summary, ap = summarise(results), np.concatenate([r.ap_all for r in results.values()])
-    assert [100 * s.mean() for s in share] == pytest.approx(attributes, abs=0.006)  # the stated numbers are mean R / C
-    assert 100 * np.concatenate(share).mean() == pytest.approx(overall, abs=0.006)
-    exact = np.concatenate(expected)
-    assert 0 < 100 * summary["map_all"]["overall_by_query"] - overall < 0.5  # the exact values are slightly above
-    assert abs(ap.mean() - exact.mean()) < 6 * np.std(ap - exact) / np.sqrt(len(ap))
-    recalls = np.concatenate([r.recall_100 for r in results.values()])
-    assert abs(100 * recalls.mean() - recall) < 0.01 + 600 * recalls.std() / np.sqrt(len(recalls))
-
-
-def deepfashion_labels():
-    """(27625, 1000) bool and (1000,) the attribute of each global class id."""
-    hot, attribute = np.zeros((27625, 1000), dtype=bool), np.zeros(1000, dtype=int)
-    for line in (SHARED / "splits" / "deepfashion" / "label_test.txt").read_text().splitlines():
-        image, *pairs = map(int, line.split())
-        hot[image, pairs[1::2]] = True
-        attribute[pairs[1::2]] = np.array(pairs[::2]) - 1
-    return hot, attribute
-
-
-@needs_splits
-def test_deepfashion_as_image_class_pairs(rng):
-    hot, attribute = deepfashion_labels()
-    queries, candidates = rows("deepfashion", "query")[:, 0], rows("deepfashion", "candidate")[:, 0]
-    results, share, recall = {}, [], []
-    for a in range(5):
-        q, c = hot[queries][:, attribute == a], hot[candidates][:, attribute == a]
-        c = c[c.any(axis=1)]
-        one_shuffle = torch.from_numpy(rng.permutation(len(c))).expand(len(q), -1)
-        r = results[str(a)] = evaluate_attribute(one_shuffle, q, c)
-        share.append(r.relevant / len(c))
-        recall.append(100 / len(c) * (r.relevant > 0))
-    assert list(summarise(results)["queries"].values()) == [3725, 5344, 3728, 3435, 2991]
-    assert sum(np.sum(r.relevant == 0) for r in results.values()) == 2
-    assert [100 * s.mean() for s in share] == pytest.approx([11.44, 4.31, 4.17, 4.01, 2.47], abs=0.006)
-    assert 100 * np.concatenate(share).mean() == pytest.approx(5.32, abs=0.006)
-    assert 100 * np.concatenate(recall).mean() == pytest.approx(1.01, abs=0.006)
-    assert 100 * summarise(results)["map_all"]["overall_by_query"] == pytest.approx(5.4, abs=0.5)
