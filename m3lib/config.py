@@ -87,7 +87,7 @@ class Csv:
 class Benchmark:
     folder: Text
     protocol: Literal["published", "pair", "row", "any"]
-    share: number(0.0001, 1)
+    fraction: number(0.0001, 1)
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -95,8 +95,8 @@ class Images:
     height: integer(16, 1024)
     width: integer(16, 1024)
     fit: Literal["crop", "pad"]
-    store: Literal["raw", "jpeg"]
-    max_bad: Fraction
+    format: Literal["raw", "jpeg"]
+    max_unreadable: Fraction
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -181,7 +181,7 @@ class Umap:
 @dataclass(frozen=True, config=FORBID)
 class Index:
     variant: Text
-    gallery: Literal["all", "test"]
+    images: Literal["all", "test"]
     kind: Literal["auto", "exact", "compressed"]
 
 

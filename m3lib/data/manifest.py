@@ -1,7 +1,7 @@
 """The manifest: the one table that every source becomes, and all that later stages know of the source.
 
 A prepared folder holds `manifest.parquet` (one row per image), `taxonomy.json`, `protocol.json` (what makes a candidate
-relevant, see `retrieval.ranking`) and an image store in the order of the rows, of one of two kinds (images.store):
+relevant, see `retrieval.ranking`) and an image store in the order of the rows, of one of two kinds (images.format):
 
     raw     images.npy: (I, H, W, 3) uint8
     jpeg    images.bin: JPEGs of quality 95 without chroma subsampling, one after the other

@@ -20,7 +20,7 @@ DATASETS = {dataset.name: dataset for dataset in (deepfashion.DATASET, fashionai
 def read(settings: Settings) -> Source:
     """Read the source that the settings name; raises InputError if it can't be used for training and evaluation."""
     if settings.source == "csv":
-        source = catalogue.read(settings.csv, settings.split, settings.images.max_bad)
+        source = catalogue.read(settings.csv, settings.split, settings.images.max_unreadable)
     elif settings.source == "wardrobe":
         from m3lib.prepare import wardrobe  # only here: other sources don't need the drawing code
 

@@ -32,7 +32,7 @@ SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("valid", "val", "va
 Values = list[list[str]]  # of one attribute: the classes of each row, none if unknown
 
 
-def read(settings: Csv, split: Split, max_bad: float) -> Source:
+def read(settings: Csv, split: Split, max_unreadable: float) -> Source:
     """Return the catalogue as a source; raises InputError that names the wrong line, column or setting."""
     path = data_path(settings.table)
     table, names, attributes = open_table(settings)
@@ -41,7 +41,7 @@ def read(settings: Csv, split: Split, max_bad: float) -> Source:
     missing = [
         f"{name!r} ({path}, line {line})" for line, name in zip(table.index[~exists], names[~exists], strict=True)
     ]
-    notes = check_missing(missing, len(table), max_bad)
+    notes = check_missing(missing, len(table), max_unreadable)
     table, names, contents = table[exists], names[exists], contents[exists]
 
     taxonomy, labels, label_notes = label(table, attributes, settings)

@@ -1,8 +1,8 @@
 """Read DARN (Huang et al., ICCV 2015): shop photos with up to nine labels each, under pic/<item>/<name>.jpg.
 
 The photos are published as a list of addresses, many of them dead: missing photos are counted and left out (raise
-images.max_bad if necessary). The names of the classes were never published with the split files, so they are numbers
-here. Labels come from the released split files, or from labels.csv, for those who have the original table: a header of
+images.max_unreadable if necessary). The names of the classes were never published with the split files, so they are
+numbers here. Labels come from the released split files, or from labels.csv, for those who have the original table: a header of
 `path` and the nine attributes, then one row per photo, -1 or empty for a missing label.
 """
 

@@ -33,7 +33,7 @@ from m3lib.prepare.photos import fit
 
 SHARD = 128  # images; one worker packs one shard at a time
 JPEG_SHARE = 0.2  # upper bound of JPEG size / raw size; measured: 0.08 (enlarged photos) to 0.18 (detailed ones)
-TOO_MANY = "{}, more than the share images.max_bad = {:g} in params.yaml allows; the first is {}"
+TOO_MANY = "{}, more than the share images.max_unreadable = {:g} in params.yaml allows; the first is {}"
 LISTED = 5  # unreadable images named in the notes
 
 Load = Callable[[int], np.ndarray]
@@ -61,7 +61,7 @@ def pack(source: Source, folder: Path, settings: Images, workers: int | None = N
     """Write the image store into a folder and return the source restricted to the rows that are in the store.
 
     Images whose load raises InputError are left out and noted. Raises InputError if their share exceeds
-    settings.max_bad, if the disk is too small, or if a worker process is killed.
+    settings.max_unreadable, if the disk is too small, or if a worker process is killed.
 
     The store has the same bytes for any number of workers and interruptions. A photo that is replaced by another of
     the same name during an interruption is not noticed: remove data/work after replacing some.
@@ -82,12 +82,12 @@ def pack(source: Source, folder: Path, settings: Images, workers: int | None = N
             headers[path] = header
             bad |= dict(header.bad)
             bar.update(len(rows))
-            if too_many(len(bad), total, settings.max_bad):
+            if too_many(len(bad), total, settings.max_unreadable):
                 break
-    if too_many(len(bad), total, settings.max_bad):
+    if too_many(len(bad), total, settings.max_unreadable):
         shutil.rmtree(work)  # the user will change the photos or the table
         raise InputError(
-            TOO_MANY.format(f"{len(bad)} of {total} images can't be read", settings.max_bad, bad[min(bad)])
+            TOO_MANY.format(f"{len(bad)} of {total} images can't be read", settings.max_unreadable, bad[min(bad)])
         )
     merge(headers, folder, settings)
     shutil.rmtree(work)
@@ -99,7 +99,7 @@ def fingerprint(source: Source, settings: Images) -> str:
     buffer = io.BytesIO()
     pickler = pickle.Pickler(buffer)
     pickler.fast = True  # equal values give equal bytes, even if one is the same object twice and the other is not
-    form = (settings.height, settings.width, settings.fit, settings.store)
+    form = (settings.height, settings.width, settings.fit, settings.format)
     pickler.dump((source.load, tuple(source.manifest["image"]), form, PIL.__version__))
     code = sorted(Path(__file__).parent.rglob("*.py"))  # photos, this module, and every reader
     return digest(buffer.getvalue(), *code, Path(store.__file__))
@@ -110,10 +110,10 @@ def check_space(work: Path, settings: Images, total: int) -> None:
     raw = total * settings.height * settings.width * 3
     done = sum(path.stat().st_size for path in work.iterdir())
     advice = "make images.height and images.width smaller (params.yaml), or free some space"
-    if settings.store == "jpeg":
+    if settings.format == "jpeg":
         require_space(work, JPEG_SHARE * raw - done, "the image store needs up to", advice)
         return
-    jpeg = f"set images.store to jpeg (at most {JPEG_SHARE * raw / 1e9:.1f} GB in all)"
+    jpeg = f"set images.format to jpeg (at most {JPEG_SHARE * raw / 1e9:.1f} GB in all)"
     require_space(work, raw - done, "the image store needs", f"{jpeg}, {advice}")
 
 
@@ -153,7 +153,7 @@ def pack_shard(path: Path, rows: range) -> Header:
     images, bad = [], []
     for row in rows:
         try:
-            images.append(store.encode(fit(load(row), settings.height, settings.width, settings.fit), settings.store))
+            images.append(store.encode(fit(load(row), settings.height, settings.width, settings.fit), settings.format))
         except InputError as error:
             bad.append((row, str(error)))
     header = Header([len(image) for image in images], bad)
@@ -180,9 +180,9 @@ def merge(shards: dict[Path, Header], folder: Path, settings: Images) -> None:
     for name in (store.RAW, store.INDEX, store.JPEGS):
         (folder / name).unlink(missing_ok=True)
     sizes = [size for header in shards.values() for size in header.sizes]
-    name = store.JPEGS if settings.store == "jpeg" else store.RAW
+    name = store.JPEGS if settings.format == "jpeg" else store.RAW
     with atomic(folder / name) as temporary, temporary.open("wb") as file:
-        if settings.store == "raw":
+        if settings.format == "raw":
             shape = (len(sizes), settings.height, settings.width, 3)
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for shard in shards:
@@ -190,20 +190,20 @@ def merge(shards: dict[Path, Header], folder: Path, settings: Images) -> None:
                 images.readline()
                 shutil.copyfileobj(images, file)
             shard.unlink()
-    if settings.store == "jpeg":
+    if settings.format == "jpeg":
         np.save(folder / store.INDEX, np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
 
 
-def too_many(bad: int, total: int, max_bad: float) -> bool:
-    """Return whether the share of bad images exceeds max_bad, or all images are bad."""
-    return bad > 0 and (bad / total > max_bad or bad == total)
+def too_many(bad: int, total: int, max_unreadable: float) -> bool:
+    """Return whether the share of bad images exceeds max_unreadable, or all images are bad."""
+    return bad > 0 and (bad / total > max_unreadable or bad == total)
 
 
-def check_missing(missing: list[str], total: int, max_bad: float) -> list[str]:
+def check_missing(missing: list[str], total: int, max_unreadable: float) -> list[str]:
     """Return a note on the missing photos of a source, if any; raises InputError if they are too many."""
     counted = f"{len(missing)} of {total} photos are missing"
-    if too_many(len(missing), total, max_bad):
-        raise InputError(TOO_MANY.format(counted, max_bad, missing[0]))
+    if too_many(len(missing), total, max_unreadable):
+        raise InputError(TOO_MANY.format(counted, max_unreadable, missing[0]))
     return [f"{counted} and left out, the first is {missing[0]}"] if missing else []
 
 

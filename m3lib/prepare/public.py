@@ -104,13 +104,13 @@ def read(dataset: Dataset, settings: Settings) -> Source:
     labelled = frame["labels"].map(len) > 0
     notes = [*annotations.notes, *notes, *left_out(len(frame), labelled.sum())]
     frame = frame[labelled]
-    if benchmark.share < 1:
-        total, frame = len(frame), frame[unit_hash(frame["image"], "share") < benchmark.share]
-        notes.append(f"{len(frame)} of {total} photos are used (benchmark.share): results can't be compared")
+    if benchmark.fraction < 1:
+        total, frame = len(frame), frame[unit_hash(frame["image"], "share") < benchmark.fraction]
+        notes.append(f"{len(frame)} of {total} photos are used (benchmark.fraction): results can't be compared")
     base = dataset.photos.find(folder).parent
     exists = np.array([os.path.isfile(base / name) for name in frame["image"]], bool)  # Path's raises on long names
     missing = [repr(str(base / name)) for name in frame["image"][~exists]]
-    notes += check_missing(missing, len(frame), settings.images.max_bad)
+    notes += check_missing(missing, len(frame), settings.images.max_unreadable)
     protocol = dataset.protocol if benchmark.protocol == "published" else benchmark.protocol
     notes.append(f"protocol: {protocol}")
     frame = with_protocol(frame[exists].reset_index(drop=True), protocol)

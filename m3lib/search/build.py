@@ -46,10 +46,10 @@ def build(
     """
     trainer.make_deterministic(seed, threads)
     faiss.omp_set_num_threads(threads)
-    rows = np.arange(len(prepared.images)) if settings.gallery == "all" else prepared.rows("test")
+    rows = np.arange(len(prepared.images)) if settings.images == "all" else prepared.rows("test")
     names, taxonomy = prepared.manifest["image"].iloc[rows].tolist(), prepared.taxonomy
     if not names:
-        raise InputError("there is no image to index: the catalogue is empty (params.yaml, index.gallery)")
+        raise InputError("there is no image to index: the catalogue is empty (params.yaml, index.images)")
     system = load_system(variant, taxonomy, model)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

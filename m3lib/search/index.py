@@ -153,9 +153,9 @@ class Index:
         """(H, W, 3) uint8: an image decoded, fitted and stored with the settings of the indexed ones."""
         settings = self.image_settings
         fitted = photos.fit(decode(image), settings.height, settings.width, settings.fit)
-        if settings.store == "raw":
+        if settings.format == "raw":
             return fitted
-        return np.array(Image.open(io.BytesIO(store.encode(fitted, settings.store))))
+        return np.array(Image.open(io.BytesIO(store.encode(fitted, settings.format))))
 
     def check(self, prepared: Prepared) -> None:
         """Raise InputError unless the index was built from this prepared set, so that `Match.row` is a row of it."""

@@ -163,7 +163,7 @@ def test_a_bad_photo_stops_packing(repository, tiny_catalogue, case):
     before = set(listing(repository))
     with pytest.raises(InputError) as error:
         prepare_photos(tiny_catalogue, repository / "data" / "prepared")
-    check_sentence(str(error.value), ["images.max_bad", *words])
+    check_sentence(str(error.value), ["images.max_unreadable", *words])
     assert set(listing(repository)) == before
 
 

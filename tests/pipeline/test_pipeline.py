@@ -83,7 +83,7 @@ def test_own_photos_through_the_command_line(spare, tiny_catalogue):
 def test_a_public_benchmark_through_the_command_line(spare, tmp_path):
     download = downloads.deepfashion(tmp_path)
     downloads.released_split(download)
-    options = {"source": "deepfashion", "benchmark.folder": tmp_path, "images.store": "jpeg", "split.query": 0.2}
+    options = {"source": "deepfashion", "benchmark.folder": tmp_path, "images.format": "jpeg", "split.query": 0.2}
     arguments = [word for name, value in options.items() for word in ("-S", f"{name}={value}")]
     said = spare.dvc("exp", "run", *arguments, "prepare")
     assert "All required files are there" in said

@@ -25,8 +25,8 @@ def class_names(source: prepare.Source) -> list[dict[str, list[str]]]:
     return list(labels_of(source).values())
 
 
-def read(catalogue, max_bad=0.0, **changes):
-    return catalogue_reader.read(catalogue.set(**changes), catalogue.split, max_bad)
+def read(catalogue, max_unreadable=0.0, **changes):
+    return catalogue_reader.read(catalogue.set(**changes), catalogue.split, max_unreadable)
 
 
 def edit_cell(row: int, column: int, value: str):
@@ -180,7 +180,11 @@ BAD_ROWS = {
     "escape": (edit_cell(2, 0, "photos/../../x.jpg"), {}, ["line 3", "outside"]),
     "no photo named": (edit_cell(2, 0, "  "), {}, ["line 3", "'image'", "empty"]),
     "twice": (edit_cell(9, 0, "./photos//03.jpg"), {}, ["line 10", "line 5", "photos/03.jpg"]),
-    "missing photo": (edit_cell(9, 0, "photos/no\n.jpg"), {}, ["line 10", r"no\n.jpg", "1 of 60", "images.max_bad"]),
+    "missing photo": (
+        edit_cell(9, 0, "photos/no\n.jpg"),
+        {},
+        ["line 10", r"no\n.jpg", "1 of 60", "images.max_unreadable"],
+    ),
     "ragged": (lambda rows: rows[6].append("x"), {}, ["line 7", "6 values", "5 columns"]),
     "quoted newline": (lambda rows: (rows[1].__setitem__(1, "a\nb\r\nc"), rows[2].pop()), {}, ["line 5", "4 values"]),
     "column twice": (edit_cell(0, 2, "colour"), {}, ["line 1", "'colour'"]),
@@ -223,7 +227,7 @@ def test_bytes_that_are_no_table_are_one_sentence(tiny_catalogue, case):
 def test_a_few_missing_photos_are_noted(tiny_catalogue):
     for photo in tiny_catalogue.photos[5:7]:
         photo.unlink()
-    source = read(tiny_catalogue, max_bad=0.05)
+    source = read(tiny_catalogue, max_unreadable=0.05)
     assert len(source.manifest) == 58
     assert "2 of 60 photos are missing" in source.notes[0]
     assert f"'photos/05.jpg' ({tiny_catalogue.table}, line 7)" in source.notes[0]

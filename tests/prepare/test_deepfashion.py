@@ -144,7 +144,7 @@ def test_a_name_that_is_too_long_for_a_file_counts_as_missing(download):
     name = "img/" + 300 * "x" + ".jpg"
     download.edit(LABEL_FILE, append(f"{name} {GOOD}"))
     download.edit(PARTITION_FILE, append(f"{name} train"))
-    assert "1 of 90 photos are missing and left out" in download.read(max_bad=0.02).notes[2]
+    assert "1 of 90 photos are missing and left out" in download.read(max_unreadable=0.02).notes[2]
 
 
 # any bytes

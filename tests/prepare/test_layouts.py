@@ -25,7 +25,7 @@ from tiny import ROOT, SETTINGS, make_variant
 CATALOGUE = ROOT.parent / "shared/catalogue"
 COLUMNS = ("gender", "category", "colour", "season", "usage")  # of the catalogue; DeepFashion's five types here
 COUNT = 480
-STORE = config.Images(height=32, width=24, fit="pad", store="raw", max_bad=0.0)
+STORE = config.Images(height=32, width=24, fit="pad", format="raw", max_unreadable=0.0)
 pytestmark = pytest.mark.skipif(not CATALOGUE.is_dir(), reason="the product photos of ../shared are not here")
 
 

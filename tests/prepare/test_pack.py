@@ -39,7 +39,7 @@ def uninterrupted(given, tmp_path, settings):
     """Pack somewhere else; return the files and the resulting source."""
     other = tmp_path / "uninterrupted" / "prepared"
     packed = pack.pack(given, other, settings, 1)
-    assert sorted(contents(other)) == FILES[settings.store]
+    assert sorted(contents(other)) == FILES[settings.format]
     return contents(other), packed
 
 
@@ -79,7 +79,7 @@ def test_the_store_holds_every_row_in_order(folder):
 
 @both_kinds
 def test_the_store_is_the_same_for_any_number_of_workers(folder, kind):
-    stores, settings = [], replace(SMALL, store=kind, max_bad=0.5)
+    stores, settings = [], replace(SMALL, format=kind, max_unreadable=0.5)
     for workers in (1, 2):
         packed = pack.pack(source(300, Drawn(bad=(0, 16, 128, 299))), folder, settings, workers)
         stores.append((contents(folder), packed.notes, tuple(packed.manifest["image"])))
@@ -90,7 +90,7 @@ def test_the_store_is_the_same_for_any_number_of_workers(folder, kind):
 @both_kinds
 def test_a_store_of_the_other_kind_is_removed(folder, kind):
     for name in ({"raw": "jpeg", "jpeg": "raw"}[kind], kind):
-        pack.pack(source(20, Drawn()), folder, replace(SMALL, store=name), 1)
+        pack.pack(source(20, Drawn()), folder, replace(SMALL, format=name), 1)
         assert sorted(contents(folder)) == FILES[name]
 
 
@@ -99,7 +99,7 @@ def test_a_store_of_the_other_kind_is_removed(folder, kind):
 
 def test_unreadable_images_leave_the_store_and_the_manifest(folder):
     bad = (1, 4, 5, 6, 7, 8, 9, 39)
-    packed = pack.pack(source(40, Drawn(bad=bad)), folder, replace(SMALL, max_bad=0.2))
+    packed = pack.pack(source(40, Drawn(bad=bad)), folder, replace(SMALL, max_unreadable=0.2))
     images = np.load(folder / "images.npy")
     assert len(images) == len(packed.manifest) == 32
     assert list(packed.manifest["image"][:4]) == ["0.png", "2.png", "3.png", "10.png"]
@@ -111,30 +111,34 @@ def test_unreadable_images_leave_the_store_and_the_manifest(folder):
 
 
 @pytest.mark.parametrize(
-    ("bad", "total", "max_bad", "expected"),
+    ("bad", "total", "max_unreadable", "expected"),
     [(0, 9, 0.0, False), (29, 100, 0.29, False), (30, 100, 0.29, True), (9, 9, 1.0, True), (8, 9, 1.0, False)],
 )
-def test_the_share_of_unreadable_images_may_reach_the_limit(bad, total, max_bad, expected):
-    assert pack.too_many(bad, total, max_bad) is expected
+def test_the_share_of_unreadable_images_may_reach_the_limit(bad, total, max_unreadable, expected):
+    assert pack.too_many(bad, total, max_unreadable) is expected
 
 
 def test_shards_without_any_image_are_joined(folder):
-    packed = pack.pack(source(300, Drawn(bad=tuple(range(100, 280)))), folder, replace(SMALL, max_bad=0.9))
+    packed = pack.pack(source(300, Drawn(bad=tuple(range(100, 280)))), folder, replace(SMALL, max_unreadable=0.9))
     assert len(np.load(folder / "images.npy")) == len(packed.manifest) == 120
 
 
 @pytest.mark.parametrize(
-    ("load", "max_bad", "words"),
+    ("load", "max_unreadable", "words"),
     [
-        (Drawn(bad=(3, 9)), 0.04, ["2 of 40 images can't be read", "images.max_bad = 0.04", "photo 3 is spoilt"]),
+        (
+            Drawn(bad=(3, 9)),
+            0.04,
+            ["2 of 40 images can't be read", "images.max_unreadable = 0.04", "photo 3 is spoilt"],
+        ),
         (Drawn(bad=tuple(range(40))), 1.0, ["40 of 40 images", "photo 0 is spoilt"]),
         (Drawn(kill=20), 1.0, ["killed", "run again"]),
     ],
 )
-def test_a_failed_pack_is_one_sentence_and_keeps_the_old_store(folder, load, max_bad, words):
+def test_a_failed_pack_is_one_sentence_and_keeps_the_old_store(folder, load, max_unreadable, words):
     folder.mkdir()
     (folder / "images.npy").write_bytes(b"old")
-    check_refused(lambda: pack.pack(source(40, load), folder, replace(SMALL, max_bad=max_bad)), *words)
+    check_refused(lambda: pack.pack(source(40, load), folder, replace(SMALL, max_unreadable=max_unreadable)), *words)
     assert contents(folder) == {"images.npy": b"old"}
     assert not work_files(folder)
 
@@ -165,7 +169,7 @@ def test_a_killed_pack_continues_with_the_next_shard(tmp_path, folder, kind, num
     before = finished(folder)
     loaded = Counter(map(int, log.read_text().split()))
 
-    settings = replace(SMALL, store=kind, max_bad=0.1)
+    settings = replace(SMALL, format=kind, max_unreadable=0.1)
     packed = pack.pack(drawn.slow(str(log)), folder, settings, 1)
     expected, result = uninterrupted(drawn.slow("/dev/null", pause=0), tmp_path, settings)
     assert contents(folder) == expected
@@ -212,7 +216,7 @@ def test_a_pack_that_was_killed_while_it_joined_shards_ends_with_the_same_bytes(
 CHANGES = {
     "height": lambda given, settings: (given, replace(settings, height=17)),
     "fit": lambda given, settings: (given, replace(settings, fit="pad")),
-    "store": lambda given, settings: (given, replace(settings, store="jpeg")),
+    "format": lambda given, settings: (given, replace(settings, format="jpeg")),
     "names": lambda given, settings: (source(300, given.load, prefix="another "), settings),
     "loader": lambda given, settings: (replace(given, load=replace(given.load, smooth=True)), settings),
 }
@@ -247,7 +251,7 @@ def test_the_fingerprint_covers_the_code_of_readers_and_no_other(folder, tmp_pat
 @both_kinds
 @pytest.mark.parametrize("left", [0, 100, -1])
 def test_a_shard_that_a_power_failure_cut_is_packed_again(tmp_path, folder, kind, left):
-    given, settings = source(300, Drawn()), replace(SMALL, store=kind)
+    given, settings = source(300, Drawn()), replace(SMALL, format=kind)
     interrupt(given, folder, settings, 2)
     shard = next(path for path in work_files(folder) if path.name == "128")
     shard.write_bytes(shard.read_bytes()[:left])
@@ -256,8 +260,8 @@ def test_a_shard_that_a_power_failure_cut_is_packed_again(tmp_path, folder, kind
 
 
 def test_unreadable_images_of_two_runs_are_counted_together(folder):
-    given, settings = source(300, Drawn(bad=(5, 290))), replace(SMALL, max_bad=0.005)
-    interrupt(given, folder, replace(settings, max_bad=1), 2)
+    given, settings = source(300, Drawn(bad=(5, 290))), replace(SMALL, max_unreadable=0.005)
+    interrupt(given, folder, replace(settings, max_unreadable=1), 2)
     with pytest.raises(InputError, match=r"2 of 300 images .*; the first is photo 5 is spoilt"):
         pack.pack(given, folder, settings, 1)
     assert not work_files(folder)
@@ -275,14 +279,14 @@ def test_finished_shards_outlive_a_killed_worker(folder):
 @pytest.mark.parametrize(
     ("kind", "needed", "advice"),
     [
-        ("raw", "needs 3.1 GB, but 0.2 GB are free in ", ": set images.store to jpeg (at most 0.6 GB in all), make "),
+        ("raw", "needs 3.1 GB, but 0.2 GB are free in ", ": set images.format to jpeg (at most 0.6 GB in all), make "),
         ("jpeg", "needs up to 0.6 GB, but 0.2 GB are free in ", ": make images.height and images.width smaller"),
     ],
 )
 def test_too_little_disk_is_reported_before_anything_is_drawn(tmp_path, folder, monkeypatch, kind, needed, advice):
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=200_000_000))
     log = tmp_path / "log"
-    settings = replace(SMALL, height=1024, width=1024, store=kind)
+    settings = replace(SMALL, height=1024, width=1024, format=kind)
     check_refused(lambda: pack.pack(source(1000, Drawn(log=str(log))), folder, settings), needed, advice)
     assert not log.exists()
 

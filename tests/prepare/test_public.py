@@ -141,11 +141,11 @@ def test_protocols(download, protocol):
 def test_a_share_of_the_photos(download):
     split = replace(SPLIT, query=0.5)
     everything = rows_of(download.read(protocol="pair", split=split))
-    source = download.read(protocol="pair", split=split, share=0.8)
+    source = download.read(protocol="pair", split=split, fraction=0.8)
     rows = rows_of(source)
     assert 0.65 < len(rows) / len(everything) < 0.95
     assert rows == {name: row for name, row in everything.items() if name in rows}
-    note = f"{len(rows)} of {len(everything)} photos are used (benchmark.share): results can't be compared"
+    note = f"{len(rows)} of {len(everything)} photos are used (benchmark.fraction): results can't be compared"
     assert note in source.notes
 
 
@@ -158,19 +158,19 @@ def test_missing_photos_are_counted_up_to_the_limit(download):
     missing = [names[i] for i in (4, 9, 11)]
     for name in missing:
         (download.folder / name).unlink()
-    source = download.read(max_bad=0.04, protocol="pair")
+    source = download.read(max_unreadable=0.04, protocol="pair")
     assert set(source.manifest["image"]) == set(names) - set(missing)
     counted = f"3 of {len(names)} photos are missing"
     (note,) = [note for note in source.notes if f"{counted} and left out, the first is" in note]
     assert any(str(download.folder / name) in note for name in missing)
-    download.check_refused(counted, "images.max_bad = 0.01", max_bad=0.01)
+    download.check_refused(counted, "images.max_unreadable = 0.01", max_unreadable=0.01)
 
 
 def test_a_damaged_photo_is_left_out_of_the_store(download, tmp_path):
     names = list(download.labelled)
     path = download.folder / names[11]
     path.write_bytes(path.read_bytes()[:300])
-    settings = download.settings(max_bad=0.02)
+    settings = download.settings(max_unreadable=0.02)
     source = pack.pack(prepare.read(settings), tmp_path / "prepared", settings.images, workers=1)
     assert set(source.manifest["image"]) == set(names) - {names[11]}
     assert f"1 of {len(names)} images can't be read" in source.notes[-2]

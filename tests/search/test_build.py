@@ -18,7 +18,7 @@ ITEMS = len(PREPARED.images)
 
 @pytest.mark.parametrize("images", ["all", "test"])
 def test_the_catalogue_is_all_or_the_test_images(tmp_path, images):
-    index = build_index(tmp_path, PREPARED, gallery=images)
+    index = build_index(tmp_path, PREPARED, images=images)
     rows = np.arange(ITEMS) if images == "all" else PREPARED.rows("test")
     assert index.catalogue.rows.tolist() == rows.tolist()
     assert index.images == PREPARED.manifest["image"].iloc[rows].tolist()
@@ -43,8 +43,8 @@ def test_an_index_is_replaced_and_equal_settings_give_equal_bytes(tmp_path, kind
 
 def test_an_empty_catalogue_and_the_model_of_another_network_are_refused(tmp_path):
     no_test_images = Prepared(TAXONOMY, PREPARED.manifest.assign(split="train"), PREPARED.images)
-    with pytest.raises(InputError, match=r"no image to index: the catalogue is empty \(params\.yaml, index\.gallery\)"):
-        build_index(tmp_path, no_test_images, "asen", gallery="test")
+    with pytest.raises(InputError, match=r"no image to index: the catalogue is empty \(params\.yaml, index\.images\)"):
+        build_index(tmp_path, no_test_images, "asen", images="test")
     for name in ("asen", "missing"):
         with pytest.raises(InputError, match=rf"{name}\.safetensors doesn't hold the weights of m3; run `dvc repro t"):
             load_system(make_variant("m3"), TAXONOMY, tmp_path / f"{name}.safetensors")

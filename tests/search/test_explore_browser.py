@@ -117,8 +117,8 @@ def build_folder(folder: Path) -> None:
     trainer.make_deterministic(0, 1)
     variant = make_variant("m3")
     checkpoint.save_tensors(weights, systems.build(variant, STRIPES).state_dict())
-    images = replace(SETTINGS.images, height=SIDE, width=SIDE, store="raw")
-    settings = config.Index(variant="m3", gallery="all", kind="auto")
+    images = replace(SETTINGS.images, height=SIDE, width=SIDE, format="raw")
+    settings = config.Index(variant="m3", images="all", kind="auto")
     build.build(folder / "built", manifest.open_prepared(home), weights, variant, images, settings, 0, 1)
 
 

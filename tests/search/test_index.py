@@ -138,7 +138,7 @@ def test_a_photo_is_read_with_the_settings_of_the_image_store(indexed, tmp_path,
     expected = photos.fit(photo, SIDE, SIDE, fit)
     if kind == "jpeg":
         expected = np.asarray(Image.open(io.BytesIO(store.encode(expected, "jpeg"))))
-    index = replace(indexed(), image_settings=replace(IMAGE_SETTINGS, fit=fit, store=kind))
+    index = replace(indexed(), image_settings=replace(IMAGE_SETTINGS, fit=fit, format=kind))
     for image in (tmp_path / "photo.png", photo, Image.fromarray(photo)):
         assert np.array_equal(index.read(image), expected)
 
@@ -174,7 +174,7 @@ DAMAGES = [
 @pytest.mark.parametrize(("damage", "reason"), DAMAGES)
 def test_a_damaged_folder_is_reported_in_one_sentence(indexed, tmp_path, damage, reason):
     shutil.copytree(indexed().folder, tmp_path / "index")
-    damage(tmp_path / "index", indexed("asen", gallery="test").folder)
+    damage(tmp_path / "index", indexed("asen", images="test").folder)
     with pytest.raises(InputError, match=reason) as error:
         Index.open(tmp_path / "index")
     assert "run `dvc repro index`" in str(error.value)
@@ -195,7 +195,7 @@ def test_attention_maps_are_those_that_training_shows(indexed):
 def test_networks_without_attention_or_classes(indexed):
     assert indexed("classifier").attention_maps(PREPARED.images[0], "colour", "red") == {}
     assert indexed("classifier").search(PREPARED.images[0], "colour", classes="red")[0].class_ == "red"
-    asen = indexed("asen", gallery="test")
+    asen = indexed("asen", images="test")
     assert set(asen.attention_maps(PREPARED.images[0], "colour", "red")) == {"colour"}
     assert {match.class_ for match in asen.search(PREPARED.images[0], "colour")} == {None}
     with pytest.raises(InputError, match=r"variant asen has no class probabilities.*index\.variant"):
@@ -223,7 +223,7 @@ def test_a_mistake_is_reported_in_one_sentence(indexed, mistake, sentence):
 
 def test_the_prepared_set_of_an_index(indexed):
     indexed().check(PREPARED)
-    indexed(gallery="test").check(PREPARED)
+    indexed(images="test").check(PREPARED)
     renamed = PREPARED.manifest.assign(image=PREPARED.manifest["image"] + "x")
     for other in (replace(PREPARED, manifest=renamed), noise_images(39)):
         with pytest.raises(InputError, match=r"other images than the prepared ones; run `dvc repro index`"):

@@ -18,7 +18,7 @@ from m3lib.search.index import Index
 from tiny import SETTINGS, TAXONOMY, generator, make_prepared, make_system, make_variant, random_labels, unit_rows
 
 SIDE = 32
-IMAGE_SETTINGS = replace(SETTINGS.images, height=SIDE, width=SIDE, fit="pad", store="raw")
+IMAGE_SETTINGS = replace(SETTINGS.images, height=SIDE, width=SIDE, fit="pad", format="raw")
 
 
 def noise_images(size: int = 40) -> Prepared:
@@ -35,7 +35,7 @@ def build_index(folder: Path, prepared: Prepared, network: str = "m3", score: st
     folder.mkdir(exist_ok=True)
     model = folder / f"{network}.safetensors"
     save_file(make_system(network).state_dict(), model)
-    index = config.Index(**{"variant": network, "gallery": "all", "kind": "auto"} | settings)
+    index = config.Index(**{"variant": network, "images": "all", "kind": "auto"} | settings)
     variant = make_variant(network, score)
     return build.build(folder / "index", prepared, model, variant, IMAGE_SETTINGS, index, seed=0, threads=1)
 

@@ -50,9 +50,9 @@ class Download:
     def labelled(self) -> dict[str, Labels]:
         return {name: labels for name, labels in self.labels.items() if labels}
 
-    def settings(self, max_bad: float = 0.0, split: config.Split = SPLIT, **changes: object) -> config.Settings:
+    def settings(self, max_unreadable: float = 0.0, split: config.Split = SPLIT, **changes: object) -> config.Settings:
         benchmark = replace(SETTINGS.benchmark, folder=str(self.folder), **changes)
-        images = replace(SETTINGS.images, max_bad=max_bad, height=16, width=16)
+        images = replace(SETTINGS.images, max_unreadable=max_unreadable, height=16, width=16)
         return replace(SETTINGS, source=self.name, benchmark=benchmark, images=images, split=split)
 
     def read(self, **changes: object) -> Source:

@@ -60,12 +60,12 @@ def slow(log: str, pause: float = 0.003) -> Source:
     return source(330, Drawn(bad=(3, 20, 250, 329), log=log, pause=pause))
 
 
-SMALL = Images(height=16, width=20, fit="crop", store="raw", max_bad=0.0)
-JPEG = replace(SMALL, store="jpeg")
+SMALL = Images(height=16, width=20, fit="crop", format="raw", max_unreadable=0.0)
+JPEG = replace(SMALL, format="jpeg")
 
 if __name__ == "__main__":
     import drawn  # by its name, under which the resumed run pickles the loader as well
     from m3lib.prepare import pack
 
     folder, kind, log = sys.argv[1:]
-    pack.pack(drawn.slow(log), Path(folder), replace(SMALL, store=kind, max_bad=0.1), workers=2)
+    pack.pack(drawn.slow(log), Path(folder), replace(SMALL, format=kind, max_unreadable=0.1), workers=2)
