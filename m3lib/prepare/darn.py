@@ -2,8 +2,8 @@
 
 The photos are published as a list of addresses, many of them dead: missing photos are counted and left out (raise
 images.max_unreadable if necessary). The names of the classes were never published with the split files, so they are
-numbers here. Labels come from the released split files, or from labels.csv, for those who have the original table: a header of
-`path` and the nine attributes, then one row per photo, -1 or empty for a missing label.
+numbers here. Labels come from the released split files, or from labels.csv, for those who have the original table: a
+header of `path` and the nine attributes, then one row per photo, -1 or empty for a missing label.
 """
 
 import re
