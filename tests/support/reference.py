@@ -189,14 +189,8 @@ def m3(w: State, X: np.ndarray, own: np.ndarray, refine: bool = True) -> Parts:
 
 
 FORMULAS: dict[str, Callable[..., Parts]] = {
-    "classifier": classifier,
-    "asen": asen,
-    "asen_v2": asen_v2,
-    "asen_pp": asen_pp,
     "modc": asen_v2,
-    "m3_a": m3_a,
-    "m3_c": m3_c,
-    "m3": m3,
+    **{formula.__name__: formula for formula in (classifier, asen, asen_v2, asen_pp, m3_a, m3_c, m3)},
 }
 
 
@@ -239,13 +233,5 @@ def region(alpha: np.ndarray, sides: tuple[int, int], threshold: float) -> tuple
     top, bottom, left, right = min(rows), max(rows) + 1, min(columns), max(columns) + 1
     side = max(bottom - top, right - left)
     tall, wide = min(side, H), min(side, W)
-    y, x = (top + bottom - tall) / 2, (left + right - wide) / 2
-    if y < 0:
-        y = 0
-    if y + tall > H:
-        y = H - tall
-    if x < 0:
-        x = 0
-    if x + wide > W:
-        x = W - wide
-    return y, x, tall, wide
+    y, x = max(0, (top + bottom - tall) / 2), max(0, (left + right - wide) / 2)
+    return min(y, H - tall), min(x, W - wide), tall, wide

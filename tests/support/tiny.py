@@ -30,27 +30,15 @@ TAXONOMY = Taxonomy(
 OWN = torch.from_numpy(TAXONOMY.attribute_of_class)  # (M,)
 BACKBONE = {"channels": [8, 8, 16, 16], "stem_width": 8}
 MODEL = {
-    "backbone": "resnet10t",
-    "backbone_options": BACKBONE,
-    "pretrained": False,
-    "weights": "",
-    "attention_width": 12,
-    "attribute_embedding": 10,
-    "class_embedding": 6,
-    "local_backbone": "resnet10t",
-    "local_backbone_options": dict(BACKBONE),  # two mappings in a params.yaml too
-    "local_weights": "",
-    "local_attention_width": 8,
-}
+    "backbone": "resnet10t", "backbone_options": BACKBONE, "pretrained": False, "weights": "", "attention_width": 12,
+    "attribute_embedding": 10, "class_embedding": 6, "local_weights": "", "local_attention_width": 8,
+    "local_backbone": "resnet10t", "local_backbone_options": dict(BACKBONE),  # two mappings in a params.yaml too
+}  # fmt: skip
 MODEL_SETTINGS = {field.name for field in fields(config.Model)}
 
 
 def make_variant(
-    network: str,
-    score: str | None = None,
-    loss: dict | None = None,
-    settings: config.Settings = SETTINGS,
-    **changes: object,
+    network: str, score: str | None = None, loss: dict | None = None, settings: config.Settings = SETTINGS, **changes
 ) -> config.Variant:
     """A row of params.yaml on a tiny backbone, in float32; changes: of its train and model settings.
 
@@ -105,9 +93,8 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def unit_rows(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return nn.functional.normalize(torch.randn(*shape, generator=generator(seed), dtype=torch.float64), dim=-1).to(
-        dtype
-    )
+    rows = torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+    return nn.functional.normalize(rows, dim=-1).to(dtype)
 
 
 def make_system(

@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from m3lib.errors import InputError
 from m3lib.systems.asen_pp import ASENpp, crop, find_regions
 from m3lib.systems.base import Outputs
 from reference import as_float64, asen_pp_local, cut_out, in_float64, levels, region, state_of
-from tiny import BACKBONE, OWN, TAXONOMY, generator, make_system, make_variant, make_whole_system, unit_rows
+from tiny import OWN, TAXONOMY, generator, make_system, make_variant, make_whole_system, unit_rows
 
 N = TAXONOMY.num_attributes
 B, SIDE = 3, 48  # a 3 x 3 map
@@ -39,15 +38,6 @@ def test_regions_against_a_naive_loop(shape, sides, threshold):
             checked.add(tuple(found))
     assert len(checked) > 3 or threshold == 0.1
     assert checked
-
-
-def test_regions_lie_inside_the_image_and_are_squares_or_cut_to_it():
-    for sides in [(48, 48), (40, 96), (90, 32)]:
-        top, left, tall, wide = find_regions(random_maps(60, (3, 4)), sides, 0.5).T
-        for start, length, whole in [(top, tall, sides[0]), (left, wide, sides[1])]:
-            assert (start >= 0).all()
-            assert (start + length <= whole).all()
-        assert ((tall == wide) | (tall == min(sides)) | (wide == min(sides))).all()
 
 
 def bright(*cells: tuple[int, int], shape: tuple[int, int] = (3, 3)) -> Tensor:
@@ -94,20 +84,6 @@ def test_crops_against_bilinear_sampling_point_by_point(sides):
     got = crop(images, CUTS, sides)
     for k, cut in enumerate(CUTS.tolist()):
         np.testing.assert_allclose(got[k], cut_out(as_float64(images[k]), cut, sides), atol=2e-5)
-
-
-def test_crops_by_hand():
-    images = torch.randn(2, 3, 20, 26, generator=generator())
-    whole = torch.tensor([[0, 0, 20, 26.0]]).expand(2, 4)
-    torch.testing.assert_close(crop(images, whole, (20, 26)), images)
-    part = torch.tensor([[3, 5, 8, 8.0], [12, 18, 8, 8.0]])
-    cut = torch.stack([images[0, :, 3:11, 5:13], images[1, :, 12:20, 18:26]])
-    torch.testing.assert_close(crop(images, part, (8, 8)), cut)
-    halved = nn.functional.avg_pool2d(cut, 2)  # half the size: each pixel lies in the middle of four
-    torch.testing.assert_close(crop(images, part, (4, 4)), halved)
-    ramp = torch.arange(26.0).expand(1, 3, 20, 26)
-    enlarged = crop(ramp, torch.tensor([[4, 6, 8, 8.0]]), (16, 16))
-    torch.testing.assert_close(enlarged, (6 + torch.arange(16) / 2 - 0.25).expand_as(enlarged))
 
 
 def make_images(size: int = B, sides: tuple[int, int] = (SIDE, SIDE)) -> Tensor:
@@ -199,12 +175,6 @@ def test_the_local_trunk_can_keep_its_initial_weights():
     assert all(torch.equal(value, before[name]) for name, value in system.local_backbone.state_dict().items())
 
 
-def test_a_trunk_that_cannot_be_copied_is_refused_on_joining():
-    system = make_system("asen_pp", local_backbone_options=BACKBONE | {"channels": [8, 8, 24, 16]})
-    with pytest.raises(InputError, match=r"model\.local_from_global"):
-        system.enter_stage(stage_loss(asen_pp_local=1))
-
-
 @pytest.mark.parametrize("beta", [0.0, 0.3, 0.6, 1.0])
 def test_stored_rows_multiply_to_the_weighted_cosines(beta):
     system = make_system("asen_pp", beta=beta)
@@ -216,71 +186,6 @@ def test_stored_rows_multiply_to_the_weighted_cosines(beta):
             for n in range(N):
                 expected = beta * float(g[i, n] @ g[j, n]) + (1 - beta) * float(l[i, n] @ l[j, n])
                 assert float(stored[i, n] @ stored[j, n]) == pytest.approx(expected, abs=1e-5)
-
-
-class Brightness(nn.Module):
-    """A backbone whose 16 features are the mean brightness of each 16 x 16 patch."""
-
-    channels, scale = 16, 1.0
-
-    def features(self, images: Tensor) -> Tensor:
-        return nn.functional.avg_pool2d(images.mean(dim=1, keepdim=True), 16).expand(-1, 16, -1, -1)
-
-
-def looking_at_what_is_bright() -> ASENpp:
-    system = make_whole_system("asen_pp").eval()
-    system.backbone, spatial = Brightness(), system.attributes.spatial
-    for value, layer in [(0.1, spatial.key), (0.0, spatial.query)]:
-        nn.init.constant_(layer.weight, value)
-    nn.init.zeros_(spatial.key.bias)
-    nn.init.ones_(spatial.query.bias)
-    return system
-
-
-@pytest.mark.parametrize("cell", [(0, 0), (2, 1), (3, 4), (1, 5)], ids=str)
-def test_the_local_branch_reads_where_the_patch_is(cell):
-    """A picture that is bright in one 16 x 16 patch: what is cut out is the patch with a margin around it."""
-    system, read = looking_at_what_is_bright(), []
-    system.local_backbone.register_forward_hook(lambda _, x, y: read.append(x[0]))
-    images = torch.zeros(1, 3, 64, 96)
-    patch = images[:, :, 16 * cell[0] : 16 * cell[0] + 16, 16 * cell[1] : 16 * cell[1] + 16]
-    patch.copy_(1 + torch.rand(patch.shape, generator=generator()))
-    system(images)
-    assert read[0].shape == (N, 3, 32, 32)
-    maps = bright(cell, shape=(4, 6)).expand(N, 4, 6)
-    regions = find_regions(maps, (64, 96), THRESHOLD)
-    torch.testing.assert_close(read[0], crop(images.expand(N, -1, -1, -1), regions, (32, 32)))
-    share = 16 * 16 / float(regions[0, 2] * regions[0, 3])
-    assert float((read[0] >= 1).float().mean()) == pytest.approx(share, rel=0.2)
-    assert share > 0.3
-
-
-def test_moving_the_patch_moves_the_embedding():
-    """Nothing else changes: outside of the patch the picture is textured, and the global branch reads only means."""
-    system = looking_at_what_is_bright()
-    ground = make_images(1, (64, 96)) * 0.01
-    found = []
-    for column in (0, 4):
-        images = ground.clone()
-        images[:, :, 16:32, 16 * column : 16 * column + 16] += 2
-        found.append(system(images).local)
-    assert (found[0] - found[1]).abs().max() > 1e-3
-
-
-def test_each_attribute_has_its_own_region_of_its_own_image(monkeypatch):
-    """Regions and crops are flattened over (image, attribute): no image reads another's."""
-    system, images, cells = make_whole_system("asen_pp").eval(), make_images(2), [(0, 0), (1, 1), (2, 2), (0, 2)]
-    maps = torch.cat([bright(cells[k]) for k in (0, 1, 2, 3, 0, 1)]).view(2, N, 3, 3)
-    together = system.local_embeddings(images, maps)
-    for b in range(2):
-        torch.testing.assert_close(
-            system.local_embeddings(images[b : b + 1], maps[b : b + 1])[0], together[b], rtol=1e-4, atol=1e-5
-        )
-        for n in range(N):
-            elsewhere = maps[b : b + 1].clone()
-            elsewhere[0, n] = bright((2, 0))
-            moved = (system.local_embeddings(images[b : b + 1], elsewhere)[0] - together[b]).abs().amax(dim=1) > 1e-4
-            assert moved.tolist() == [k == n for k in range(N)]
 
 
 def test_no_gradient_runs_through_the_region():

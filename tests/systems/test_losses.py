@@ -115,25 +115,6 @@ def test_memory_is_bounded_with_many_classes(monkeypatch):
     assert len(anchors.class_id) > 500
 
 
-def test_center_cosines_against_a_loop():
-    f, K = unit_rows(B, N, D, dtype=torch.float64), unit_rows(M, D, seed=1, dtype=torch.float64)
-    got = losses.center_cosines(f, K, OWN)
-    for i in range(B):
-        assert got[i].tolist() == pytest.approx([float(f[i, OWN[m]] @ K[m]) for m in range(M)])
-
-
-def test_center_loss_by_hand():
-    """Of colour's three classes, green was never seen; a picture of all of details' classes has no rival there."""
-    labels = torch.zeros(3, M, dtype=torch.bool)
-    labels[0, 0] = labels[1, 1] = True  # red, green
-    labels[2, 3:7] = True
-    cosines = torch.tensor([[0.5, 0.9, 0.4, *[0.0] * 6]]).repeat(3, 1)
-    seen = torch.tensor([True, False, *[True] * 7])
-    got = losses.center_loss(cosines, labels, seen, OWN, 0.3)
-    assert float(got) == pytest.approx(0.3 - 0.5 + 0.4)  # red against blue, alone
-    assert float(losses.center_loss(cosines, labels, torch.zeros(M, dtype=torch.bool), OWN, 0.3)) == 0
-
-
 def test_align_loss_is_0_for_equal_branches_and_for_unknown_attributes():
     g, l = unit_rows(B, N, D), unit_rows(B, N, D, seed=1)  # noqa: E741
     assert float(losses.align_loss(g, g, torch.ones(B, N, dtype=torch.bool))) == pytest.approx(0, abs=1e-6)
@@ -158,17 +139,6 @@ def test_pseudo_labels_against_a_loop(seed, margin):
     assert {tuple(pair) for pair in got.nonzero().tolist()} == naive_pseudo(cosines, labels, margin)
     assert got.sum() > 3
     assert len(naive_pseudo(cosines, labels, 0.0)) > len(naive_pseudo(cosines, labels, 0.3))
-
-
-def test_pseudo_labels_by_hand():
-    labels = torch.zeros(7, M, dtype=torch.bool)
-    labels[[0, 1, 2], [0, 1, 2]] = True  # colour: median 0.6 of own cosines 0.5, 0.6, 0.9
-    cosines = torch.zeros(7, M)
-    cosines[[0, 1, 2], [0, 1, 2]] = torch.tensor([0.5, 0.6, 0.9])
-    cosines[3:, :3] = torch.tensor([[0.6, 0.1, 0.2], [0.59, 0.1, 0.2], [0.8, 0.9, 0.2], [0.1, 0.6, 0.9]])
-    cosines[:, 3:] = torch.eye(7)[:, :6]  # nothing is labelled there
-    got = losses.pseudo_labels(cosines, labels, OWN, MULTI, 0.2)
-    assert got.nonzero().tolist() == [[3, 0], [6, 2]]  # image 4 is not near enough, image 5 not clear
 
 
 def test_centers_are_set_to_the_means_of_their_classes():

@@ -13,7 +13,6 @@ from m3lib import config
 from m3lib.systems import losses, objective
 from m3lib.systems.base import Outputs
 from m3lib.systems.losses import Batch
-from m3lib.training import samplers
 from naive_losses import (
     KINDS,
     MARGIN,
@@ -31,7 +30,7 @@ from naive_losses import (
     naive_cluster,
 )
 from reference import in_float64
-from tiny import OWN, SETTINGS, TAXONOMY, generator, make_variant, unit_rows
+from tiny import OWN, TAXONOMY, generator, make_variant
 
 LOSSES = [
     "m3_classification",
@@ -137,16 +136,6 @@ def test_without_pseudo_labels_there_is_no_pseudo_loss():
     assert values(outputs, draw_labels("partial"), torch.zeros(B, M, dtype=torch.bool))["modc_pseudo"] == 0
 
 
-def test_pseudo_loss_is_the_sum_of_its_two_losses():
-    labels, outputs = draw_labels("partial"), outputs_of(*random_raw())
-    pseudo = guess(labels)
-    whole, *parts = (
-        values(outputs, labels, pseudo, **off)["modc_pseudo"] for off in ({}, {"asen_triplet": 0}, {"modc_cluster": 0})
-    )
-    assert sum(parts) == pytest.approx(whole)
-    assert all(part > 0 for part in parts)
-
-
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_of_weight_zero_is_left_out(name):
     labels = draw_labels("partial")
@@ -219,21 +208,6 @@ def test_draws_follow_the_softmax_of_hardness_times_similarity(hardness):
     assert stats.chisquare(found[kept], found.sum() * share[kept]).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("hardness", [0, 5])
-def test_sampled_triplets_are_allowed_and_hard_ones_are_more_frequent(hardness):
-    labels, phi = draw_labels("partial", 2, 16), unit_rows(16, M, D)
-    anchors = losses.find_anchors(labels, OWN)
-    alike = losses.anchor_cosines(phi, anchors.image, anchors.class_id)
-    drawn = [losses.sample_triplets(phi, anchors.class_id, anchors, hardness, generator(s)) for s in range(300)]
-    for _, positive, negative in drawn:
-        assert (((alike - positive[:, None]).abs() < 1e-6) & anchors.positives).any(dim=1).all()
-        assert (((alike - negative[:, None]).abs() < 1e-6) & anchors.negatives).any(dim=1).all()
-    for role, allowed, sign in [(1, anchors.positives, -1), (2, anchors.negatives, 1)]:
-        logits = (sign * hardness * alike).masked_fill(~allowed, -torch.inf)
-        expected = float((logits.softmax(dim=1) * alike).sum(dim=1).mean())
-        assert np.mean([float(d[role].mean()) for d in drawn]) == pytest.approx(expected, abs=0.02)
-
-
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("seed", range(3))
 def test_an_image_unknown_under_an_attribute_gets_no_gradient_from_it(name, seed):
@@ -251,47 +225,12 @@ def test_an_image_unknown_under_an_attribute_gets_no_gradient_from_it(name, seed
             assert (part.grad[seen] != 0).any()
 
 
-@pytest.mark.parametrize("n", range(N))
-def test_an_attribute_without_labels_gets_no_gradient(n):
-    labels, raw = draw_labels("multi"), [part.requires_grad_() for part in random_raw()]
-    labels[:, n == OWN] = False
-    pseudo = guess(labels) & (n != OWN)
-    parts = objective.total_loss(outputs_of(*raw), batch_of(labels), stub(), make_loss(), generator(), pseudo)
-    sum(parts.values()).backward()
-    for part, unused in zip(raw, [*[torch.arange(N) == n] * 2, *[n == OWN] * 2], strict=True):
-        assert (part.grad[:, unused] == 0).all()
-        assert (part.grad[:, ~unused] != 0).any()
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_without_any_label_change_no_loss(kind):
     labels, raw, more = draw_labels(kind, 1), random_raw(), random_raw(4, 7)
     pseudo, empty = guess(labels), torch.zeros(4, M, dtype=torch.bool)
     padded = outputs_of(*(torch.cat(pair) for pair in zip(raw, more, strict=True)))
     got = values(padded, torch.cat([labels, empty]), torch.cat([pseudo, empty]))
-    assert got == pytest.approx(values(outputs_of(*raw), labels, pseudo), rel=1e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_attribute_without_labels_changes_no_loss(kind):
-    """The taxonomy grows by three classes whose embeddings, logits, centers and weights are arbitrary."""
-    labels, raw, system = draw_labels(kind, 1), random_raw(), stub()
-    pseudo = guess(labels)
-    own = torch.cat([OWN, torch.full((3,), N)])
-    more = [
-        torch.randn(B, *shape, generator=generator(k)).double()
-        for k, shape in enumerate([(1, D), (1, D), (3,), (3, D)])
-    ]
-    outputs = outputs_of(*(torch.cat(pair, dim=1) for pair in zip(raw, more, strict=True)))
-    centers = losses.Centers(M + 3, D, 0.7)
-    centers.value.copy_(torch.cat([system.centers.value, unit_rows(3, D, seed=8)]))
-    centers.seen.copy_(torch.cat([system.centers.seen, torch.ones(3, dtype=torch.bool)]))
-    weight = torch.cat([system.positive_weight, torch.full((3,), 7.0)])
-    grown = SimpleNamespace(attribute_of_class=own, centers=centers, positive_weight=weight)
-    wide, guessed = (torch.cat([part, torch.zeros(B, 3, dtype=torch.bool)], dim=1) for part in (labels, pseudo))
-    batch = Batch(torch.arange(B), wide, losses.find_anchors(wide, own))
-    parts = objective.total_loss(outputs, batch, grown, make_loss(), generator(), guessed)
-    got = {name: value.item() for name, value in parts.items()}
     assert got == pytest.approx(values(outputs_of(*raw), labels, pseudo), rel=1e-5)
 
 
@@ -380,27 +319,3 @@ def test_outputs_that_no_loss_reads_may_be_missing():
         Outputs(logits=random_raw()[2]), batch_of(draw_labels("partial")), stub(), loss, generator()
     )
     assert set(values) == {"m3_classification"}
-
-
-@pytest.mark.parametrize("kind", ["asen", "asen_pp", "asen_pp_exact"])
-def test_sampled_triplets_are_what_the_triplet_losses_compare(kind):
-    labels = draw_labels("multi", 6, 30)
-    train = replace(SETTINGS.train, sampler=kind, batch=8, triplets=8)
-    (batch,) = samplers.epoch(labels, OWN, train, generator(6))
-    outputs, system, loss = outputs_of(*random_raw(24, 6)), stub(6), make_loss(hardness=4)
-    got = objective.total_loss(outputs, batch, system, loss, generator())
-    f, l, phi, centers = (  # noqa: E741
-        x.double() for x in (outputs.attribute[:, OWN], outputs.local[:, OWN], outputs.classes, system.centers.value)
-    )
-    triplets = list(enumerate(batch.anchors.class_id.tolist()))  # rows of a batch: anchors, positives, negatives
-    pairs = {
-        name: [(float(z[t, m] @ z[t + 8, m]), float(z[t, m] @ z[t + 16, m])) for t, m in triplets]
-        for name, z in {"asen_triplet": f, "asen_pp_local": l, "m3_instance": phi}.items()
-    }
-    pairs["m3_cluster"] = [
-        (float(phi[t, m] @ centers[m]), float(phi[t, m] @ phi[t + 16, m]))
-        for t, m in triplets
-        if system.centers.seen[m]
-    ]
-    for name, expected in pairs.items():
-        assert float(got[name]) == pytest.approx(WEIGHTS[name] * naive_triplet(expected), rel=1e-5)

@@ -5,9 +5,7 @@ import torch
 
 from m3lib import systems
 from m3lib.taxonomy import Attribute, Taxonomy
-from tiny import (
-    make_variant,
-)
+from tiny import make_variant
 
 FASHION_AI = Taxonomy(
     tuple(

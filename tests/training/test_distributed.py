@@ -63,7 +63,6 @@ def meet(rank: int, folder: Path) -> None:
         sizes = train(variant, folder / f"{name}.safetensors")
         (folder / f"{name}-{rank}.json").write_text(json.dumps(sizes))
     norm_of_two(rank, folder)
-    gathered_of_two(rank, folder)
     resumed_of_two(rank, folder)
     dist.destroy_process_group()
 
@@ -84,15 +83,6 @@ def make_norm() -> nn.Sequential:
 
 def weights_of(x: torch.Tensor) -> torch.Tensor:
     return torch.randn(x.shape, generator=generator(3), dtype=x.dtype)
-
-
-def gathered_of_two(rank: int, folder: Path) -> None:
-    own = torch.full((2, 3), float(rank)).requires_grad_()
-    whole = distributed.gather(own)
-    (whole * torch.arange(4.0)[:, None]).sum().backward()
-    sums = [torch.full((2,), rank + 1.0), torch.full((3, 1), rank + 5.0, dtype=torch.float64)]
-    distributed.all_reduce_sum(sums)
-    torch.save((whole.detach(), own.grad, sums), folder / f"gathered-{rank}.pt")
 
 
 def resumed_of_two(rank: int, folder: Path) -> None:
@@ -210,15 +200,6 @@ def test_a_synchronised_batch_norm_has_the_statistics_of_all_rows(met):
         assert state.keys() == model.state_dict().keys()
         for name, value in model.state_dict().items():
             torch.testing.assert_close(state[name], value)
-
-
-def test_gather_returns_all_rows_and_a_gradient_for_this_processes_rows(met):
-    for rank in (0, 1):
-        whole, grad, sums = torch.load(met / f"gathered-{rank}.pt")
-        assert whole[:, 0].tolist() == [0, 0, 1, 1]
-        assert grad[:, 0].tolist() == [2.0 * rank, 2.0 * rank + 1]
-        assert [part.flatten()[0].item() for part in sums] == [3, 11]
-        assert [part.dtype for part in sums] == [torch.float32, torch.float64]
 
 
 @pytest.mark.parametrize("changes", [{}, {"crop": 0.5}, {"crop": 0.5, "jitter": 0.2}])

@@ -174,26 +174,12 @@ def test_an_epoch_depends_on_the_generator_only(sampler):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("labelled", ["single", "multi", "partial"])
-def test_triplets_follow_their_samplers_rule(kind, labelled):
-    labels = draw_labels(labelled, seed=3)
-    drawn = [TripletSampler(labels, OWN, kind).draw(draws) for draws in [generator(1)] for _ in range(1500)]
-    assert len({m for *_, m in drawn}) == M
-    for anchor, positive, negative, m in drawn:
-        assert anchor != positive
-        assert labels[anchor, m]
-        assert labels[positive, m]
-        assert any(labels[negative, other] for other in range(M) if other != m and OF[other] == OF[m])
-    flawed = sum(bool(labels[negative, m]) for *_, negative, m in drawn)
-    assert (flawed > 0) == (kind != "asen_pp_exact" and labelled != "single")
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_classes_and_negatives_are_as_frequent_as_the_released_code_makes_them(kind):
     labels = uneven_labels()
     draws, sampler = generator(2), TripletSampler(labels, OWN, kind)
     drawn = [sampler.draw(draws) for _ in range(8000)]
     asked, pairs = expected_shares(labels, kind)
+    assert all(anchor != positive for anchor, positive, *_ in drawn)
     assert 6 not in asked
     assert_distributed([m for *_, m in drawn], asked)
     assert_distributed([(m, negative) for _, _, negative, m in drawn], pairs)
@@ -236,39 +222,11 @@ def test_labels_without_any_triplet_are_refused(kind, pairs):
         samplers.epoch(labels, OWN, make_train(kind), generator())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_attribute_with_a_single_class_is_skipped(kind):
-    labels = torch.zeros(6, M, dtype=torch.bool)
-    labels[:4, 0] = labels[:2, 7] = labels[2:, 8] = True
-    draws, sampler = generator(), TripletSampler(labels, OWN, kind)
-    assert {sampler.draw(draws)[3] for _ in range(60)} == {7, 8}
-
-
-def counted(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    """Let `pick` fail after many calls, so that an endless search ends."""
-    calls, pick = iter(range(most)), samplers.pick
-
-    def limited(items, draws):
-        assert next(calls, None) is not None, "the search does not end"
-        return pick(items, draws)
-
-    monkeypatch.setattr(samplers, "pick", limited)
-
-
-def test_a_class_without_an_exact_negative_is_never_drawn(monkeypatch):
-    counted(monkeypatch, 10_000)
+def test_a_class_without_an_exact_negative_is_never_drawn():
     labels = torch.zeros(6, M, dtype=torch.bool)
     labels[:4, 3] = labels[:3, 4] = True  # every image with 4 has 3: only 4 can be asked for
     draws, sampler = generator(), TripletSampler(labels, OWN, "asen_pp_exact")
     assert {sampler.draw(draws)[2:] for _ in range(60)} == {(3, 4)}
-
-
-def test_asen_pp_exact_refuses_labels_without_any_negative(monkeypatch):
-    counted(monkeypatch, 10_000)
-    labels = torch.zeros(4, M, dtype=torch.bool)
-    labels[:3, 3:5] = True
-    with pytest.raises(InputError, match=r"train\.sampler asen_pp_exact"):
-        TripletSampler(labels, OWN, "asen_pp_exact").draw(generator())
 
 
 def rare_pairs(size: int = 100) -> torch.Tensor:

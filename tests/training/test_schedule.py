@@ -46,12 +46,9 @@ def test_the_step_schedule_falls_after_every_few_epochs(step_epochs, factor):
 
 STAGES = [  # (share, restart) of the stages, epochs; the stage of every epoch, and the schedules
     ([(1.0, False)], 4, [0] * 4, [(0, 4)]),
-    ([(1.0, True)], 4, [0] * 4, [(0, 4)]),
     ([(0.4, False), (0.3, False), (0.3, False)], 4, [0, 0, 1, 2], [(0, 4)]),
-    ([(0.4, False), (0.3, False), (0.3, False)], 8, [0] * 3 + [1] * 3 + [2] * 2, [(0, 8)]),
     ([(0.4, False), (0.3, False), (0.3, False)], 50, [0] * 20 + [1] * 15 + [2] * 15, [(0, 50)]),
     ([(0.5, False), (0.25, True)], 4, [0, 0, 1], [(0, 2), (2, 3)]),
-    ([(1.0, False), (0.5, True)], 4, [0] * 4 + [1] * 2, [(0, 4), (4, 6)]),
     ([(1.0, False), (0.4, True)], 50, [0] * 50 + [1] * 20, [(0, 50), (50, 70)]),
     ([(0.5, False), (0.5, True), (0.5, False)], 4, [0, 0, 1, 1, 2, 2], [(0, 2), (2, 6)]),
     ([(0.5, False), (0.25, True), (0.25, True)], 4, [0, 0, 1, 2], [(0, 2), (2, 3), (3, 4)]),
@@ -110,15 +107,6 @@ def test_global_lr_scales_all_but_the_local_branch_and_restart_restarts_the_sche
 
     assert found[False] == pytest.approx(expected(4) + expected(2))
     assert found[True] == pytest.approx(expected(4) + [0.1 * rate for rate in expected(2)])
-
-
-def test_a_stage_can_change_the_schedule():
-    """As published for ASEN++: times 0.9 after every third epoch, then after every epoch, from the top again."""
-    variant = short("asen_pp", 5, (1.0, 0.6), schedule="step", step_epochs=3, step_factor=0.9)
-    own = replace(variant.stages[1], train=replace(variant.stages[1].train, step_epochs=1, lr=0.02))
-    found = rates(Trainer(PREPARED, replace(variant, stages=(variant.stages[0], own)), 0, 1))[False]
-    expected = [0.01, 0.01, 0.01, 0.009, 0.009, 0.02, 0.018, 0.0162]
-    assert found == pytest.approx([rate for rate in expected for _ in range(3)])
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -13,7 +13,7 @@ from m3lib.data.manifest import Prepared
 from m3lib.retrieval import metrics, ranking
 from m3lib.systems import losses
 from m3lib.systems.losses import Batch
-from m3lib.training import augment, inference, samplers
+from m3lib.training import augment, inference
 from m3lib.training.schedule import StageSchedule
 from m3lib.training.trainer import Trainer
 from stripes import PREPARED, SIDE, STRIPES, moved, run, short, weights
@@ -71,18 +71,6 @@ def test_each_network_overfits_24_images(network, score, changes, tmp_path):
         assert min(metrics.summarise(scores)["map_all"]["attributes"].values()) > 0.95
 
 
-@pytest.mark.parametrize("network", ASEN_FAMILY)
-def test_loss_1_gives_the_asen_family_class_probabilities(network):
-    rows = PREPARED.rows("valid")[:4]
-    for weight in (0.0, 1.0):
-        variant = short(network, loss={"m3_classification": weight})
-        found = inference.embed(Trainer(PREPARED, variant, 0, 1).system, PREPARED, rows, "fp32")
-        assert (found.posterior is not None) == (weight > 0 or network == "modc")
-        if found.posterior is not None:
-            sums = [found.posterior[:, STRIPES.classes_of(n)].float().sum(dim=1) for n in (0, 1)]
-            torch.testing.assert_close(torch.stack(sums), torch.ones(2, 4), rtol=0, atol=2e-3)
-
-
 @pytest.mark.parametrize("network", ["classifier", "asen", "asen_pp", "modc", "m3"])
 def test_embed_covers_the_rows_in_order_and_equals_a_forward_pass(network, monkeypatch):
     monkeypatch.setattr(inference, "EMBED_BATCH", 5)
@@ -106,13 +94,6 @@ def test_embed_covers_the_rows_in_order_and_equals_a_forward_pass(network, monke
             torch.testing.assert_close(got.float(), expected, rtol=2e-3, atol=1e-3)
 
 
-def test_embedding_changes_nothing_in_the_system():
-    system = Trainer(PREPARED, short("m3"), 0, 1).system
-    before = {name: value.clone() for name, value in system.state_dict().items()}
-    inference.embed(system, PREPARED, PREPARED.rows("valid"), "fp32")
-    assert all(torch.equal(value, before[name]) for name, value in system.state_dict().items())
-
-
 def test_only_training_rows_are_trained_on(monkeypatch):
     trainer, seen = Trainer(PREPARED, short("m3"), 0, 1), []
     monkeypatch.setattr(trainer, "step", lambda batch, *_: seen.extend(trainer.rows[batch.index].tolist()) or {})
@@ -132,47 +113,6 @@ def test_every_epoch_and_every_seed_draws_other_numbers(monkeypatch):
         for _ in range(2):
             trainer.run_epoch(tqdm(disable=True))
     assert len({state.numpy().tobytes() for state in seen[::3]}) == 4  # of the first step of each epoch
-
-
-def whole_batch(trainer: Trainer) -> Batch:
-    anchors = losses.find_anchors(trainer.labels, trainer.system.attribute_of_class)
-    return Batch(torch.arange(24), trainer.labels, anchors)
-
-
-def test_a_step_moves_the_centers_to_the_batchs_classes():
-    trainer = Trainer(PREPARED, short("m3"), 0, 1)
-    trainer.set_learning_rate(0, 0)
-    trainer.system.train()
-    batch = whole_batch(trainer)
-    trainer.step(batch, trainer.read(batch), trainer.schedule.stage(0), torch.Generator().manual_seed(0), None)
-    centers = trainer.system.centers
-    assert centers.seen.all()
-    torch.testing.assert_close(centers.value.norm(dim=1), torch.ones(5))
-
-
-@pytest.mark.parametrize("network", ["m3_a", "m3_c", "m3"])
-def test_embedding_only_the_classes_of_a_batch_gives_the_same_losses_and_gradients(network, monkeypatch):
-    """Eight images that carry three of five classes, against a step that embeds all classes."""
-    found, asked = [], []
-    for every in (False, True):
-        trainer = Trainer(PREPARED, short(network, clip=0), 0, 1)
-        trainer.set_learning_rate(0, 0)
-        trainer.system.train()
-        index = torch.nonzero(~trainer.labels[:, 0] & ~trainer.labels[:, 3]).flatten()[:8]
-        batch = samplers.make_batch(index, trainer.labels, trainer.attribute_of_class)
-        forward = trainer.system.forward
-
-        def spy(images, wanted, forward=forward, every=every):
-            asked.append(wanted)
-            return forward(images) if every else forward(images, wanted)
-
-        monkeypatch.setattr(trainer.system, "forward", spy)
-        parts = trainer.step(
-            batch, trainer.read(batch), trainer.schedule.stage(0), torch.Generator().manual_seed(0), None
-        )
-        found.append((parts, {name: weight.grad for name, weight in trainer.system.named_parameters()}))
-    assert [wanted.tolist() for wanted in asked] == [[1, 2, 4]] * 2
-    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
 def test_a_step_reads_the_images_of_its_batch_with_the_augmentation_of_its_stage(monkeypatch):
