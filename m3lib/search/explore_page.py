@@ -56,7 +56,7 @@ class ExplorePage:
         self.name = Text(description="or its name", continuous_update=False)
         self.upload = FileUpload(accept="image/*", multiple=False, description=UPLOAD_LABEL, tooltip="")
         self.attribute = Dropdown(options=index.attributes, description="Attribute")
-        self.class_ = Dropdown(description="Class")
+        self.class_ = Dropdown(options=self.class_options(), description="Class")
         self.count = BoundedIntText(10, min=1, max=most, description=f"Results (1 to {most})", continuous_update=False)
         self.message, self.results = HTML(), HTML()
         rows = (self.number, self.name, self.upload), (self.attribute, self.class_, self.count)
@@ -65,14 +65,18 @@ class ExplorePage:
         layout = Layout(flex_flow="row wrap", align_items="center", grid_gap="0 1em")
         self.box = VBox([*(Box(row, layout=layout) for row in rows), self.message, self.results])
         dlink((self.number, "value"), (self.name, "value"), lambda number: index.images[number - 1])
-        dlink((self.attribute, "value"), (self.class_, "options"), self.class_options)
         self.name.observe(self.on_name, "value")
-        for control in (self.upload, self.attribute, self.class_, self.count):
+        self.attribute.observe(self.on_attribute, "value")
+        for control in (self.upload, self.class_, self.count):
             control.observe(self.update, "value")
         self.update()
 
-    def class_options(self, attribute: str) -> list[tuple[str, str]]:
-        return [("any", ""), *((name, name) for name in self.index.classes(attribute))]
+    def class_options(self) -> list[tuple[str, str]]:
+        return [("any", ""), *((name, name) for name in self.index.classes(self.attribute.value))]
+
+    def on_attribute(self, _: dict) -> None:
+        self.class_.options = self.class_options()
+        self.update()
 
     def on_name(self, change: dict) -> None:
         """Replace an upload by the named photo."""

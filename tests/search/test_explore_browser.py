@@ -25,7 +25,7 @@ from tiny import ROOT, SETTINGS, make_variant
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-PATIENCE = 120  # seconds for one step on a busy machine
+PATIENCE = 240  # seconds for one step on a busy machine
 NAME = 'photos/<b>"1"</b> & $x$.jpg'
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"no browser on this machine: {', '.join(BROWSERS)}")
@@ -181,8 +181,10 @@ def test_by_keyboard_from_no_index_to_results(lab):
     assert lab.focus() == ("Attribute", "stripes")
     expect(lab.message("status")).to_have_text("10 photos like 005.jpg by stripes, the most similar first.")
     assert lab.alts() == expected(lab, "005.jpg", "stripes")
+    expect(lab.page.get_by_label("Class").locator("option")).to_have_text(["any", "across", "down"])
     press("Tab")
     press("ArrowDown")
+    expect(lab.page.get_by_label("Class")).to_have_value("across")
     assert lab.focus() == ("Class", "across")
     expect(lab.message("status")).to_have_text("10 photos like 005.jpg by stripes: across, the most similar first.")
     assert lab.alts() == expected(lab, "005.jpg", "stripes", classes=["across"])
