@@ -25,7 +25,7 @@ from m3lib.config import Variant
 from m3lib.systems.base import System
 from m3lib.taxonomy import Taxonomy
 
-SYSTEMS: dict[str, str] = {  # a network's name in params.yaml: its module and class in this folder
+SYSTEMS = {  # a network's name in params.yaml: its module and class in this folder
     "classifier": "base.Classifier",
     "asen": "asen.ASEN",
     "asen_v2": "asen.ASENv2",

@@ -20,13 +20,7 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self,
-        name: str,
-        options: dict,
-        pretrained: bool = False,
-        weights: str = "",
-        scale: float = 1.0,
-        prefix: str = "",
+        self, name: str, options: dict, pretrained: bool = False, weights: str = "", scale: float = 1, prefix: str = ""
     ):
         super().__init__()
         self.trunk = create_trunk(name, options, pretrained, weights, prefix)
@@ -73,8 +67,8 @@ def create_trunk(name: str, options: dict, pretrained: bool, weights: str, prefi
             return trunk
         arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"file": file}}
         trunk = timm.create_model(name, **arguments)
-        # timm only warns about a file of another network, and its names differ from the trunk's: tensors that depend on
-        # the seed were not loaded
+        # timm only warns about a file of another network, and its names differ from the trunk's. So the trunk is built
+        # a second time under another seed: tensors that differ were not loaded.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             second = timm.create_model(name, **arguments).state_dict()

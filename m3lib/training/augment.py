@@ -1,9 +1,8 @@
 """Augment a batch of training images: flip, shift, crop and jitter.
 
-All random numbers are drawn by one generator on its own device; pixels are computed on the device of the batch.
+All random numbers are drawn by one generator on its own device; pixels are computed on the device of the batch. Numbers
+are drawn for the global batch and then sliced, so augmentation does not depend on the number of processes.
 """
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,16 +11,7 @@ from torch import Generator, Tensor
 from m3lib.config import Train
 from m3lib.data.batches import to_tensor
 
-
-class BatchSlice(NamedTuple):
-    """This process's rows of a global batch of `size` images.
-
-    Random numbers are drawn for the global batch and then sliced, so augmentation does not depend on the number of
-    processes.
-    """
-
-    size: int
-    rows: slice
+BatchSlice = tuple[int, slice]  # the size of a global batch, and this process's rows of it
 
 
 def augment(batch: Tensor, generator: Generator, train: Train, of: BatchSlice | None = None) -> Tensor:

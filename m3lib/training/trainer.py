@@ -84,7 +84,7 @@ class Trainer:
         """Return the outputs for the global batch: augment and encode this process's slice, gather the others'."""
         images = batches.to_tensor(pixels.to(self.device, non_blocking=True))
         size = len(batch.labels)
-        images = augment.augment(images, generator, stage.train, augment.BatchSlice(size, distributed.rank_slice(size)))
+        images = augment.augment(images, generator, stage.train, (size, distributed.rank_slice(size)))
         # losses compare images in the spaces of the batch's classes, so that only these are embedded
         class_ids = (batch.labels.any(dim=0).nonzero().flatten(),) if "classes" in self.system.outputs else ()
         with inference.autocast(stage.train.precision, self.device):
@@ -184,8 +184,7 @@ class Trainer:
 
     def resume(self, path: Path, fingerprint: str) -> bool:
         """Continue from the checkpoint of this run, and return whether there was one."""
-        state = checkpoint.resume(path, fingerprint, self.system, self.optimizer)
-        if state:
+        if state := checkpoint.resume(path, fingerprint, self.system, self.optimizer):
             self.best, self.history = state
         return state is not None
 
@@ -237,8 +236,7 @@ def fit(
     main = distributed.is_main_process()
     if main:
         check_disk(trainer, path)
-    resumed = trainer.resume(path, fingerprint)
-    if resumed:
+    if trainer.resume(path, fingerprint):
         print(f"resumed after epoch {len(trainer.history)}", file=sys.stderr)
     elif main and path.exists():
         reason = "checkpoint of other settings, data or code set aside"
