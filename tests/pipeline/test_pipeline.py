@@ -247,12 +247,12 @@ class Toy(System):
 
 def test_a_system_is_one_file_one_line_and_one_row(whole):
     """README's five lines: the new row goes through training, evaluation and the report; no other row is retrained."""
-    (whole.folder / "m3lib/systems/toy.py").write_text(TOY)
-    whole.edit("m3lib/systems/__init__.py", r"(?m)^(SYSTEMS = \{.*\n)", r'\g<1>    "toy": "toy.Toy",\n')
     row = "  toy: {network: toy, score: attribute, loss: {asen_triplet: 1}, model: {attribute_embedding: 16}}\n"
-    whole.edit("params.yaml", r"(?m)^(systems:.*\n)", rf"\g<1>{row}")
-    whole.put("variants", "[asen, m3, toy]")
     try:
+        (whole.folder / "m3lib/systems/toy.py").write_text(TOY)
+        whole.edit("m3lib/systems/__init__.py", r"(?m)^(SYSTEMS\b.*\n)", r'\g<1>    "toy": "toy.Toy",\n')
+        whole.edit("params.yaml", r"(?m)^(systems:.*\n)", rf"\g<1>{row}")
+        whole.put("variants", "[asen, m3, toy]")
         said = whole.dvc("repro", "report", "umap@toy")
         assert set(stages_run(said)) == {"inputs", "train@toy", "evaluate@toy", "umap@toy", "report"}
         metrics = json.loads((whole.folder / "data/metrics.json").read_text())
@@ -299,7 +299,10 @@ def test_a_notebook_run_by_hand_makes_nothing_stale(whole):
 def test_an_experiment_elsewhere_runs_its_own_code(whole):
     """The temporary copy's m3lib puts its own path into the metrics, an edit that is not even committed."""
     path = whole.folder / "m3lib" / "analysis" / "comparison.py"
-    marker = "\n\n_flat = flat\n\n\ndef flat(*args):\n    return _flat(*args) | {'code': {'path': __file__}}\n"
+    marker = (
+        "\n\n_metrics = metrics_for_dvc\n\n\ndef metrics_for_dvc(*args):\n"
+        "    return _metrics(*args) | {'code': {'path': __file__}}\n"
+    )
     path.write_text(path.read_text() + marker)
     try:
         said = whole.dvc("exp", "run", "--temp", "--single-item", "--name", "elsewhere", "report")
