@@ -99,6 +99,11 @@ class Clone:
         assert (process.returncode == 0) == ok, said
         return said
 
+    def check_inputs(self) -> None:
+        """Run the command of the first stage, which rewrites the settings file of each row."""
+        command = [sys.executable, "-m", "m3lib.pipeline.check_inputs"]
+        subprocess.run(command, cwd=self.folder, env=ENVIRONMENT, capture_output=True, check=True)
+
     def stale(self) -> set[str]:
         """The stages that dvc finds changed, without the one that always is."""
         with Repo(str(self.folder)) as repo:
