@@ -1,4 +1,4 @@
-"""Attributes (what is asked about) and their classes (what it can be)."""
+"""Attributes (sleeve length, ...), their classes (short, long, ...), and the class ids that count through them."""
 
 import json
 import unicodedata
@@ -14,10 +14,7 @@ from m3lib.errors import InputError
 
 @dataclass(frozen=True)
 class Attribute:
-    """One question about a photo, such as sleeve length, and the answers it knows.
-
-    multi: whether one photo may carry several of the classes.
-    """
+    """An attribute and its classes. multi: whether one image may have several of them."""
 
     name: str
     classes: tuple[str, ...]
@@ -26,7 +23,7 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """N attributes with M classes in all; a class id counts through the attributes in order, 0 to M - 1."""
+    """N attributes with M classes in total; class ids 0 to M - 1 count through the attributes in order."""
 
     attributes: tuple[Attribute, ...]
 
@@ -36,10 +33,8 @@ class Taxonomy:
             raise InputError(f"the taxonomy needs one or more attributes with different names, got {names}")
         for attribute in self.attributes:
             if len(attribute.classes) < 2 or len(set(attribute.classes)) < len(attribute.classes):
-                raise InputError(
-                    f"attribute {attribute.name!r} needs at least two different classes to be told apart, "
-                    f"got {list(attribute.classes)}; leave this attribute out"
-                )
+                problem = f"attribute {attribute.name!r} needs at least two different classes"
+                raise InputError(f"{problem}, got {list(attribute.classes)}; leave this attribute out")
 
     @cached_property
     def names(self) -> list[str]:
@@ -47,7 +42,7 @@ class Taxonomy:
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """(N + 1,) int: attribute n owns the class ids offsets[n] to offsets[n + 1] - 1."""
+        """(N + 1,) int: attribute n has the class ids offsets[n] to offsets[n + 1] - 1."""
         return np.cumsum([0] + [len(attribute.classes) for attribute in self.attributes])
 
     @cached_property
@@ -64,7 +59,7 @@ class Taxonomy:
         return int(self.offsets[-1])
 
     def classes_of(self, attribute: int) -> slice:
-        """The class ids of one attribute, as a slice."""
+        """Return the class ids of one attribute as a slice."""
         return slice(int(self.offsets[attribute]), int(self.offsets[attribute + 1]))
 
     def class_name(self, class_id: int) -> str:
@@ -72,11 +67,11 @@ class Taxonomy:
         return self.attributes[attribute].classes[class_id - int(self.offsets[attribute])]
 
     def full_name(self, class_id: int) -> str:
-        """`attribute: class`, as train.held_out and the tables write it."""
+        """Return `attribute: class`, the form that train.held_out and the tables use."""
         return f"{self.names[self.attribute_of_class[class_id]]}: {self.class_name(class_id)}"
 
     def class_id(self, attribute: str, class_: str) -> int:
-        """The id of a class by its names; raises InputError with the nearest name when there is none."""
+        """Return the id of a class by its names; raises InputError with the nearest names if it does not exist."""
         n = self.names.index(nearest(attribute, self.names, "attribute"))
         classes = self.attributes[n].classes
         return int(self.offsets[n]) + classes.index(nearest(class_, classes, f"class of {attribute!r}"))
@@ -88,7 +83,7 @@ class Taxonomy:
 
     @classmethod
     def load(cls, path: Path) -> "Taxonomy":
-        """Raises OSError, ValueError, KeyError or TypeError for a file that `save` did not write, or InputError."""
+        """Read a file that `save` wrote; raises OSError, ValueError, KeyError, TypeError or InputError for another."""
         records = json.loads(path.read_text(encoding="utf-8"))["attributes"]
         for r in records:
             if not all(isinstance(text, str) for text in (r["name"], *r["classes"])) or type(r["multi"]) is not bool:
@@ -97,25 +92,25 @@ class Taxonomy:
 
 
 def one_line(text: str) -> str:
-    """A name as it may be printed and drawn: NFC, no ends of lines, control characters or turns of direction."""
+    """Return a name in NFC on one line, without control characters and marks of writing direction."""
     bidi = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-    kept = (" " if c in bidi or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
-    return " ".join(unicodedata.normalize("NFC", "".join(kept)).split())
+    plain = (" " if c in bidi or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
+    return " ".join(unicodedata.normalize("NFC", "".join(plain)).split())
 
 
 def caption(text: str, longest: int = 40) -> str:
-    """A name in a figure: cut where it is long, `$` escaped, since matplotlib would read formulas between two."""
+    """Return a name for a figure: shortened if long, with `$` escaped, since matplotlib reads `$...$` as a formula."""
     return (text if len(text) <= longest else text[: longest - 1] + "…").replace("$", r"\$")
 
 
 def nearest(name: str, known: list[str] | tuple[str, ...], what: str) -> str:
-    """`name` if it is among the known ones; otherwise an InputError that names the closest."""
+    """Return `name` if it is one of the known names; otherwise raise InputError with the closest ones."""
     if name in known:
         return name
     raise InputError(f"unknown {what} {name!r}; {did_you_mean(name, known)}")
 
 
 def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """The known names that are closest, or the first dozen when none is close."""
+    """Return "did you mean ...?" with the closest known names, or with the first dozen if none is close."""
     close = get_close_matches(name, known, n=3, cutoff=0.5) or sorted(known)[:12]
     return f"did you mean {', '.join(map(repr, close))}?"

@@ -183,14 +183,14 @@ def label(table: pd.DataFrame, attributes: list[str], settings: Csv) -> tuple[Ta
     Raises InputError if a listed attribute, or every one, has fewer than two classes of csv.min_images images.
     """
     path, notes = data_path(settings.table), []
-    found: dict[Attribute, Values] = {}
+    values_of: dict[Attribute, Values] = {}
     for name in attributes:
         values = [sorted({one_line(value) for value in cell.split("|")} - {""}) for cell in table[name]]
         multi = is_multi(name, values, table, settings)
         values, rare = without_rare(values, settings)
         classes = tuple(sorted(set().union(*values)))
         if len(classes) > 1:
-            found[Attribute(name, classes, multi)] = values
+            values_of[Attribute(name, classes, multi)] = values
             notes += [describe_rare(name, rare, settings)] if rare else []
             continue
         problem = f"fewer than two classes with {settings.min_images} or more images"
@@ -198,11 +198,11 @@ def label(table: pd.DataFrame, attributes: list[str], settings: Csv) -> tuple[Ta
             advice = "lower csv.min_images or leave the column out"
             raise InputError(f"{path}, column {name!r}: {problem}; {advice}")
         notes.append(f"column {name!r} is left out: {problem}")
-    if not found:
+    if not values_of:
         raise InputError(f"{path}: no column has two classes with {settings.min_images} or more images each")
-    taxonomy = Taxonomy(tuple(found))
+    taxonomy = Taxonomy(tuple(values_of))
     columns = []
-    for (attribute, values), start in zip(found.items(), taxonomy.offsets.tolist(), strict=False):
+    for (attribute, values), start in zip(values_of.items(), taxonomy.offsets.tolist(), strict=False):
         ids = {class_: m for m, class_ in enumerate(attribute.classes, start)}
         columns.append([[ids[class_] for class_ in classes] for classes in values])  # both are sorted by name
     return taxonomy, [list(chain(*row)) for row in zip(*columns, strict=True)], notes
