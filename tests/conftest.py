@@ -76,7 +76,14 @@ def tiny_catalogue(tmp_path: Path) -> Catalogue:
     return catalogue
 
 
-LONG = ("test_pipeline.py", "test_killed.py", "test_security.py", "test_explore_browser.py", "test_clones.py")
+LONG = (
+    "test_pipeline.py",
+    "test_stale.py",
+    "test_killed.py",
+    "test_security.py",
+    "test_explore_browser.py",
+    "test_clones.py",
+)
 
 
 def pytest_collection_modifyitems(items):

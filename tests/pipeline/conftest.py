@@ -8,6 +8,7 @@ import pytest
 from m3lib.data import manifest
 from notebook_runs import Workspace
 from tiny import TAXONOMY, make_prepared, random_labels
+from workspace import finished
 
 
 @pytest.fixture
@@ -25,3 +26,11 @@ def prepared(tmp_path) -> Path:
     np.save(tmp_path / "images.npy", data.images)
     assert len(manifest.open_prepared(tmp_path).labels) == 30
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A copy in which the whole pipeline went through, committed; tests leave it as they found it."""
+    copy = finished(tmp_path_factory, "whole")
+    yield copy
+    copy.kill()

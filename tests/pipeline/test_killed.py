@@ -22,7 +22,7 @@ from tiny import ROOT
 from workspace import Copy
 
 STAGES = [("01_prepare", ""), ("02_train", "m3"), ("03_evaluate", "m3"), ("04_umap", "m3"), ("05_report", "")]
-KILLS = 4  # of each stage
+KILLS = 3  # of each stage
 EPOCHS = "6"
 
 
