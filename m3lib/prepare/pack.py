@@ -1,7 +1,6 @@
 """Pack the images of a source into one store, in finished shards: an interrupted run continues at the next shard.
 
-Shards lie in data/work/images-<fingerprint>/, next to the prepared folder. A shard is a `Header` as a line of JSON and
-then its images.
+Shards lie in the folder images-<fingerprint> of data/work. A shard is a `Header` as a line of JSON and then its images.
 """
 
 import io
