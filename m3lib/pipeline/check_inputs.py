@@ -17,7 +17,8 @@ from m3lib.config import Settings, Variant, data_path, find_root, load
 from m3lib.data.code import imported_files, relative_names
 from m3lib.data.files import atomic, digest
 from m3lib.errors import InputError
-from m3lib.prepare import catalogue, public
+from m3lib.prepare import public
+from m3lib.prepare.table import open_table
 from m3lib.taxonomy import nearest
 
 LABEL_FILES = (".txt", ".csv")
@@ -32,7 +33,7 @@ def fingerprint(settings: Settings) -> dict[str, str | int]:
         return benchmark_fingerprint(settings)
     if settings.source != "csv":
         return {"source": settings.source}
-    path, (_, names, _) = data_path(settings.csv.table), catalogue.open_table(settings.csv)
+    path, (_, names, _) = data_path(settings.csv.table), open_table(settings.csv)
     sizes = [json.dumps([name, file_size(path.parent / name)]) for name in names]
     return {"source": "csv", "table": digest(path), "photos": digest(*sizes), "rows": len(names)}
 

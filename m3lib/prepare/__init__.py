@@ -2,7 +2,7 @@
 
 photos        decode and fit photos
 pack          pack the images of any source into the image store
-catalogue     reader of your own photos and a CSV table
+catalogue     reader of your own photos and a CSV table; table reads its cells, labels makes classes of them
 wardrobe      reader of the drawn benchmark
 public        reader of the public benchmarks; with asen_split, the split files that all published results use
 deepfashion   annotations of DeepFashion (Category and Attribute Prediction)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from m3lib.errors import InputError
 from m3lib.prepare.asen_split import by_photo, class_id
-from m3lib.prepare.catalogue import read_table
 from m3lib.prepare.public import Annotations, Dataset, RequiredFile
+from m3lib.prepare.table import read_table
 from m3lib.taxonomy import Attribute, Taxonomy
 
 ATTRIBUTES = {  # in the order of the released files, with the number of classes (data/meta.json of the ASEN code)

@@ -1,6 +1,6 @@
 """Bad input, read as the pipeline reads it: one clear sentence, and nothing is written.
 
-The tests of a package cover the files that it reads: test_config (settings), test_catalogue (tables), test_photos,
+The tests of a package cover the files that it reads: test_config (settings), test_table (tables), test_photos,
 test_manifest, and those of the public benchmarks (label files). Here are unusual and hostile ones.
 """
 

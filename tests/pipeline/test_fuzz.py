@@ -1,7 +1,7 @@
 """Any bytes in a file that is read give its content or one sentence; a damaged file causes no other exception.
 
 Tests of single readers: label files in tests/prepare, single settings in test_config, cells of a table in
-test_catalogue.
+test_labels.
 """
 
 import io
@@ -26,7 +26,9 @@ from m3lib import config
 from m3lib.data import manifest, store
 from m3lib.errors import InputError
 from m3lib.pipeline import check_inputs
-from m3lib.prepare import catalogue, pack, photos
+from m3lib.prepare import labels as labels_reader
+from m3lib.prepare import pack, photos
+from m3lib.prepare import table as table_reader
 from m3lib.systems import backbone
 from m3lib.training import checkpoint
 from notebook_runs import PARAMS
@@ -95,11 +97,11 @@ def test_any_change_of_params_yaml(tmp_path, changes):
 def test_any_bytes_as_a_table(tiny_catalogue, changes):
     path, columns = tiny_catalogue.table.with_name("other.csv"), tiny_catalogue.set(attributes=[])
     path.write_bytes(changed(tiny_catalogue.table.read_bytes(), changes))
-    table = read_or_refuse(catalogue.read_table, path)
+    table = read_or_refuse(table_reader.read_table, path)
     if table is not None:
-        attributes = read_or_refuse(catalogue.choose_attributes, table, columns)
+        attributes = read_or_refuse(table_reader.choose_attributes, table, columns)
         if attributes:
-            read_or_refuse(catalogue.label, table, attributes, columns)
+            read_or_refuse(labels_reader.label, table, attributes, columns)
 
 
 # prepared folders

@@ -1,0 +1,80 @@
+"""Turn the cells of a table into labels: the values of a column are its classes; rare ones are dropped or folded."""
+
+from collections import Counter
+from itertools import chain
+
+import pandas as pd
+
+from m3lib.config import Csv, data_path
+from m3lib.errors import InputError
+from m3lib.taxonomy import Attribute, Taxonomy, one_line
+
+OTHER = "other"  # the class that rare classes are folded into
+LISTED = 8  # rare classes named in a note
+
+Values = list[list[str]]  # of one attribute: the classes of each row, none if unknown
+
+
+def label(table: pd.DataFrame, attributes: list[str], settings: Csv) -> tuple[Taxonomy, list[list[int]], list[str]]:
+    """Return the taxonomy, each row's class ids in ascending order, and notes on what was dropped or folded.
+
+    Raises InputError if a listed attribute, or every one, has fewer than two classes of csv.min_images images.
+    """
+    path, notes = data_path(settings.table), []
+    values_of: dict[Attribute, Values] = {}
+    for name in attributes:
+        values = [sorted({one_line(value) for value in cell.split("|")} - {""}) for cell in table[name]]
+        multi = is_multi(name, values, table, settings)
+        values, rare = without_rare(values, settings)
+        classes = tuple(sorted(set().union(*values)))
+        if len(classes) > 1:
+            values_of[Attribute(name, classes, multi)] = values
+            notes += [describe_rare(name, rare, settings)] if rare else []
+            continue
+        problem = f"fewer than two classes with {settings.min_images} or more images"
+        if settings.attributes:
+            advice = "lower csv.min_images or leave the column out"
+            raise InputError(f"{path}, column {name!r}: {problem}; {advice}")
+        notes.append(f"column {name!r} is left out: {problem}")
+    if not values_of:
+        raise InputError(f"{path}: no column has two classes with {settings.min_images} or more images each")
+    taxonomy = Taxonomy(tuple(values_of))
+    columns = []
+    for (attribute, values), start in zip(values_of.items(), taxonomy.offsets.tolist(), strict=False):
+        ids = {class_: m for m, class_ in enumerate(attribute.classes, start)}
+        columns.append([[ids[class_] for class_ in classes] for classes in values])  # both are sorted by name
+    return taxonomy, [list(chain(*row)) for row in zip(*columns, strict=True)], notes
+
+
+def is_multi(name: str, values: Values, table: pd.DataFrame, settings: Csv) -> bool:
+    """Return whether an attribute allows several classes per photo, by the settings or by the cells."""
+    several = next((row for row, classes in enumerate(values) if len(classes) > 1), None)
+    if several is None:
+        return name in map(one_line, settings.multi)
+    if name in map(one_line, settings.single):
+        where = f"{data_path(settings.table)}, line {table.index[several]}"
+        raise InputError(f"{where}: {name!r} has {len(values[several])} values, but csv.single in params.yaml lists it")
+    return True
+
+
+def without_rare(values: Values, settings: Csv) -> tuple[Values, dict[str, int]]:
+    """Drop or fold classes with fewer than csv.min_images images; also return them with their number of images.
+
+    `other`, the class they are folded into, is dropped if it is rare too.
+    """
+    counts = Counter(chain.from_iterable(values))
+    rare = {class_: n for class_, n in counts.items() if n < settings.min_images}
+    if settings.rare == "fold":
+        values = [sorted({OTHER if class_ in rare else class_ for class_ in classes}) for classes in values]
+        counts = Counter(chain.from_iterable(values))
+    return [[class_ for class_ in classes if counts[class_] >= settings.min_images] for classes in values], rare
+
+
+def describe_rare(name: str, rare: dict[str, int], settings: Csv) -> str:
+    """Describe the rare classes of an attribute in a note."""
+    by_count = sorted(rare.items(), key=lambda item: (-item[1], item[0]))
+    named = [f"{class_!r} ({count})" for class_, count in by_count[:LISTED]]
+    if len(rare) > LISTED:
+        named.append(f"and {len(rare) - LISTED} more")
+    action = "dropped" if settings.rare == "drop" else f"folded into {OTHER!r}"
+    return f"{name}: classes with fewer than {settings.min_images} images are {action}: {', '.join(named)}"
