@@ -2,5 +2,6 @@
 
 charts   the style, and bars, curves, heatmaps, scatter plots
 panels   retrieval results and attention overlays
+fonts    for names in any script
 umap     two-dimensional UMAP positions of embeddings
 """

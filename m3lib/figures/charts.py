@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
+from m3lib.figures import fonts
 from m3lib.taxonomy import caption
 
 MEAN, OTHER = "#2a9d3f", "#c9ccd1"
@@ -22,6 +23,7 @@ def use_style() -> None:
     pd.set_option("display.html.use_mathjax", False)  # a `$` in a name is not a formula
     sns.set_theme(style="ticks", font_scale=0.9, rc={"figure.dpi": 110, "axes.spines.top": False})
     plt.rcParams.update({"axes.spines.right": False, "legend.frameon": False, "savefig.bbox": "tight"})
+    plt.rcParams["font.family"] = fonts.register()
 
 
 def attribute_bars(percent: pd.DataFrame, floor: pd.Series | None, ylabel: str) -> Figure:
