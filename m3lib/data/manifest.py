@@ -10,8 +10,9 @@ relevant, see `retrieval.ranking`) and an image store in the order of the rows, 
 The manifest's columns:
 
     image     text, unique: the path within the source, or the name of a drawn image
-    split     train | valid | test
-    role      query | candidate in valid and test, empty in train
+    split     train | valid | test, or none for an image without any label, which is neither trained on nor evaluated
+    role      query | candidate in valid and test, empty in train; with the split none, why there is no label:
+              unlabelled (no value) | rare (only classes that were dropped as rare)
     labels    list of class ids, ascending; an attribute without a listed class is unknown for this image
     factor_*  finer hidden factors, from sources that know them; never trained on
     row       public benchmarks: the class id that a valid or test image has in the released split; else -1
@@ -33,7 +34,8 @@ from m3lib.errors import InputError
 from m3lib.taxonomy import Taxonomy
 
 COLUMNS = ("image", "split", "role", "labels")
-SUBSETS = (("train", ""), ("valid", "query"), ("valid", "candidate"), ("test", "query"), ("test", "candidate"))
+LABELLED = (("train", ""), ("valid", "query"), ("valid", "candidate"), ("test", "query"), ("test", "candidate"))
+SUBSETS = (*LABELLED, ("none", "unlabelled"), ("none", "rare"))  # every split with its roles
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def check_source(source: Source) -> None:
     """Raise InputError unless every attribute has labels in train, and queries and candidates in valid and test."""
     manifest, taxonomy = source.manifest, source.taxonomy
     known = known_attributes(multi_hot(manifest["labels"].tolist(), taxonomy.num_classes), taxonomy)
-    for split, role in SUBSETS:
+    for split, role in LABELLED:
         rows = (manifest["split"] == split) & (manifest["role"] == role)
         empty = [name for name, count in zip(taxonomy.names, known[rows].sum(axis=0), strict=True) if not count]
         if empty:

@@ -36,16 +36,30 @@ def read(settings: Csv, split: Split, max_unreadable: float) -> Source:
     notes = check_missing(missing, len(table), max_unreadable)
     table, names, contents = table[exists], names[exists], contents[exists]
 
-    taxonomy, labels, label_notes = label(table, attributes, settings)
+    labels = label(table, attributes, settings)
     keys = split_keys(table, contents, settings)
     splits = given_splits(table, settings) if settings.split_column else assign_splits(keys, split)
     roles = assign_roles(keys, splits, split.query)
-    frame = pd.DataFrame({"image": names, "split": splits, "role": roles, "labels": labels})
-    labelled = frame[frame["labels"].map(len) > 0].reset_index(drop=True)
-    if unknown := len(frame) - len(labelled):
-        label_notes.append(f"{unknown} of {len(frame)} photos have no known label and are left out")
-    load = PhotoLoader(path.parent, tuple(labelled["image"]))
-    return Source(taxonomy, labelled, load, (*notes, *label_notes))
+    frame = pd.DataFrame({"image": names, "split": splits, "role": roles, "labels": labels.ids})
+    frame, unlabelled_notes = set_apart(frame, labels.has_value)
+    load = PhotoLoader(path.parent, tuple(names))
+    return Source(labels.taxonomy, frame, load, (*notes, *labels.notes, *unlabelled_notes))
+
+
+def set_apart(frame: pd.DataFrame, has_value: np.ndarray) -> tuple[pd.DataFrame, list[str]]:
+    """Give photos without a label the split none and their role, see `data.manifest`; also return a note on them."""
+    empty = frame["labels"].map(len).to_numpy() == 0
+    rare = empty & has_value
+    frame = frame.assign(
+        split=np.where(empty, "none", frame["split"]),
+        role=np.select([rare, empty], ["rare", "unlabelled"], frame["role"]),
+    )
+    count, total = int(empty.sum()), len(frame)
+    why = f"{count - rare.sum()} without any value, {rare.sum()} with rare classes only"
+    note = (
+        f"{total - count} of {total} photos are labelled; the other {count} ({why}) are not trained on or evaluated, "
+    )
+    return frame, [note + "but a search finds them"] if count else []
 
 
 def content_key(path: Path) -> str:

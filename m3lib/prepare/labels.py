@@ -2,7 +2,9 @@
 
 from collections import Counter
 from itertools import chain
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from m3lib.config import Csv, data_path
@@ -15,15 +17,30 @@ LISTED = 8  # rare classes named in a note
 Values = list[list[str]]  # of one attribute: the classes of each row, none if unknown
 
 
-def label(table: pd.DataFrame, attributes: list[str], settings: Csv) -> tuple[Taxonomy, list[list[int]], list[str]]:
-    """Return the taxonomy, each row's class ids in ascending order, and notes on what was dropped or folded.
+class Labels(NamedTuple):
+    """The labels of a table's rows.
+
+    ids: each row's class ids in ascending order. has_value: (I,) bool, whether a row has a value, even of a class that
+    was dropped. notes: sentences on what was dropped or folded.
+    """
+
+    taxonomy: Taxonomy
+    ids: list[list[int]]
+    has_value: np.ndarray
+    notes: list[str]
+
+
+def label(table: pd.DataFrame, attributes: list[str], settings: Csv) -> Labels:
+    """Return the labels of a table.
 
     Raises InputError if a listed attribute, or every one, has fewer than two classes of csv.min_images images.
     """
     path, notes = data_path(settings.table), []
     values_of: dict[Attribute, Values] = {}
+    has_value = np.zeros(len(table), dtype=bool)
     for name in attributes:
         values = [sorted({one_line(value) for value in cell.split("|")} - {""}) for cell in table[name]]
+        has_value |= np.array([bool(classes) for classes in values])
         multi = is_multi(name, values, table, settings)
         values, rare = without_rare(values, settings)
         classes = tuple(sorted(set().union(*values)))
@@ -43,7 +60,7 @@ def label(table: pd.DataFrame, attributes: list[str], settings: Csv) -> tuple[Ta
     for (attribute, values), start in zip(values_of.items(), taxonomy.offsets.tolist(), strict=False):
         ids = {class_: m for m, class_ in enumerate(attribute.classes, start)}
         columns.append([[ids[class_] for class_ in classes] for classes in values])  # both are sorted by name
-    return taxonomy, [list(chain(*row)) for row in zip(*columns, strict=True)], notes
+    return Labels(taxonomy, [list(chain(*row)) for row in zip(*columns, strict=True)], has_value, notes)
 
 
 def is_multi(name: str, values: Values, table: pd.DataFrame, settings: Csv) -> bool:

@@ -8,7 +8,7 @@ import pytest
 
 from m3lib.config import Split
 from m3lib.data import manifest
-from m3lib.data.manifest import SUBSETS, Source
+from m3lib.data.manifest import LABELLED, SUBSETS, Source
 from m3lib.errors import InputError
 from tiny import TAXONOMY, make_prepared, random_labels
 
@@ -21,7 +21,7 @@ def no_picture(i: int) -> np.ndarray:
 
 
 def make_source(labels: np.ndarray) -> Source:
-    parts = [SUBSETS[i % len(SUBSETS)] for i in range(len(labels))]
+    parts = [LABELLED[i % len(LABELLED)] for i in range(len(labels))]
     return Source(TAXONOMY, make_prepared(labels, parts).manifest, no_picture)
 
 
@@ -55,7 +55,7 @@ def test_shares_are_those_asked_for():
     roles = manifest.assign_roles(KEYS, splits, SPLIT.query)
     for name in ("valid", "test"):
         assert_share(roles[splits == name] == "query", 0.2)
-    assert set(zip(splits.tolist(), roles.tolist(), strict=True)) == set(SUBSETS)
+    assert set(zip(splits.tolist(), roles.tolist(), strict=True)) == set(LABELLED)
 
 
 @pytest.mark.parametrize("kind", ["single", "multi", "partial"])
@@ -75,7 +75,7 @@ HELD_OUT = {"colour: green": 1, "details: hood": 6, "sleeve: long": 7}
 @pytest.mark.parametrize("names", [list(HELD_OUT)[:1], list(HELD_OUT), list(HELD_OUT)[::-1]])
 def test_held_out_classes_leave_train_and_valid_and_stay_in_test(names):
     labels = random_labels("partial", 50, np.random.default_rng(4))
-    prepared = make_prepared(labels, [SUBSETS[i % len(SUBSETS)] for i in range(50)])
+    prepared = make_prepared(labels, [LABELLED[i % len(LABELLED)] for i in range(50)])
     found = manifest.hold_out(prepared, names)
     expected = labels.copy()
     for i, split in enumerate(prepared.manifest["split"]):
@@ -125,14 +125,14 @@ def test_save_and_open_give_the_same(tmp_path):
 
 
 def test_rows_of_a_split_and_of_a_role():
-    parts = [SUBSETS[i] for i in np.random.default_rng(0).integers(0, len(SUBSETS), 50)]
-    prepared = make_prepared(full_labels(50), parts)
+    parts = [SUBSETS[i] for i in np.random.default_rng(0).integers(0, len(SUBSETS), 60)]
+    prepared = make_prepared(full_labels(60), parts)
     for split, role in SUBSETS:
         assert prepared.rows(split, role).tolist() == [i for i, part in enumerate(parts) if part == (split, role)]
         assert prepared.rows(split).tolist() == [i for i, part in enumerate(parts) if part[0] == split]
 
 
-@pytest.mark.parametrize("part", SUBSETS, ids=lambda part: " ".join(part))
+@pytest.mark.parametrize("part", LABELLED, ids=lambda part: " ".join(part))
 def test_a_part_without_a_label_is_refused(tmp_path, part):
     source = make_source(full_labels())
     emptied = source.manifest.copy()
@@ -141,6 +141,19 @@ def test_a_part_without_a_label_is_refused(tmp_path, part):
     with pytest.raises(InputError, match=rf"no {' '.join(part).strip()} image has a label for sleeve: .*{part[0]}"):
         manifest.save(replace(source, manifest=emptied), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_unlabelled_and_rare_rows_are_saved_and_opened(tmp_path):
+    labels = full_labels()
+    labels[[3, 8]] = False
+    parts = [LABELLED[i % len(LABELLED)] for i in range(30)]
+    parts[3], parts[8] = ("none", "unlabelled"), ("none", "rare")
+    source = Source(TAXONOMY, make_prepared(labels, parts).manifest, no_picture)
+    prepared_folder(tmp_path, source, np.zeros((30, 4, 4, 3), np.uint8))
+    found = manifest.open_prepared(tmp_path)
+    assert found.rows("none").tolist() == [3, 8]
+    assert found.rows("none", "rare").tolist() == [8]
+    assert not set(np.concatenate([found.rows(split) for split in ("train", "valid", "test")])) & {3, 8}
 
 
 def test_a_store_of_another_length_is_refused(tmp_path):

@@ -32,12 +32,49 @@ def test_labels_types_and_photos(tiny_catalogue):
     assert source.notes == ()
 
 
-def test_photos_without_any_label_are_left_out(tiny_catalogue):
-    tiny_catalogue.change(lambda rows: rows[3].__setitem__(slice(1, 4), ["", " ", " | "]))
+def unlabel(rows):
+    """Rows 3 and 4 lose every label; row 5's only class is rare."""
+    for row in rows[3:6]:
+        row[1:4] = ["", " ", " | "]
+    rows[5][1] = "plaid"
+
+
+def test_photos_without_a_label_are_rows_that_only_a_search_finds(tiny_catalogue):
+    labelled = read(tiny_catalogue).manifest
+    tiny_catalogue.change(unlabel)
     source = read(tiny_catalogue)
-    assert "photos/02.jpg" not in set(source.manifest["image"])
-    assert (source.load(2) == photos.decode(tiny_catalogue.photos[3])).all()
-    assert source.notes == ("1 of 60 photos have no known label and are left out",)
+    frame = source.manifest
+    assert frame["image"].tolist() == labelled["image"].tolist()
+    assert frame["labels"].iloc[2:5].tolist() == [[], [], []]
+    assert frame["split"].iloc[2:5].tolist() == ["none"] * 3
+    assert frame["role"].iloc[2:5].tolist() == ["unlabelled", "unlabelled", "rare"]
+    assert (source.load(2) == photos.decode(tiny_catalogue.photos[2])).all()
+    assert (
+        "57 of 60 photos are labelled; the other 3 (2 without any value, 1 with rare classes only)" in source.notes[-1]
+    )
+
+
+def without(rows, indices):
+    return [row for i, row in enumerate(rows) if i not in indices]
+
+
+def test_unlabelled_photos_change_nothing_for_the_others(tiny_catalogue):
+    tiny_catalogue.change(unlabel)
+    everything = read(tiny_catalogue)
+    tiny_catalogue.write(without(tiny_catalogue.rows(), (3, 4, 5)))
+    labelled = read(tiny_catalogue)
+    assert everything.taxonomy == labelled.taxonomy
+    rows = everything.manifest[everything.manifest["split"] != "none"].reset_index(drop=True)
+    assert rows.equals(labelled.manifest)
+
+
+def test_a_split_column_does_not_make_a_photo_labelled(tiny_catalogue):
+    tiny_catalogue.change(unlabel)
+    tiny_catalogue.change(
+        lambda rows: [row.__setitem__(4, ["train", "valid", "test"][i % 3]) for i, row in enumerate(rows[1:])]
+    )
+    frame = read(tiny_catalogue, split_column="product").manifest
+    assert frame["split"].iloc[2:5].tolist() == ["none"] * 3
 
 
 def test_a_few_missing_photos_are_noted(tiny_catalogue):

@@ -108,7 +108,7 @@ class Lab:
 def build_folder(folder: Path) -> None:
     """Write prepared images, and an index of them in `built` by an untrained M3-Net."""
     prepared, home, weights = make_stripes(), folder / "data" / "prepared", folder / "m3.safetensors"
-    subsets = list(islice(cycle(manifest.SUBSETS), len(prepared.manifest)))
+    subsets = list(islice(cycle(manifest.LABELLED), len(prepared.manifest)))
     table = prepared.manifest.assign(split=[split for split, _ in subsets], role=[role for _, role in subsets])
     table.loc[1, "image"] = NAME
     home.mkdir(parents=True)
