@@ -90,6 +90,11 @@ def active_losses(loss: Any) -> list[str]:
     return [name for name in LOSSES if getattr(loss, name)]
 
 
+def losses_of(variant: Any) -> list[str]:
+    """The losses with a positive weight in any stage of a row."""
+    return [name for name in LOSSES if any(getattr(stage.loss, name) for stage in variant.stages)]
+
+
 def problems(variant: Any) -> Iterator[tuple[str, str]]:
     """(setting below `systems.<row>`, sentence) for everything in a `config.Variant` that does not go together."""
     network = variant.network

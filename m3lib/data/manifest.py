@@ -20,8 +20,8 @@ The manifest's columns:
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -43,7 +43,8 @@ class Source:
     """The result of a reader.
 
     load: returns the image of manifest row i, (h, w, 3) uint8 RGB; picklable, since worker processes call it.
-    notes: sentences on what was dropped or folded. relevance: what makes a candidate relevant, pair | any.
+    notes: sentences on what was dropped or folded. relevance: what makes a candidate relevant, pair | any. remedies:
+    what to change if nothing can be trained ("train") or evaluated ("test").
     """
 
     taxonomy: Taxonomy
@@ -51,6 +52,7 @@ class Source:
     load: Callable[[int], np.ndarray]
     notes: tuple[str, ...] = ()
     relevance: str = "pair"
+    remedies: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,15 +120,15 @@ def hold_out(prepared: Prepared, classes: Sequence[str]) -> Prepared:
 
 
 def check_source(source: Source) -> None:
-    """Raise InputError unless every attribute has labels in train, and queries and candidates in valid and test."""
-    manifest, taxonomy = source.manifest, source.taxonomy
-    known = known_attributes(multi_hot(manifest["labels"].tolist(), taxonomy.num_classes), taxonomy)
-    for split, role in LABELLED:
-        rows = (manifest["split"] == split) & (manifest["role"] == role)
-        empty = [name for name, count in zip(taxonomy.names, known[rows].sum(axis=0), strict=True) if not count]
-        if empty:
-            advice = f"add images, raise the share of {split} in params.yaml (split), or leave the attribute out"
-            raise InputError(f"no {f'{split} {role}'.strip()} image has a label for {', '.join(empty)}: {advice}")
+    """Raise InputError if nothing can be trained, or nothing evaluated; `data.gaps` describes lesser gaps."""
+    manifest, labelled = source.manifest, source.manifest["labels"].map(len) > 0
+    faults = []
+    for split, role in (("train", ""), ("test", "query"), ("test", "candidate")):
+        if not (labelled & (manifest["split"] == split) & (manifest["role"] == role)).any():
+            advice = source.remedies.get(split, f"add images with labels to {split}")
+            faults.append(f"no {f'{split} {role}'.strip()} image has a label: {advice}")
+    if faults:
+        raise InputError(*(["the data set"] if len(faults) > 1 else []), *faults)
 
 
 def save(source: Source, folder: Path) -> None:

@@ -10,6 +10,8 @@ fashionai     annotations of FashionAI
 darn          annotations of DARN
 """
 
+from dataclasses import replace
+
 from m3lib.config import Settings
 from m3lib.data.manifest import Source, check_source
 from m3lib.prepare import catalogue, darn, deepfashion, fashionai, public
@@ -27,5 +29,20 @@ def read(settings: Settings) -> Source:
         source = wardrobe.read(settings.wardrobe, settings.split)
     else:
         source = public.read(DATASETS[settings.source], settings)
+    source = replace(source, remedies=remedies(settings))
     check_source(source)
     return source
+
+
+def remedies(settings: Settings) -> dict[str, str]:
+    """Return what a person can change if no image with a label is for training ("train") or evaluation ("test")."""
+    ways = {"train": "lower split.valid and split.test", "test": "raise split.test, or set split.query nearer to 0.5"}
+    if settings.source == "csv" and (column := settings.csv.split_column):
+        ways = {split: f"mark more photos as {split} in the column {column!r}" for split in ways}
+        ways["test"] += ", or set split.query nearer to 0.5"
+    if settings.source == "wardrobe":
+        return {split: f"raise wardrobe.images, or {way}" for split, way in ways.items()}
+    if settings.source == "csv":
+        return {split: f"add photos with labels, lower csv.min_images, or {way}" for split, way in ways.items()}
+    complete = f"complete the download (`make data SOURCE={settings.source}` lists its files)"
+    return dict.fromkeys(ways, "raise benchmark.fraction" if settings.benchmark.fraction < 1 else complete)

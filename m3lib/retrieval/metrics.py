@@ -10,6 +10,7 @@ All metrics are fractions in [0, 1]. Letters: Q query images, C candidates, M_n 
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -125,29 +126,33 @@ def expected_random_ap(relevant: ArrayLike, candidates: int) -> np.ndarray:
     return np.where(R > 0, (H + (C - H) * (R - 1) / max(C - 1, 1)) / C, 0.0)
 
 
+def measured(by_attribute: Mapping[str, QueryMetrics]) -> dict[str, QueryMetrics]:
+    """Return the attributes that can be measured: those with a query that has a relevant candidate."""
+    return {name: values for name, values in by_attribute.items() if values.relevant.any()}
+
+
 def summarise(by_attribute: Mapping[str, QueryMetrics]) -> dict:
-    """Return the means of every metric, ready for JSON.
+    """Return the means of every metric, for `to_json`.
 
     {"map_all": {"overall_by_query", "mean_over_attributes", "attributes": {name: mean}}, "map_100_hits": the same,
     "map_100_min", "recall_100", "queries": {name: P}}. overall_by_query is the mean over all pairs of all attributes,
     the "overall" of the ASEN code and the poster: attributes with more queries weigh more.
-    Raises ValueError for an attribute without a query.
+    An attribute that can't be measured (see `measured`) is NaN and takes no part in the other means, which are NaN if
+    there is no other attribute.
     """
-    empty = [name for name, values in by_attribute.items() if not len(values.query)]
-    if empty or not by_attribute:
-        raise ValueError(f"no query to average over for {', '.join(empty) or 'any attribute'}")
     summary: dict = {}
     for field in ("ap_all", "ap_100_hits", "ap_100_min", "recall_100"):
-        values = {name: getattr(of_attribute, field) for name, of_attribute in by_attribute.items()}
+        values = {name: getattr(of_attribute, field) for name, of_attribute in measured(by_attribute).items()}
         means = {name: float(v.mean()) for name, v in values.items()}
         summary[field.replace("ap_", "map_")] = {
-            "overall_by_query": float(np.concatenate(list(values.values())).mean()),
-            "mean_over_attributes": float(np.mean(list(means.values()))),
-            "attributes": means,
+            "overall_by_query": float(np.concatenate(list(values.values())).mean()) if values else math.nan,
+            "mean_over_attributes": float(np.mean(list(means.values()))) if means else math.nan,
+            "attributes": {name: means.get(name, math.nan) for name in by_attribute},
         }
     return summary | {"queries": {name: len(values.query) for name, values in by_attribute.items()}}
 
 
 def to_json(values: dict) -> str:
-    """JSON with numbers rounded to six decimals: more would be noise in a diff."""
-    return json.dumps(json.loads(json.dumps(values), parse_float=lambda text: round(float(text), 6)), indent=1) + "\n"
+    """JSON with null for NaN, and numbers rounded to six decimals: more would be noise in a diff."""
+    numbers = {"parse_float": lambda text: round(float(text), 6), "parse_constant": lambda _: None}
+    return json.dumps(json.loads(json.dumps(values), **numbers), indent=1) + "\n"

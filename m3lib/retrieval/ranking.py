@@ -56,7 +56,7 @@ def rank(
             positions = np.arange(len(query_rows))[queries]
             streams = (np.random.Philox(key=seed * 1009 + attribute, counter=[0, 0, 0, row]) for row in positions)
             values = [np.random.Generator(stream).random(len(candidate_rows)) for stream in streams]
-            return torch.from_numpy(np.reshape(values, (len(positions), -1)))
+            return torch.from_numpy(np.reshape(values, (len(positions), len(candidate_rows))))
 
     else:
         of_attribute = embeddings.of_attribute(attribute, prepared.taxonomy)

@@ -11,11 +11,15 @@ from collections.abc import Iterator
 import torch
 from torch import Generator, Tensor
 
-from m3lib.config import Train
+from m3lib.compatibility import losses_of
+from m3lib.config import Train, Variant
+from m3lib.data import gaps
+from m3lib.data.manifest import Prepared, hold_out
 from m3lib.errors import InputError
 from m3lib.systems.losses import Anchors, Batch, find_anchors
 
 IMAGE_SAMPLERS = ("uniform", "balanced")  # train.batch counts images; for the other samplers, triplets
+TRIPLET_LOSSES = ("asen_triplet", "asen_pp_local", "m3_instance", "m3_cluster")  # they compare images of a class
 RARE_PAIR_SHARE = 0.25  # of a `balanced` batch
 
 
@@ -24,10 +28,7 @@ def steps_per_epoch(num_images: int, train: Train) -> int:
 
 
 def epoch(labels: Tensor, attribute_of_class: Tensor, train: Train, generator: Generator) -> Iterator[Batch]:
-    """Return the batches of one epoch; labels: (I, M) bool of the training images.
-
-    Raises InputError if the labels allow no triplet.
-    """
+    """Return the batches of one epoch; labels: (I, M) bool of the training images."""
     if train.sampler in IMAGE_SAMPLERS:
         draw = uniform if train.sampler == "uniform" else balanced
         return draw(labels, attribute_of_class, train.batch, generator)
@@ -35,15 +36,33 @@ def epoch(labels: Tensor, attribute_of_class: Tensor, train: Train, generator: G
 
 
 def check_batch(labels: Tensor, train: Train) -> None:
-    """Raise InputError if a batch of images has less than one pair of images of a class on average."""
+    """Raise InputError if a batch of images has less than one pair of images of a class, where a larger one has more.
+
+    If no two training images share a class, no batch helps (see `idle_losses`).
+    """
     counts, size = labels.sum(dim=0).double(), len(labels)
     shared = float((counts * (counts - 1)).sum()) / max(1, size * (size - 1))  # mean classes that two images share
     pairs = shared * train.batch * (train.batch - 1) / 2
-    if train.sampler not in IMAGE_SAMPLERS or pairs >= 1:
+    if train.sampler not in IMAGE_SAMPLERS or pairs >= 1 or not shared:
         return
-    least = math.ceil(0.5 + math.sqrt(0.25 + 2 / shared)) if shared else math.inf  # shared * b * (b - 1) = 2
-    advice = f"set it to {least} or more" if least <= size else "no two training images share a class"
-    raise InputError(f"train.batch {train.batch} holds {pairs:.2g} pairs of images of one class on average; {advice}")
+    least = math.ceil(0.5 + math.sqrt(0.25 + 2 / shared))  # shared * b * (b - 1) = 2
+    problem = f"train.batch {train.batch} holds {pairs:.2g} pairs of images of one class on average"
+    raise InputError(f"{problem}; set it to {least} or more")
+
+
+def idle_losses(prepared: Prepared, variant: Variant) -> list[str]:
+    """Return sentences on the losses of a row that find nothing to learn from in the training images."""
+    prepared = hold_out(prepared, variant.train.held_out)
+    active, comparable = losses_of(variant), gaps.comparable(prepared)
+    losses = [name for name in active if name in TRIPLET_LOSSES]
+    if not losses or comparable.all():
+        return []
+    names = [name for name, any_pair in zip(prepared.taxonomy.names, comparable, strict=True) if not any_pair]
+    about = f"about {gaps.listed(names)}" if comparable.any() else "from these images"
+    sentences = [f"{', '.join(losses)} can't learn anything {about}: {gaps.NO_TRIPLET}."]
+    if not comparable.any() and losses == active:
+        sentences.append("This row has no other loss: its network keeps the weights that it started with.")
+    return sentences
 
 
 def make_batch(index: Tensor, labels: Tensor, attribute_of_class: Tensor) -> Batch:
@@ -93,7 +112,8 @@ class TripletSampler:
     asen_pp: a random other class, and a random image of it;
     asen_pp_exact: as asen_pp, but never an image that also carries the anchor's class, which the other two allow if
     images have several classes.
-    Classes with fewer than two images are never anchors. Labels of other attributes are hidden in a triplet.
+    Classes with fewer than two images are never anchors. Labels of other attributes are hidden in a triplet. If there
+    is no triplet at all, a batch is random images, for the losses that need none.
     """
 
     def __init__(self, labels: Tensor, attribute_of_class: Tensor, kind: str):
@@ -105,9 +125,6 @@ class TripletSampler:
             usable = [m for m in present if len(self.images[m]) >= 2 and len(self.negatives(m, present))]
             if usable:
                 self.classes.append((usable, present))
-        if not self.classes:
-            problem = "no attribute has a class with two images and another to tell it from"
-            raise InputError(f"train.sampler {kind}: {problem}")
 
     def negatives(self, m: int, classes: list[int]) -> Tensor:
         """Return the images of the classes that may be a negative for class m; an image appears once per class."""
@@ -119,11 +136,20 @@ class TripletSampler:
         T = train.batch
         positives, negatives = (torch.eye(T, 3 * T, dtype=torch.bool).roll(k * T, dims=1) for k in (1, 2))
         for _ in range(steps_per_epoch(len(self.labels), train)):
+            if not self.classes:
+                yield self.random_images(3 * T, generator)
+                continue
             *images, class_id = torch.tensor([self.draw(generator) for _ in range(T)]).T.contiguous()  # (T,) each
             index = torch.cat(images)
             same_attribute = self.attribute_of_class[class_id].repeat(3)[:, None] == self.attribute_of_class  # (3 T, M)
             anchors = Anchors(torch.arange(T), class_id, positives, negatives)
             yield Batch(index, self.labels[index] & same_attribute, anchors)
+
+    def random_images(self, size: int, generator: Generator) -> Batch:
+        """Return a batch of random images without an anchor."""
+        index, none = torch.randint(len(self.labels), (size,), generator=generator), torch.empty(0, dtype=torch.int64)
+        nothing = torch.empty(0, size, dtype=torch.bool)
+        return Batch(index, self.labels[index], Anchors(none, none, nothing, nothing))
 
     def draw(self, generator: Generator) -> tuple[int, int, int, int]:
         """Return anchor, positive and negative image, and the class of the first two."""

@@ -1,5 +1,6 @@
 """Train one variant: the step, the epoch, and the run, which resumes after any epoch."""
 
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from m3lib import config, systems
+from m3lib.compatibility import losses_of
 from m3lib.config import ALONE, Loss, Machines, Stage, Variant
 from m3lib.data import batches, files, manifest
 from m3lib.data.manifest import Prepared, hold_out
@@ -22,8 +24,6 @@ from m3lib.systems.losses import Batch
 from m3lib.systems.objective import total_loss, update_centers
 from m3lib.training import augment, checkpoint, devices, distributed, inference, samplers
 from m3lib.training.schedule import StageSchedule, learning_rate, make_optimizer
-
-TRIPLET_LOSSES = ("asen_triplet", "asen_pp_local", "m3_instance", "m3_cluster")  # they need two images of a class
 
 
 class Trainer:
@@ -44,7 +44,7 @@ class Trainer:
         self.rows = prepared.rows("train")
         self.labels = torch.from_numpy(self.prepared.labels)[self.rows]  # (I, M)
         self.attribute_of_class = torch.from_numpy(prepared.taxonomy.attribute_of_class)  # (M,)
-        if any(getattr(stage.loss, name) for stage in variant.stages for name in TRIPLET_LOSSES):
+        if set(samplers.TRIPLET_LOSSES) & set(losses_of(variant)):
             samplers.check_batch(self.labels, variant.train)
         self.system = systems.build(variant, prepared.taxonomy).to(memory_format=torch.channels_last)
         weight = losses.positive_weights(self.labels, self.attribute_of_class, variant.loss.positive_power)
@@ -126,20 +126,26 @@ class Trainer:
         return {name: float(value) / self.steps_per_epoch for name, value in sums.items()}
 
     def run_epoch(self, bar: tqdm) -> None:
-        """Train for one epoch, evaluate on validation, and keep the weights if they are the best so far.
+        """Train for one epoch, evaluate on validation, and keep the weights unless an earlier epoch was better.
 
-        With several processes, only the main one evaluates.
+        With several processes, only the main one evaluates. If nothing can be validated, the last epoch is kept.
         """
         record = {"epoch": len(self.history) + 1, **self.train_epoch(bar)}
         self.history.append(record)
         if not distributed.is_main_process():
             return
-        rows, precision = self.prepared.rows("valid"), self.variant.train.precision
-        embeddings = inference.embed(self.system, self.prepared, rows, precision)
-        scores = ranking.evaluate(self.prepared, "valid", self.variant.score, embeddings)
-        record["valid_map_all"] = metrics.summarise(scores)["map_all"]["overall_by_query"]
-        if record["valid_map_all"] >= max(epoch["valid_map_all"] for epoch in self.history):
+        record["valid_map_all"] = self.validate()
+        if not record["valid_map_all"] < max(epoch["valid_map_all"] for epoch in self.history):  # NaN is never less
             self.best = {name: value.clone() for name, value in self.system.state_dict().items()}
+
+    def validate(self) -> float:
+        """Return the overall MAP@all of the validation queries, a fraction; NaN if nothing can be validated."""
+        rows = self.prepared.rows("valid")
+        if not len(rows):
+            return math.nan
+        embeddings = inference.embed(self.system, self.prepared, rows, self.variant.train.precision)
+        scores = ranking.evaluate(self.prepared, "valid", self.variant.score, embeddings)
+        return metrics.summarise(scores)["map_all"]["overall_by_query"]
 
     def set_learning_rate(self, epoch: int, number: int) -> None:
         """Set the learning rate of a step of an epoch."""
@@ -217,8 +223,9 @@ def fit(
 ) -> tuple[System, pd.DataFrame]:
     """Train a variant, from its checkpoint if there is one; returns the network at its best epoch, and the curves.
 
-    Curves have one row per epoch: epoch, the mean of each weighted loss, and valid_map_all (fraction). The checkpoint
-    at `path` is written after every epoch; the caller removes it after storing the results.
+    Curves have one row per epoch: epoch, the mean of each weighted loss, and valid_map_all (a fraction; NaN if nothing
+    can be validated). The checkpoint at `path` is written after every epoch; the caller removes it after storing the
+    results.
 
     With several processes (`machines`), this starts those of this machine, and continues from their checkpoint.
     """
@@ -255,7 +262,7 @@ def fit(
 
 def check_disk(trainer: Trainer, path: Path) -> None:
     """Raise InputError before the first step unless the disk has room for everything that the run will write."""
-    prepared, sample = trainer.prepared, trainer.prepared.rows("valid")[:1]
+    prepared, sample = trainer.prepared, trainer.rows[:1]
     weights = sum(value.nbytes for value in trainer.system.state_dict().values())
     checkpoints = 2 * 4 * weights  # the old and the new one: weights, best weights, and two moments of each
     embeddings = vars(inference.embed(trainer.system, prepared, sample, "fp32")).values()

@@ -132,14 +132,24 @@ def test_rows_of_a_split_and_of_a_role():
         assert prepared.rows(split).tolist() == [i for i, part in enumerate(parts) if part[0] == split]
 
 
-@pytest.mark.parametrize("part", LABELLED, ids=lambda part: " ".join(part))
-def test_a_part_without_a_label_is_refused(tmp_path, part):
-    source = make_source(full_labels())
+NEEDED = [("train", ""), ("test", "query"), ("test", "candidate")]
+
+
+def without_labels(source: Source, *parts: tuple[str, str], least: int = 0) -> Source:
+    """The source without the labels of its images in these parts, from class `least` on."""
     emptied = source.manifest.copy()
-    own = (emptied["split"] == part[0]) & (emptied["role"] == part[1])
-    emptied.loc[own, "labels"] = emptied.loc[own, "labels"].map(lambda ids: [m for m in ids if m < 7])
-    with pytest.raises(InputError, match=rf"no {' '.join(part).strip()} image has a label for sleeve: .*{part[0]}"):
-        manifest.save(replace(source, manifest=emptied), tmp_path)
+    own = [pair in parts for pair in zip(emptied["split"], emptied["role"], strict=True)]
+    emptied.loc[own, "labels"] = emptied.loc[own, "labels"].map(lambda ids: [m for m in ids if m < least])
+    return replace(source, manifest=emptied)
+
+
+@pytest.mark.parametrize("part", NEEDED, ids=" ".join)
+def test_labels_that_allow_no_training_or_no_evaluation_are_refused(tmp_path, part):
+    source = replace(make_source(full_labels()), remedies={part[0]: "more photos help"})
+    with pytest.raises(InputError, match=f"no {' '.join(part).strip()} image has a label: more photos help"):
+        manifest.save(without_labels(source, part), tmp_path)
+    with pytest.raises(InputError, match="3 faults"):
+        manifest.save(without_labels(source, *LABELLED), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -154,6 +164,13 @@ def test_unlabelled_and_rare_rows_are_saved_and_opened(tmp_path):
     assert found.rows("none").tolist() == [3, 8]
     assert found.rows("none", "rare").tolist() == [8]
     assert not set(np.concatenate([found.rows(split) for split in ("train", "valid", "test")])) & {3, 8}
+
+
+@pytest.mark.parametrize("part", LABELLED, ids=" ".join)
+def test_an_attribute_without_a_label_in_some_part_is_saved(tmp_path, part):
+    """It can't be trained, validated or evaluated, but the others can."""
+    manifest.save(without_labels(make_source(full_labels()), part, least=7), tmp_path)
+    manifest.save(without_labels(make_source(full_labels()), ("valid", "query"), ("valid", "candidate")), tmp_path)
 
 
 def test_a_store_of_another_length_is_refused(tmp_path):

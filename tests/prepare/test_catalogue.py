@@ -10,6 +10,7 @@ import pytest
 
 from downloads import check_refused
 from m3lib import config, prepare
+from m3lib.errors import InputError
 from m3lib.prepare import photos
 from own_photos import class_names, read
 from tiny import ROOT, SETTINGS
@@ -149,7 +150,21 @@ def test_read_checks_the_source(tiny_catalogue):
     given = replace(SETTINGS, source="csv", csv=tiny_catalogue.settings, split=tiny_catalogue.split)
     assert len(prepare.read(given).manifest) == 60
     without_valid = replace(given, split=config.Split(valid=0.0, test=0.5, query=0.5))
-    check_refused(lambda: prepare.read(without_valid), "no valid query image has a label for colour")
+    assert len(prepare.read(without_valid).manifest) == 60  # nothing can be validated
+    without_test = replace(given, split=config.Split(valid=0.5, test=0.0, query=0.5))
+    with pytest.raises(InputError, match=r"2 faults:\n  no test query .* raise split\.test.*\n  no test candidate"):
+        prepare.read(without_test)
+    without_train = replace(given, split=config.Split(valid=0.0, test=1.0, query=0.5))
+    check_refused(lambda: prepare.read(without_train), "no train image has a label", "lower split.valid and split.test")
+
+
+@pytest.mark.parametrize(("only", "missing"), [("train", "test"), ("test", "train"), ("valid", "train")])
+def test_advice_on_a_given_split_names_its_column(tiny_catalogue, only, missing):
+    tiny_catalogue.change(lambda rows: [row.__setitem__(4, only) for row in rows[1:]])
+    table = replace(tiny_catalogue.settings, attributes=["colour"], split_column="product")
+    given = replace(SETTINGS, source="csv", csv=table, split=tiny_catalogue.split)
+    with pytest.raises(InputError, match=f"mark more photos as {missing} in the column 'product'"):
+        prepare.read(given)
 
 
 # photos that people took

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
@@ -11,7 +12,15 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from m3lib.retrieval.metrics import QueryMetrics, evaluate_attribute, expected_random_ap, summarise, tie_keys, to_json
+from m3lib.retrieval.metrics import (
+    QueryMetrics,
+    concatenate,
+    evaluate_attribute,
+    expected_random_ap,
+    summarise,
+    tie_keys,
+    to_json,
+)
 
 FIELDS = ("query", "class_id", "relevant", "ap_all", "ap_100_hits", "ap_100_min", "recall_100")
 SHARED = Path(__file__).parents[3] / "shared"
@@ -167,7 +176,7 @@ def test_expected_random_ap_by_exhaustion():
 
 def constant_metrics(count, ap, hits=0.0, minimum=0.0, recall=0.0):
     index = np.arange(count)
-    return QueryMetrics(index, index, index, *(np.full(count, value) for value in (ap, hits, minimum, recall)))
+    return QueryMetrics(index, index, index + 1, *(np.full(count, value) for value in (ap, hits, minimum, recall)))
 
 
 def test_summarise_literal():
@@ -188,14 +197,36 @@ def test_summarise_literal():
 
 
 def test_json_has_six_decimals():
-    values = {"a": {"b": 1 / 3, "n": 7, "t": "0.123456789"}, "none": None, "list": [1e-9, True]}
+    values = {"a": {"b": 1 / 3, "n": 7, "t": "0.123456789"}, "none": float("nan"), "list": [1e-9, True]}
     rounded = {"a": {"b": 0.333333, "n": 7, "t": "0.123456789"}, "none": None, "list": [0.0, True]}
     assert to_json(values) == json.dumps(rounded, indent=1) + "\n"
 
 
-def test_summarise_refuses_an_attribute_without_queries():
-    with pytest.raises(ValueError, match="neck"):
-        summarise({"sleeve": constant_metrics(3, 0.5), "neck": constant_metrics(0, 0.5)})
+def unanswered(count):
+    """Queries without a relevant candidate: they score 0."""
+    return replace(constant_metrics(count, 0.0), relevant=np.zeros(count, np.int64))
+
+
+@pytest.mark.parametrize("unmeasured", [constant_metrics(0, 0.5), unanswered(4)], ids=["no query", "none relevant"])
+def test_an_attribute_that_cannot_be_measured_takes_no_part_in_the_means(unmeasured):
+    others = {"sleeve": constant_metrics(3, 0.5), "colour": constant_metrics(2, 0.25, 1)}
+    summary, expected = summarise({"neck": unmeasured} | others), summarise(others)
+    for key in ("map_all", "map_100_hits", "map_100_min", "recall_100"):
+        assert np.isnan(summary[key]["attributes"].pop("neck"))
+        assert summary[key] == expected[key]
+    assert summary["queries"]["neck"] == len(unmeasured.query)
+
+
+def test_a_query_without_a_relevant_candidate_counts_as_0_where_others_have_one():
+    mixed = concatenate([constant_metrics(3, 0.8), unanswered(1)])
+    assert summarise({"sleeve": mixed})["map_all"]["overall_by_query"] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("nothing", [{}, {"neck": constant_metrics(0, 0.5)}, {"neck": unanswered(2)}])
+def test_nothing_measured_is_null_in_json(nothing):
+    summary = json.loads(to_json(summarise(nothing)))
+    assert summary["map_all"]["overall_by_query"] is summary["recall_100"]["mean_over_attributes"] is None
+    assert summary["map_all"]["attributes"] == dict.fromkeys(nothing)
 
 
 # ---- against the released splits and the poster (their random ranking: tests/prepare/test_real_splits.py)
