@@ -7,9 +7,12 @@ They lie beside the photos of a public benchmark (README of github.com/Maryeon/a
     {query,candidate}_{valid,test}.txt   `line attribute value`
 
 `line` counts the lines of the split's filenames from 0, `attribute` the attributes of the data set, `value` the classes
-of that attribute. Lines end in LF or CR LF. A photo has at most one row in query and candidate together.
+of that attribute. Lines end in LF or CR LF; a byte-order mark is skipped. A photo has at most one row in query and
+candidate together.
 """
 
+import codecs
+import io
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,43 +33,66 @@ HELD_OUT = ("valid", "test")
 ROLES = ("query", "candidate")
 TRAIN_FILES = ("filenames_train.txt", "label_train.txt")
 HELD_OUT_FILES = tuple(f"{kind}_{split}.txt" for split in HELD_OUT for kind in ("filenames", *ROLES))
+RELEASED = (*HELD_OUT_FILES, *TRAIN_FILES)  # these have labels for every photo
 ROW = "`line attribute value [attribute value ...]`"
+MARK = "\ufeff"  # the byte-order mark, which Excel and Notepad put before a file's first letter
 INTEGERS = re.compile(r"-?\d{1,9}([ \t]+-?\d{1,9})*", re.ASCII)
 
 
+def is_filled(path: Path) -> bool:
+    """Return whether a path is a file that is not empty, or a folder that holds something."""
+    return any(path.iterdir()) if path.is_dir() else path.is_file() and path.stat().st_size > 0
+
+
+def fault(folder: Path, *paths: str) -> str:
+    """Return what is wrong with a file that may have any of several paths in a folder, none of which is filled."""
+    empty = [str(folder / path) for path in paths if (folder / path).exists()]
+    return f"{empty[0]} is empty" if empty else f"{' or '.join(paths)} is missing"
+
+
 def all_exist(folder: Path, names: Sequence[str]) -> bool:
-    """Return whether files of a folder exist; raises InputError if some of them do and others don't."""
-    present = [name for name in names if (folder / name).is_file()]
-    missing = [name for name in names if name not in present]
-    if missing and present:
-        names = f"{', '.join(present)} without {', '.join(missing)}"
-        raise InputError(f"{folder}: {names}; put all of them there, or none")
-    return not missing
+    return all(is_filled(folder / name) for name in names)
+
+
+def half_there(folder: Path, names: Sequence[str]) -> str:
+    """Return a sentence if some files of a folder exist and others don't, else an empty text."""
+    missing = [name for name in names if not is_filled(folder / name)]
+    present = ", ".join(name for name in names if name not in missing)
+    return f"{present} without {', '.join(missing)}: put all of them there, or none" if missing and present else ""
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     """Yield (file and line number, stripped text) of each line of a label file; empty lines may only end the file.
 
-    Raises InputError if the file can't be read, is empty, is not UTF-8, or has an empty line between others.
+    Raises InputError if the file can't be read, is empty, is not text, or has an empty line between others.
     """
-    where = blank = ""
+    number, blank = 0, ""
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                where = f"{path}, line {number}"
-                text = line.decode().strip()
-                if text and blank:
-                    raise InputError(f"{blank}: the line is empty")
-                if text:
-                    yield where, text
-                else:
-                    blank = blank or where
+        for number, line in enumerate(decoded_lines(path), 1):
+            text = line.strip().strip(MARK)
+            if text and blank:
+                raise InputError(f"{blank}: the line is empty")
+            if text:
+                yield f"{path}, line {number}", text
+            else:
+                blank = blank or f"{path}, line {number}"
     except UnicodeDecodeError:
-        raise InputError(f"{where}: not UTF-8 text") from None
+        raise InputError(f"{path}, line {number + 1}: not UTF-8 text; save the file as UTF-8") from None
     except OSError as error:
         raise InputError(f"{path}: the file can't be read ({error.strerror or error})") from None
-    if not where or blank.endswith(" line 1"):
+    if not number or blank.endswith(" line 1"):
         raise InputError(f"{path}: the file is empty")
+
+
+def decoded_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file, or of a UTF-16 file that starts with a byte-order mark."""
+    with path.open("rb") as file:
+        mark = file.read(2)
+        file.seek(0)
+        if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            yield from io.TextIOWrapper(file, "utf-16", newline="\n")
+            return
+        yield from (line.decode() for line in file)
 
 
 def safe_name(text: str, where: str) -> str:

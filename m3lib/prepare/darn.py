@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from m3lib.errors import InputError
-from m3lib.prepare.asen_split import by_photo, class_id
+from m3lib.prepare.asen_split import RELEASED, by_photo, class_id
 from m3lib.prepare.public import Annotations, Dataset, RequiredFile
 from m3lib.prepare.table import read_table
 from m3lib.taxonomy import Attribute, Taxonomy
@@ -57,12 +57,7 @@ def read(folder: Path) -> Annotations:
 
 DATASET = Dataset(
     name="darn",
-    files=(
-        RequiredFile(
-            (LABELS, "label_train.txt"),
-            "the labels: filenames_train.txt and label_train.txt of the released split, or your own table",
-        ),
-    ),
+    files=(RequiredFile((LABELS,), "your own table of the labels, if you have the original one", instead=RELEASED),),
     photos=RequiredFile(("pic",), "the photos, pic/<item>/<name>.jpg"),
     origin="Official: by request to the authors; README of github.com/Maryeon/asen links the addresses of the photos.",
     protocol="row",

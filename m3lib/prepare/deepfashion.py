@@ -29,9 +29,7 @@ CLASSES = RequiredFile(
     ("Anno/list_attr_cloth.txt", "Anno_coarse/list_attr_cloth.txt"), "the 1,000 attributes and their types"
 )
 LABELS = RequiredFile(("Anno/list_attr_img.txt", "Anno_coarse/list_attr_img.txt"), "the attributes of every photo")
-PARTITION = RequiredFile(
-    ("Eval/list_eval_partition.txt",), "the official split", optional="the released split must be there"
-)
+PARTITION = RequiredFile(("Eval/list_eval_partition.txt",), "the official split", instead=HELD_OUT_FILES)
 
 
 def read_table(path: Path) -> Iterator[tuple[str, str]]:
@@ -100,8 +98,6 @@ def read(folder: Path) -> Annotations:
     labels, notes = by_photo(read_labels(path, class_ids), path.name)
     if all_exist(folder, HELD_OUT_FILES):
         return Annotations(taxonomy, labels, path.name, notes=notes)
-    if not partition:
-        raise InputError(f"{folder}: neither the released split files nor {PARTITION.paths[0]} is there")
     splits, _ = by_photo(read_partition(partition), partition.name)
     return Annotations(taxonomy, labels, path.name, splits, notes)
 

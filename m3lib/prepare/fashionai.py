@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from m3lib.errors import InputError
-from m3lib.prepare.asen_split import by_photo, read_lines
+from m3lib.prepare.asen_split import HELD_OUT_FILES, RELEASED, all_exist, by_photo, fault, is_filled, read_lines
 from m3lib.prepare.public import Annotations, Dataset, RequiredFile
 from m3lib.taxonomy import Attribute, Taxonomy
 
 FOLDERS = ("fashionAI_attributes_train1", "fashionAI_attributes_train2")
+LABEL_FILE = "Annotations/label.csv"
 ATTRIBUTES = {  # in the order of the released files; classes in the order of the letters
     "skirt length": "Invisible|Short Length|Knee Length|Midi Length|Ankle Length|Floor Length",
     "sleeve length": "Invisible|Sleeveless|Cup Sleeves|Short Sleeves|Elbow Sleeves|3/4 Sleeves|Wrist Length|"
@@ -63,13 +64,23 @@ def read(folder: Path) -> Annotations:
         ids, repeated = by_photo(read_labels(folder / file), file)
         labels |= {f"{file.partition('/')[0]}/{name}": ids[name] for name in ids}
         notes += repeated
+    unlabelled = [top for top in FOLDERS if files and f"{top}/{LABEL_FILE}" not in files and (folder / top).is_dir()]
+    notes += [f"the photos of {top} are left out: it has no {LABEL_FILE}" for top in unlabelled]
     return Annotations(TAXONOMY, labels if files else None, " and ".join(files), notes=notes)
 
 
+def faults(folder: Path) -> Iterator[str]:
+    """Yield what the training folders lack: the released split names photos of both; a drawn one, those with labels."""
+    released, labels = all_exist(folder, HELD_OUT_FILES), [path for path in LABELS.paths if is_filled(folder / path)]
+    needed = [path for path in LABELS.paths if labels and (released or path in labels)]
+    needed += [f"{top}/Images" for top in FOLDERS if released or f"{top}/{LABEL_FILE}" in labels]
+    yield from (fault(folder, path) for path in needed if not is_filled(folder / path))
+
+
 LABELS = RequiredFile(
-    tuple(f"{name}/Annotations/label.csv" for name in FOLDERS),
+    tuple(f"{top}/{LABEL_FILE}" for top in FOLDERS),
     "the labels of the photos (of either folder, or both)",
-    optional="filenames_train.txt and label_train.txt of the released split must be there",
+    instead=RELEASED,
 )
 DATASET = Dataset(
     name="fashionai",
@@ -78,4 +89,5 @@ DATASET = Dataset(
     origin="Official: the FashionAI data sets at tianchi.aliyun.com, attribute recognition, train1 and train2.",
     protocol="row",
     read=read,
+    faults=faults,
 )

@@ -5,7 +5,7 @@ all published results use (`asen_split`), or with a drawn split if those files a
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,20 +38,37 @@ class Annotations:
 
 @dataclass(frozen=True)
 class RequiredFile:
-    """A file or folder of a download, under any of several paths. optional: what happens without it."""
+    """A file or folder of a download, under any of several paths. instead: the files that replace it, all together."""
 
     paths: tuple[str, ...]
     what: str
-    optional: str = ""
+    instead: tuple[str, ...] = ()
 
     def find(self, folder: Path) -> Path | None:
-        """Return its path inside a folder, if it exists."""
-        return next((folder / path for path in self.paths if (folder / path).exists()), None)
+        """Return its path inside a folder, if it exists and is not empty."""
+        return next((folder / path for path in self.paths if asen_split.is_filled(folder / path)), None)
+
+    def is_missing(self, folder: Path) -> bool:
+        replaced = self.instead and all(asen_split.is_filled(folder / name) for name in self.instead)
+        return not (self.find(folder) or replaced)
+
+    def fault(self, folder: Path) -> str:
+        instead = f", and so is a file of the released split ({', '.join(self.instead)})" if self.instead else ""
+        return asen_split.fault(folder, *self.paths) + instead
+
+
+def never(folder: Path) -> Iterator[str]:
+    """The faults of a download whose files do not depend on each other."""
+    yield from ()
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A public benchmark. photos: where paths of photos start; origin: a sentence on where to download it."""
+    """A public benchmark.
+
+    files: what a download holds; photos: where paths of photos start; origin: a sentence on where to download it;
+    faults: yields sentences on files that are missing beside others.
+    """
 
     name: str
     files: tuple[RequiredFile, ...]
@@ -59,13 +76,14 @@ class Dataset:
     origin: str
     protocol: str  # of the published results
     read: Callable[[Path], Annotations]
+    faults: Callable[[Path], Iterator[str]] = never
 
 
-SPLIT_FILES = RequiredFile(
-    ("filenames_test.txt",),
-    "filenames_, query_ and candidate_ of valid and test (.txt): the split of all published rows",
-    optional="a split is drawn and written to data/prepared/split/",
-)
+SPLIT_FILES = {
+    asen_split.HELD_OUT_FILES: "the split of all published rows; without it, one is drawn to data/prepared/split/",
+    asen_split.TRAIN_FILES: "its training photos and their labels",
+}
+ARCHIVES = (".zip", ".rar", ".7z", ".tar", ".tar.gz", ".tgz")
 
 
 def folder_of(name: str, settings: Benchmark) -> Path:
@@ -73,29 +91,54 @@ def folder_of(name: str, settings: Benchmark) -> Path:
     return data_path(settings.folder or f"data/{name}")
 
 
+def incomplete(dataset: Dataset, folder: Path) -> list[str]:
+    """Return a sentence on each file without which a download can't be read."""
+    files = (*dataset.files, dataset.photos)
+    faults = [file.fault(folder) for file in files if file.is_missing(folder)]
+    faults += [sentence for names in SPLIT_FILES if (sentence := asen_split.half_there(folder, names))]
+    faults += dataset.faults(folder)
+    return [*faults, *advice(dataset, folder)] if faults else []
+
+
+def advice(dataset: Dataset, folder: Path) -> Iterator[str]:
+    """Yield what to do about files that lie elsewhere: in a folder further down, or in an archive."""
+    inside = sorted(entry for entry in folder.glob("*") if entry.is_dir())
+    for file in (*dataset.files, dataset.photos):
+        for deeper in inside if file.is_missing(folder) else []:
+            if file.find(deeper):
+                yield f"{deeper} holds {file.find(deeper).relative_to(deeper)}: set benchmark.folder to that folder"
+                return
+    archives = sorted(p for f in (folder, *inside) for p in f.glob("*") if p.name.lower().endswith(ARCHIVES))
+    if archives:
+        yield f"unpack {', '.join(str(path.relative_to(folder)) for path in archives)}"
+
+
 def survey(dataset: Dataset, folder: Path) -> tuple[str, bool]:
     """Return a text on which files of a download exist and where to get the others, and whether it can be read."""
-    lines, missing = [f"{dataset.name}, expected in {folder}", ""], 0
-    for file in (*dataset.files, dataset.photos, SPLIT_FILES):
-        exists = file.find(folder) is not None
-        lines.append(f"  {'found  ' if exists else 'missing'}  {' or '.join(file.paths)}: {file.what}")
-        if not exists and file.optional:
-            lines.append(f"           optional; without it, {file.optional}")
-        missing += not (exists or file.optional)
+    lines, faults = [f"{dataset.name}, expected in {folder}", ""], incomplete(dataset, folder)
+    for file in (*dataset.files, dataset.photos):
+        line = f"{' or '.join(file.paths)}: {file.what}"
+        note = f" (not needed beside {', '.join(file.instead)})" if file.instead else ""
+        lines.append(f"  {'found  ' if file.find(folder) else 'missing'}  {line}{note}")
+    for names, what in SPLIT_FILES.items():
+        found = asen_split.all_exist(folder, names)
+        lines.append(f"  {'found  ' if found else 'missing'}  {', '.join(names)}: {what} (optional)")
     lines += ["", dataset.origin, "The split files of the published rows: data.zip of github.com/Maryeon/asen."]
-    if missing:
-        lines.append(f"Put the {missing} missing files there as downloaded, or set benchmark.folder in params.yaml.")
+    if faults:
+        lines += ["", "It can't be read yet:", *(f"  {fault}" for fault in faults)]
+        lines.append("Put the missing files there as downloaded, or set benchmark.folder in params.yaml.")
     else:
         command = f"dvc exp run -S source={dataset.name} -S preset=published"
         lines.append(f"All required files are there: {command} (or preset=mini).")
-    return "\n".join(lines), not missing
+    return "\n".join(lines), not faults
 
 
 def read(dataset: Dataset, settings: Settings) -> Source:
     """Return a data set as a source; raises InputError naming file, line or photo of the first fault."""
     benchmark, folder = settings.benchmark, folder_of(dataset.name, settings.benchmark)
-    if not survey(dataset, folder)[1]:
-        raise InputError(f"{dataset.name} is not complete in {folder}: see `make data SOURCE={dataset.name}`")
+    if faults := incomplete(dataset, folder):
+        problem = f"{dataset.name} is not complete in {folder}: {'; '.join(faults)}"
+        raise InputError(f"{problem} (`make data SOURCE={dataset.name}` lists all files)")
     annotations = dataset.read(folder)
     if asen_split.all_exist(folder, asen_split.HELD_OUT_FILES):
         frame, notes = released_split(annotations, folder)
@@ -120,8 +163,6 @@ def read(dataset: Dataset, settings: Settings) -> Source:
 
 def drawn_split(annotations: Annotations, folder: Path, settings: Settings) -> tuple[pd.DataFrame, list[str]]:
     """Return one row per labelled photo: image, split, role, labels, row (the class of its role, -1 in train)."""
-    if annotations.labels is None:
-        raise InputError(f"{folder}: no split files (filenames_test.txt and so on), and no labels to draw a split from")
     names = [name for name, ids in annotations.labels.items() if ids]
     labels = [annotations.labels[name] for name in names]
     splits = assign_splits(names, settings.split)
@@ -171,8 +212,6 @@ def released_train_labels(annotations: Annotations, folder: Path, splits: dict[s
     """Return photo -> class ids of train: the released photos, or every photo outside valid and test."""
     labels = annotations.labels
     if not asen_split.all_exist(folder, asen_split.TRAIN_FILES):
-        if labels is None:
-            raise InputError(f"{folder}: nothing to train on; put filenames_train.txt and label_train.txt there")
         return {name: ids for name, ids in labels.items() if name not in splits}
     names = asen_split.read_names(folder / "filenames_train.txt")
     for name, where in names.items():

@@ -1,9 +1,11 @@
 """FashionAI's label.csv is read with exactly its labels, or refused in one sentence."""
 
+import shutil
+
 import pytest
 from hypothesis import given, settings
 
-from downloads import BYTES, check_any_bytes, fashionai, labels_of, naive_lines, set_line
+from downloads import BYTES, check_any_bytes, fashionai, labels_of, naive_lines, released_split, set_line
 from m3lib import config
 from m3lib.prepare import fashionai as reader
 from m3lib.prepare.asen_split import by_photo
@@ -22,6 +24,13 @@ def test_one_of_the_two_folders_is_enough(download):
     source = download.read(split=SPLIT)
     assert labels_of(source) == {name: own for name, own in download.labels.items() if name.startswith(ONE[:27])}
     assert len(source.manifest) == 104
+    assert f"the photos of {TWO[:27]} are left out: it has no Annotations/label.csv" in source.notes
+    shutil.rmtree(download.folder / TWO[:27])
+    only_one = download.read(split=SPLIT)
+    assert only_one.manifest.equals(source.manifest)
+    assert not any("left out" in note for note in only_one.notes)
+    released_split(download)
+    download.check_refused(f"{TWO} is missing", f"{TWO[:27]}/Images is missing")
 
 
 def test_blanks_and_line_ends_change_nothing(download):
@@ -77,3 +86,12 @@ def naive(path):
 def test_any_bytes_are_read_correctly_or_refused(small, edits):
     path, data = small
     check_any_bytes({path: data}, path, edits, lambda: by_photo(reader.read_labels(path), ONE)[0], lambda: naive(path))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_photos_name(download):
+    """Excel and Notepad write one; the first photo was dropped as missing."""
+    before = download.read(split=SPLIT)
+    for file, encoding in ((ONE, "utf-8-sig"), (TWO, "utf-16")):
+        path = download.folder / file
+        path.write_bytes(path.read_text().encode(encoding))
+    assert download.read(split=SPLIT).manifest.equals(before.manifest)

@@ -1,7 +1,9 @@
 """The rules that all public benchmarks share: splits, protocols, missing photos, contradictions, the survey."""
 
+import itertools
 import shutil
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +24,7 @@ from downloads import (
 )
 from m3lib import prepare
 from m3lib.data.manifest import assign_splits
+from m3lib.errors import InputError
 from m3lib.prepare import pack, public
 
 LABELS = {  # the label files
@@ -33,7 +36,7 @@ PUBLISHED = {"deepfashion": "pair", "fashionai": "row", "darn": "row"}
 SURVEY = {  # a file of the survey, and words on the origin
     "deepfashion": ("list_attr_img.txt", "mmlab.ie.cuhk.edu.hk"),
     "fashionai": (" or ".join(LABELS["fashionai"]), "tianchi.aliyun.com"),
-    "darn": ("labels.csv or label_train.txt", "request to the authors"),
+    "darn": ("labels.csv", "request to the authors"),
 }
 
 
@@ -115,13 +118,6 @@ def test_the_released_split_is_enough_without_label_files(without_labels):
     assert labels_of(source) == expected_labels(download, rows, "row")
     (download.folder / "filenames_train.txt").unlink()
     download.check_refused("label_train.txt without filenames_train.txt")
-
-
-def test_neither_labels_nor_a_split_is_one_sentence(without_labels):
-    download, _ = without_labels
-    for path in download.folder.glob("*_[vt][ae][ls][it]*.txt"):
-        path.unlink()
-    download.check_refused("no split files", "no labels")
 
 
 # protocols and shares
@@ -235,11 +231,67 @@ def test_a_survey_lists_the_files_and_where_to_get_them(download, tmp_path):
     text, complete = public.survey(dataset, download.folder)
     assert complete
     assert f"-S source={download.name}" in text
-    assert "optional; without it, a split is drawn" in text
+    assert "without it, one is drawn" in text
     released_split(download)
     text, complete = public.survey(dataset, download.folder)
     assert complete
     assert "missing" not in text
+
+
+PARTS = {  # of a download and its released split: each is there as a whole or not at all
+    "deepfashion": ["Anno/list_attr_cloth.txt", "Anno/list_attr_img.txt", "Eval", "img"],
+    "fashionai": [f"fashionAI_attributes_train{i}/{name}" for i in (1, 2) for name in ("Annotations", "Images")],
+    "darn": ["labels.csv", "pic"],
+}
+SPLIT_PARTS = ["filenames_test.txt", "query_test.txt", "filenames_train.txt", "label_train.txt"]
+
+
+def test_a_survey_says_complete_exactly_if_no_missing_file_stops_reading(download, tmp_path):
+    """For every subset of a download's files; what was taken away comes back from a folder aside."""
+    released_split(download)
+    parts, dataset = [*PARTS[download.name], *SPLIT_PARTS], prepare.DATASETS[download.name]
+    settings = download.settings()
+    readable = 0
+    for there in itertools.product([True, False], repeat=len(parts)):
+        aside = tmp_path / "aside"
+        for part, stays in zip(parts, there, strict=True):
+            kept, away = download.folder / part, aside / part
+            source, target = (away, kept) if stays else (kept, away)
+            if source.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                source.rename(target)
+        for top in download.folder.glob("fashionAI*"):
+            if not any(top.iterdir()):
+                top.rmdir()
+        complete = public.survey(dataset, download.folder)[1]
+        with nullcontext() if complete else pytest.raises(InputError, match="is not complete"):
+            public.read(dataset, settings)
+        readable += complete
+    assert 2 <= readable < 2 ** len(parts) / 2
+
+
+@pytest.mark.parametrize("size", [0, None])
+def test_an_empty_or_missing_split_file_is_named(download, size):
+    released_split(download)
+    for name in ("query_valid.txt", "label_train.txt"):
+        path = download.folder / name
+        text = path.read_bytes()
+        path.unlink() if size is None else path.write_bytes(b"")
+        download.check_refused(f"without {name}: put all of them there, or none")
+        path.write_bytes(text)
+
+
+def test_what_lies_in_a_folder_further_down_or_in_an_archive_is_found(download, tmp_path):
+    deeper = tmp_path / "above"
+    deeper.mkdir()
+    download.folder.rename(deeper / "set")
+    download.folder = deeper
+    download.check_refused(f"{deeper / 'set'} holds ", "set benchmark.folder to that folder")
+    (deeper / "set").rename(tmp_path / "set")
+    (deeper / "Img").mkdir()
+    (deeper / "Img" / "img.zip").touch()
+    download.check_refused("unpack Img/img.zip")
+    assert "unpack Img/img.zip" in public.survey(prepare.DATASETS[download.name], deeper)[0]
 
 
 def test_an_incomplete_download_is_one_sentence(download):

@@ -271,7 +271,7 @@ def check_any_bytes(files: dict[Path, bytes], path: Path, edits: object, read: C
 
 def naive_lines(path: Path, start: int = 0) -> list[str]:
     """Return the lines of a file that are not empty, without its first `start` lines."""
-    return [text for line in path.read_bytes().split(b"\n")[start:] if (text := line.decode().strip())]
+    return [text for line in path.read_bytes().split(b"\n")[start:] if (text := line.decode().strip().strip("\ufeff"))]
 
 
 def resolve(path: str) -> str:
