@@ -6,6 +6,7 @@ them from the source, so that the first stage of the pipeline checks all rows in
 
 import ast
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +48,11 @@ class Declaration(NamedTuple):
 @cache
 def registry() -> dict[str, str]:
     """Network name to "module.Class", the literal SYSTEMS of systems/__init__.py."""
-    return literals(ast.parse((SYSTEMS_FOLDER / "__init__.py").read_text(encoding="utf-8")))["SYSTEMS"]
+    path = SYSTEMS_FOLDER / "__init__.py"
+    systems = literals(parsed(path)).get("SYSTEMS")
+    if not (isinstance(systems, dict) and all(isinstance(name, str) for item in systems.items() for name in item)):
+        raise InputError(f"{path}: write SYSTEMS as a literal dictionary of texts, such as {{'asen': 'asen.ASEN'}}")
+    return systems
 
 
 @cache
@@ -55,26 +60,39 @@ def declaration(network: str) -> Declaration:
     """Read what the class of a network declares. Raises InputError if a declaration is missing or not a literal."""
     module, _, class_name = registry()[network].partition(".")
     path = SYSTEMS_FOLDER / f"{module}.py"
-    body = next(
-        node
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef) and node.name == class_name
-    )
-    declared = literals(body)
-    missing = [name for name in Declaration._fields if name not in declared]
-    if missing:
-        raise InputError(f"{path.name}, class {class_name}: declare {', '.join(missing)} as literal sets of strings")
+    bodies = [node for node in parsed(path).body if isinstance(node, ast.ClassDef) and node.name == class_name]
+    if not bodies:
+        raise InputError(f"{path}: there is no class {class_name!r}, which SYSTEMS names for {network!r}")
+    declared = literals(bodies[-1])
+    wrong = [name for name in Declaration._fields if not is_set_of_texts(declared.get(name))]
+    if wrong:
+        raise InputError(f"{path.name}, class {class_name}: declare {', '.join(wrong)} as literal sets of strings")
     return Declaration(*(set(declared[name]) for name in Declaration._fields))
 
 
+def is_set_of_texts(value: Any) -> bool:
+    return value == {} or (isinstance(value, set) and all(isinstance(item, str) for item in value))
+
+
+def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a module. Raises InputError if it can't be read or is not valid Python."""
+    try:
+        return ast.parse(path.read_bytes())
+    except SyntaxError as error:
+        raise InputError(f"{path}, line {error.lineno}: not valid Python ({error.msg})") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read ({getattr(error, 'strerror', error)})") from None
+
+
 def literals(body: ast.Module | ast.ClassDef) -> dict[str, Any]:
-    """The names in a module or class body that are assigned a literal, with their values."""
+    """The names in a module or class body that are assigned a literal, with their values; other names are left out."""
     values = {}
     for node in body.body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-        if isinstance(target, ast.Name) and isinstance(getattr(node, "value", None), ast.Dict | ast.Set | ast.Call):
-            is_empty_set = isinstance(node.value, ast.Call) and ast.unparse(node.value) == "set()"
-            values[target.id] = set() if is_empty_set else ast.literal_eval(node.value)
+        if not isinstance(node, ast.Assign | ast.AnnAssign):
+            continue
+        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+            with suppress(ValueError, TypeError):  # `scale = math.sqrt(2)`, `options = {[]: 1}`, `x: int`
+                values[ast.unparse(target)] = ast.literal_eval(node.value)
     return values
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import textwrap
 from dataclasses import fields, replace
 from types import SimpleNamespace
 from typing import Any
@@ -191,13 +192,68 @@ def test_rows_are_checked_without_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_a_system_without_a_declaration_is_named(tmp_path, monkeypatch):
-    (tmp_path / "__init__.py").write_text('SYSTEMS = {"toy": "toy.Toy"}\n')
-    (tmp_path / "toy.py").write_text('class Toy:\n    outputs = {"attribute"}\n    settings = set()\n')
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A function that writes a person's system, toy.py, and maybe the registry, and reads the declaration."""
     monkeypatch.setattr(compatibility, "SYSTEMS_FOLDER", tmp_path)
-    compatibility.registry.cache_clear()
-    try:
-        with pytest.raises(InputError, match=r"toy\.py, class Toy: declare losses as literal sets of strings"):
-            compatibility.declaration("toy")
-    finally:
+
+    def declare(text: str, registry: str = 'SYSTEMS: dict[str, str] = {"toy": "toy.Toy"}\n') -> Declaration:
+        (tmp_path / "__init__.py").write_text(registry)
+        (tmp_path / "toy.py").write_text(text)
         compatibility.registry.cache_clear()
+        compatibility.declaration.cache_clear()
+        return compatibility.declaration("toy")
+
+    yield declare
+    compatibility.registry.cache_clear()
+    compatibility.declaration.cache_clear()
+
+
+def test_a_declaration_is_found_among_other_assignments(toy):
+    """Only literals are read: nothing of a person's file is executed to check a row."""
+    text = """
+        import math
+        from torch import nn
+        BLOCK = nn.ReLU()
+        class Toy:
+            scale = math.sqrt(2)
+            block, other = nn.ReLU(), {[]: 1}
+            size: int
+            outputs: set[str] = {"attribute"}
+            losses = also = {"asen_triplet"}
+            settings = set()
+        """
+    assert toy(textwrap.dedent(text)) == ({"attribute"}, {"asen_triplet"}, set())
+
+
+DECLARED = 'class Toy:\n    outputs = {"attribute"}\n    settings = set()\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (DECLARED, r"toy\.py, class Toy: declare losses as literal sets of strings"),
+        (DECLARED + "    losses = set(LOSSES)\n", r"toy\.py, class Toy: declare losses as literal sets"),
+        (DECLARED + "    losses = {1}\n", r"toy\.py, class Toy: declare losses as literal sets"),
+        (DECLARED + "    losses = 'asen_triplet'\n", r"toy\.py, class Toy: declare losses as literal sets"),
+        (DECLARED + "    losses = {\n", r"toy\.py, line 4: not valid Python \("),
+        (DECLARED + "\0", r"toy\.py.* (not valid Python|can't be read) \("),
+        ("class Other:\n    pass\n", r"toy\.py: there is no class 'Toy', which SYSTEMS names for 'toy'"),
+    ],
+)
+def test_a_faulty_system_file_is_one_sentence(toy, text, sentence):
+    with pytest.raises(InputError, match=sentence):
+        toy(text)
+
+
+@pytest.mark.parametrize(
+    ("registry", "sentence"),
+    [
+        ('SYSTEMS = dict(toy="toy.Toy")\n', r"__init__\.py: write SYSTEMS as a literal dictionary"),
+        ('SYSTEMS = {"toy": 3}\n', r"__init__\.py: write SYSTEMS as a literal dictionary"),
+        ('SYSTEMS = {"toy": "absent.Toy"}\n', r"absent\.py can't be read \(No such file"),
+    ],
+)
+def test_a_faulty_registry_is_one_sentence(toy, registry, sentence):
+    with pytest.raises(InputError, match=sentence):
+        toy(DECLARED, registry)
