@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from m3lib import compatibility, config, systems
-from m3lib.compatibility import COMMON_SETTINGS, LOSSES, SCORES, declaration
+from m3lib.compatibility import COMMON_SETTINGS, LOSSES, SCORES, Declaration, declaration
 from m3lib.config import Variant
 from m3lib.errors import InputError
 from tiny import ROOT, SETTINGS, TAXONOMY, generator, make_system, make_variant
