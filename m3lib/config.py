@@ -73,12 +73,18 @@ class Wardrobe:
 @dataclass(frozen=True, config=FORBID)
 class Csv:
     table: Text
+    delimiter: Literal["auto", "comma", "semicolon", "tab", "bar"]
     image_column: Text
     attributes: list[Text]
     multi: list[Text]
     single: list[Text]
     group_column: Text
     split_column: Text
+    max_broken: Fraction
+    separator: Annotated[Text, Field(min_length=1)]
+    missing: list[Text]
+    spellings: Literal["merge", "keep"]
+    rename: dict[Text, dict[Text, Text]]
     min_images: Count
     rare: Literal["drop", "fold"]
 

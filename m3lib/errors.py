@@ -4,23 +4,26 @@ import reprlib
 from typing import Any
 
 MAX_LENGTH = 1200  # characters of one sentence
+MAX_FAULTS = 30  # listed in one message
 HUGE = 2**63
 
 
 class InputError(Exception):
     """Something in the input is wrong: a sentence that says what, where, and what to do.
 
-    `InputError("params.yaml", fault)` reads "params.yaml, fault"; with several faults each gets its own line. The
-    notebook runner prints this text without a traceback. Control characters, which a terminal would act on (a file
-    name may hold them), are escaped, and very long sentences are shortened in the middle.
+    `InputError("params.yaml", fault)` reads "params.yaml, fault"; with several faults each gets its own line, up to
+    MAX_FAULTS. The notebook runner prints this text without a traceback. Control characters, which a terminal would
+    act on (a file name may hold them), are escaped, and very long sentences are shortened in the middle.
     """
 
-    def __init__(self, sentence: str, *faults: str) -> None:
+    def __init__(self, sentence: str, *faults: str, advice: str = "") -> None:
         self.faults = faults
-        if len(faults) == 1:
-            sentence, faults = f"{sentence}, {faults[0]}", ()
-        heading = [f"{sentence} has {len(faults)} faults:"] if faults else [sentence]
-        super().__init__("\n  ".join(printable(text) for text in (*heading, *faults)))
+        ending = f"; {advice}" if advice else ""
+        lines = [f"{sentence}, {faults[0]}{ending}" if faults else f"{sentence}{ending}"]
+        if len(faults) > 1:
+            more = [f"and {len(faults) - MAX_FAULTS} more"] if len(faults) > MAX_FAULTS else []
+            lines = [f"{sentence} has {len(faults)} faults{ending}:", *faults[:MAX_FAULTS], *more]
+        super().__init__("\n  ".join(map(printable, lines)))
 
 
 def printable(text: str) -> str:

@@ -1,6 +1,7 @@
 """Attributes (sleeve length, ...), their classes (short, long, ...), and the class ids that count through them."""
 
 import json
+import re
 import unicodedata
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -10,6 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from m3lib.errors import InputError
+
+# Unicode's "default ignorable" characters except the two joiners: zero-width blanks, soft hyphens, variation selectors,
+# marks of writing direction, fillers, tags
+INVISIBLE = re.compile(
+    r"[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    r"\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+JOINABLE = r"[\u0300-\u200b\u2010-\U0010ffff]"  # no Latin letter
+LOOSE_JOINER = re.compile(rf"(?<!{JOINABLE})[\u200c\u200d]+|[\u200c\u200d]+(?!{JOINABLE}|[\u200c\u200d])")
+BLANK_BRAILLE = "\u2800"  # often used as a blank that programs do not trim
 
 
 @dataclass(frozen=True)
@@ -92,10 +103,13 @@ class Taxonomy:
 
 
 def one_line(text: str) -> str:
-    """Return a name in NFC on one line, without control characters and marks of writing direction."""
-    bidi = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-    plain = (" " if c in bidi or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
-    return " ".join(unicodedata.normalize("NFC", "".join(plain)).split())
+    """Return a name in NFC on one line, without control characters and characters that are never visible.
+
+    A joiner (U+200C, U+200D) between two letters of a script that joins them, or between two emoji, is kept.
+    """
+    plain = (" " if c == BLANK_BRAILLE or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
+    visible = LOOSE_JOINER.sub("", INVISIBLE.sub("", "".join(plain)))
+    return " ".join(unicodedata.normalize("NFC", visible).split())
 
 
 def caption(text: str, longest: int = 40) -> str:

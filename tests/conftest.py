@@ -62,12 +62,18 @@ def tiny_catalogue(tmp_path: Path) -> Catalogue:
         rows.append((f"photos/{i:02}.jpg", colour, LENGTHS[i % 2], DETAILS[i // 5 % 4], f"p{i // 3}"))
     settings = config.Csv(
         table=str(tmp_path / "table.csv"),
+        delimiter="auto",
         image_column="image",
         attributes=["colour", "sleeve", "details"],
         multi=[],
         single=[],
         group_column="",
         split_column="",
+        max_broken=0.0,
+        separator="|",
+        missing=["nan", "n/a", "-", "unknown"],
+        spellings="merge",
+        rename={},
         min_images=2,
         rare="drop",
     )

@@ -16,8 +16,9 @@ from m3lib.compatibility import registry
 from m3lib.config import Settings, Variant, data_path, find_root, load
 from m3lib.data.code import imported_files, relative_names
 from m3lib.data.files import atomic, digest
-from m3lib.errors import InputError
+from m3lib.errors import InputError, printable
 from m3lib.prepare import public
+from m3lib.prepare.labels import label
 from m3lib.prepare.table import open_table
 from m3lib.taxonomy import nearest
 
@@ -33,9 +34,11 @@ def fingerprint(settings: Settings) -> dict[str, str | int]:
         return benchmark_fingerprint(settings)
     if settings.source != "csv":
         return {"source": settings.source}
-    path, (_, names, _) = data_path(settings.csv.table), open_table(settings.csv)
-    sizes = [json.dumps([name, file_size(path.parent / name)]) for name in names]
-    return {"source": "csv", "table": digest(path), "photos": digest(*sizes), "rows": len(names)}
+    table = open_table(settings.csv, settings.images.max_unreadable)
+    for note in (*table.notes, *label(table, settings.csv).notes):
+        print(f"note: {printable(note)}")
+    sizes = [json.dumps([name, file_size(table.path.parent / name)]) for name in table.names]
+    return {"source": "csv", "table": digest(table.path), "photos": digest(*sizes), "rows": len(sizes)}
 
 
 def benchmark_fingerprint(settings: Settings) -> dict[str, str | int]:

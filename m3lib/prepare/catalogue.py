@@ -12,38 +12,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from m3lib.config import Csv, Split, data_path
+from m3lib.config import Csv, Split
 from m3lib.data.manifest import Source, assign_roles, assign_splits
-from m3lib.errors import InputError
 from m3lib.prepare.labels import label
-from m3lib.prepare.pack import check_missing
 from m3lib.prepare.photos import PhotoLoader
-from m3lib.prepare.table import open_table
+from m3lib.prepare.table import SPLITS, open_table
 from m3lib.taxonomy import one_line
-
-SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("valid", "val", "validation", "dev"), "valid")
 
 
 def read(settings: Csv, split: Split, max_unreadable: float) -> Source:
     """Return the catalogue as a source; raises InputError that names the wrong line, column or setting."""
-    path = data_path(settings.table)
-    table, names, attributes = open_table(settings)
-    contents = np.array([content_key(path.parent / name) for name in names], dtype=object)
-    exists = contents != ""
-    missing = [
-        f"{name!r} ({path}, line {line})" for line, name in zip(table.index[~exists], names[~exists], strict=True)
-    ]
-    notes = check_missing(missing, len(table), max_unreadable)
-    table, names, contents = table[exists], names[exists], contents[exists]
-
-    labels = label(table, attributes, settings)
-    keys = split_keys(table, contents, settings)
-    splits = given_splits(table, settings) if settings.split_column else assign_splits(keys, split)
+    table = open_table(settings, max_unreadable)
+    labels = label(table, settings)
+    contents = [content_key(table.path.parent / name) for name in table.names]
+    keys = split_keys(table.cells, contents, settings)
+    splits = given_splits(table.cells, settings) if settings.split_column else assign_splits(keys, split)
     roles = assign_roles(keys, splits, split.query)
-    frame = pd.DataFrame({"image": names, "split": splits, "role": roles, "labels": labels.ids})
+    frame = pd.DataFrame({"image": table.names, "split": splits, "role": roles, "labels": labels.ids})
     frame, unlabelled_notes = set_apart(frame, labels.has_value)
-    load = PhotoLoader(path.parent, tuple(names))
-    return Source(labels.taxonomy, frame, load, (*notes, *labels.notes, *unlabelled_notes))
+    load = PhotoLoader(table.path.parent, tuple(table.names))
+    return Source(labels.taxonomy, frame, load, (*table.notes, *labels.notes, *unlabelled_notes))
 
 
 def set_apart(frame: pd.DataFrame, has_value: np.ndarray) -> tuple[pd.DataFrame, list[str]]:
@@ -81,11 +69,6 @@ def split_keys(table: pd.DataFrame, contents: Sequence[str], settings: Csv) -> S
     return [f"group {group}" if group else content for group, content in zip(groups, contents, strict=True)]
 
 
-def given_splits(table: pd.DataFrame, settings: Csv) -> np.ndarray:
-    """Return the splits that csv.split_column gives; raises InputError for another word."""
-    column = table[one_line(settings.split_column)].str.strip()
-    for line, cell in column.items():
-        if cell.lower() not in SPLITS:
-            where = f"{data_path(settings.table)}, line {line}"
-            raise InputError(f"{where}: column {column.name!r} must be train, valid or test, got {cell!r}")
-    return np.array([SPLITS[cell.lower()] for cell in column])
+def given_splits(cells: pd.DataFrame, settings: Csv) -> np.ndarray:
+    """Return the splits that csv.split_column gives; `open_table` has checked the words."""
+    return cells[one_line(settings.split_column)].map(lambda cell: SPLITS[one_line(cell).lower()]).to_numpy()

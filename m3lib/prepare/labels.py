@@ -5,23 +5,21 @@ from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
-from m3lib.config import Csv, data_path
+from m3lib.config import Csv
 from m3lib.errors import InputError
+from m3lib.prepare.spelling import Values, listed, read_values
+from m3lib.prepare.table import Table
 from m3lib.taxonomy import Attribute, Taxonomy, one_line
 
 OTHER = "other"  # the class that rare classes are folded into
-LISTED = 8  # rare classes named in a note
-
-Values = list[list[str]]  # of one attribute: the classes of each row, none if unknown
 
 
 class Labels(NamedTuple):
     """The labels of a table's rows.
 
     ids: each row's class ids in ascending order. has_value: (I,) bool, whether a row has a value, even of a class that
-    was dropped. notes: sentences on what was dropped or folded.
+    was dropped. notes: sentences on what was merged, dropped or folded.
     """
 
     taxonomy: Taxonomy
@@ -30,16 +28,17 @@ class Labels(NamedTuple):
     notes: list[str]
 
 
-def label(table: pd.DataFrame, attributes: list[str], settings: Csv) -> Labels:
+def label(table: Table, settings: Csv) -> Labels:
     """Return the labels of a table.
 
     Raises InputError if a listed attribute, or every one, has fewer than two classes of csv.min_images images.
     """
-    path, notes = data_path(settings.table), []
+    path, notes = table.path, []
     values_of: dict[Attribute, Values] = {}
-    has_value = np.zeros(len(table), dtype=bool)
-    for name in attributes:
-        values = [sorted({one_line(value) for value in cell.split("|")} - {""}) for cell in table[name]]
+    has_value = np.zeros(len(table.cells), dtype=bool)
+    for name in table.attributes:
+        values, reading = read_values(table.cells[name], settings)
+        notes += reading
         has_value |= np.array([bool(classes) for classes in values])
         multi = is_multi(name, values, table, settings)
         values, rare = without_rare(values, settings)
@@ -63,13 +62,13 @@ def label(table: pd.DataFrame, attributes: list[str], settings: Csv) -> Labels:
     return Labels(taxonomy, [list(chain(*row)) for row in zip(*columns, strict=True)], has_value, notes)
 
 
-def is_multi(name: str, values: Values, table: pd.DataFrame, settings: Csv) -> bool:
+def is_multi(name: str, values: Values, table: Table, settings: Csv) -> bool:
     """Return whether an attribute allows several classes per photo, by the settings or by the cells."""
     several = next((row for row, classes in enumerate(values) if len(classes) > 1), None)
     if several is None:
         return name in map(one_line, settings.multi)
     if name in map(one_line, settings.single):
-        where = f"{data_path(settings.table)}, line {table.index[several]}"
+        where = f"{table.path}, line {table.cells.index[several]}"
         raise InputError(f"{where}: {name!r} has {len(values[several])} values, but csv.single in params.yaml lists it")
     return True
 
@@ -89,9 +88,5 @@ def without_rare(values: Values, settings: Csv) -> tuple[Values, dict[str, int]]
 
 def describe_rare(name: str, rare: dict[str, int], settings: Csv) -> str:
     """Describe the rare classes of an attribute in a note."""
-    by_count = sorted(rare.items(), key=lambda item: (-item[1], item[0]))
-    named = [f"{class_!r} ({count})" for class_, count in by_count[:LISTED]]
-    if len(rare) > LISTED:
-        named.append(f"and {len(rare) - LISTED} more")
     action = "dropped" if settings.rare == "drop" else f"folded into {OTHER!r}"
-    return f"{name}: classes with fewer than {settings.min_images} images are {action}: {', '.join(named)}"
+    return f"{name}: classes with fewer than {settings.min_images} images are {action}: {listed(rare, Counter(rare))}"

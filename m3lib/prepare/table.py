@@ -1,9 +1,12 @@
-"""Read the table of a person's own catalogue: its text cells, the columns that are attributes, the photos it names."""
+"""Read the table of a person's own catalogue: text cells, the columns that are attributes, and the rows of use."""
 
 import codecs
 import csv
 import io
-import posixpath
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,96 +14,210 @@ import pandas as pd
 
 from m3lib.config import Csv, data_path
 from m3lib.errors import InputError
+from m3lib.prepare.pack import check_missing
+from m3lib.prepare.photo_names import find_photos
 from m3lib.taxonomy import nearest, one_line
 
+DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
+EXCEL = re.compile(r'"?sep=([^\w\s"]|\t)"?\s*', re.IGNORECASE)  # a first line that names the delimiter
+SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("valid", "val", "validation", "dev"), "valid")
 
-def open_table(settings: Csv) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
-    """Return the table, each row's photo (a path relative to the table's folder), and the attribute columns.
+Faults = dict[int, str]  # a sentence for each broken row, by its line
 
-    Raises InputError for any wrong line, column or setting; does not look at the photos.
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a table whose photo exists.
+
+    cells: text, indexed by the line on which each row starts. names: (rows,) each row's photo, a path relative to the
+    table's folder. notes: sentences on what was left out.
     """
-    path = data_path(settings.table)
-    table, image_column = read_table(path), one_line(settings.image_column)
-    if image_column not in table:
-        columns = ", ".join(map(repr, table))
-        raise InputError(f"{path}: no column {image_column!r} (csv.image_column); separated by commas are: {columns}")
+
+    path: Path
+    cells: pd.DataFrame
+    names: np.ndarray
+    attributes: list[str]
+    notes: list[str]
+
+
+def open_table(settings: Csv, max_unreadable: float) -> Table:
+    """Read a table and find its photos, without opening them.
+
+    Raises InputError for a wrong column or setting, or with every broken row if they are more than the share
+    csv.max_broken, or if more than the share max_unreadable of the photos is missing.
+    """
+    path, column = data_path(settings.table), one_line(settings.image_column)
+    cells, faults = read_cells(path, settings.delimiter, column)
+    if column not in cells:
+        columns = ", ".join(map(repr, cells))
+        advice = f"split at csv.delimiter = {settings.delimiter}, its columns are: {columns}"
+        raise InputError(f"{path}: no column {column!r} (csv.image_column); {advice}")
     for setting in ("group_column", "split_column"):
         if getattr(settings, setting):
-            find_column(table, getattr(settings, setting), f"csv.{setting}", path)
-    return table, photo_names(table[image_column], path), choose_attributes(table, settings)
+            find_column(cells, getattr(settings, setting), f"csv.{setting}", path)
+    attributes, total = choose_attributes(cells, settings), len(cells) + len(faults)
+    faults |= split_faults(cells, settings)
+    photos = find_photos(cells[column].drop(list(faults), errors="ignore"), path)
+    notes = leave_out(path, total, faults | photos.faults, settings.max_broken)
+    notes += check_missing(photos.missing, len(photos.names) + len(photos.missing), max_unreadable) + photos.notes
+    names = np.array(list(photos.names.values()), dtype=object)
+    return Table(path, cells.loc[list(photos.names)], names, attributes, notes)
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV file into text cells, indexed by the line on which each row starts; blank lines are skipped.
+    """Read a CSV file with commas into text cells, indexed by line; raises InputError with every broken row."""
+    cells, faults = read_cells(path)
+    if faults:
+        raise InputError(str(path), *(faults[line] for line in sorted(faults)))
+    return cells
 
-    Raises InputError naming the line if the file is not UTF-8, is badly quoted, or has rows of different lengths.
+
+def read_cells(path: Path, delimiter: str = "comma", column: str = "") -> tuple[pd.DataFrame, Faults]:
+    """Read a CSV file into text cells, indexed by the line on which each row starts; also return the broken rows.
+
+    delimiter: a key of DELIMITERS, or auto: the one that Excel's first line names or that gives a column of this name.
+    Rows without text are skipped. Raises InputError if the file is no UTF-8 text or its header is wrong.
     """
-    line, rows = 1, {}
+    lines = list(io.StringIO(read_text(path), newline=""))
+    symbol = DELIMITERS.get(delimiter)
+    if lines and (named := EXCEL.fullmatch(lines[0])):
+        lines[0], symbol = "\n", symbol or named[1]
+    rows, faults = split_rows(lines, symbol or guess_delimiter(lines, column))
+    if faults and min(faults) <= min(rows, default=len(lines)):
+        raise InputError(f"{path}, {faults[min(faults)]}")
+    if len(rows) + len(faults) < 2:
+        raise InputError(f"{path}: the table is empty; it needs a line of column names, then one line per photo")
+    columns = header(rows, path)
+    width, first = len(columns), min(rows)
+    for line, row in rows.items():
+        if len(row) != width:
+            faults[line] = f"line {line}: {len(row)} values for the {width} columns of the header"
+    good = [line for line in rows if line not in faults and line != first]
+    cells = pd.DataFrame([rows[line] for line in good], good, columns, dtype=object)
+    return cells.loc[:, [name != "" for name in columns]], faults
+
+
+def read_text(path: Path) -> str:
+    """Return a file's text without its byte order mark, which may also be one of UTF-16.
+
+    Raises InputError if it can't be read, is not UTF-8 text, or holds zero bytes.
+    """
     try:
         data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-        reader = csv.reader(io.StringIO(data.decode(), newline=""), strict=True)
-        for row in reader:
-            if row:
-                rows[line] = row
-            line = reader.line_num + 1  # a quoted cell may span several lines
-    except UnicodeDecodeError as error:
-        line = len((data[: error.start] + b"-").splitlines())
-        raise InputError(f"{path}, line {line}: not UTF-8 text; save the table as CSV in UTF-8") from None
     except OSError as error:
-        raise InputError(
-            f"{path}: it can't be read ({error.strerror or error}); set csv.table in params.yaml"
-        ) from None
-    except csv.Error as error:
-        raise InputError(f"{path}, line {line}: not valid CSV ({error}); check the quotes") from None
-    if b"\0" in data:
+        advice = "set csv.table in params.yaml"
+        raise InputError(f"{path}: it can't be read ({error.strerror or error}); {advice}") from None
+    encoding = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = len((data[: error.start].decode(encoding, "replace") + "-").splitlines())
+        problem = f"not {encoding.upper()} text; save the table as CSV in UTF-8"
+        raise InputError(f"{path}, line {line}: {problem}") from None
+    if "\0" in text:
         raise InputError(f"{path}: not a text table, it holds zero bytes; save it as CSV in UTF-8")
-    if len(rows) < 2:
-        raise InputError(f"{path}: the table is empty; it needs a line of column names, then one line per photo")
-    (first, header), *cells = rows.items()
-    columns = [one_line(name) for name in header]
-    if "" in columns:
-        raise InputError(f"{path}, line {first}: column {columns.index('') + 1} has no name")
-    if twice := [name for name in columns if columns.count(name) > 1]:
-        raise InputError(f"{path}, line {first}: two columns have the name {twice[0]!r}")
-    for line, row in cells:
-        if len(row) != len(columns):
-            raise InputError(f"{path}, line {line}: {len(row)} values for the {len(columns)} columns of the header")
-    return pd.DataFrame([row for _, row in cells], [line for line, _ in cells], columns, dtype=object)
+    return text
 
 
-def find_column(table: pd.DataFrame, name: str, setting: str, path: Path) -> str:
+def split_rows(lines: Sequence[str], delimiter: str) -> tuple[dict[int, list[str]], Faults]:
+    """Return the cells of each row by the line on which it starts, and the lines with broken quotes.
+
+    A quote that is not closed where it should be breaks its own line only: reading goes on at the next.
+    """
+    rows, faults, start = {}, {}, 0
+    while start < len(lines):
+        reader, line = parser(lines[start:], delimiter), start + 1
+        try:
+            for row in reader:
+                if any(cell.strip() for cell in row):
+                    rows[line] = row
+                line = start + reader.line_num + 1  # a quoted cell may span several lines
+            break
+        except csv.Error as error:
+            faults[line] = f"line {line}: not valid CSV ({error}); check the quotes"
+            start = line
+    return rows, faults
+
+
+def parser(lines: Sequence[str], delimiter: str) -> Iterator[list[str]]:
+    return csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
+
+
+def guess_delimiter(lines: Sequence[str], column: str) -> str:
+    """Return the delimiter that gives a column of this name, or else most columns; a comma if nothing decides."""
+
+    def columns(delimiter: str) -> tuple[bool, int]:
+        try:
+            names = next((list(map(one_line, row)) for row in parser(lines, delimiter) if any(row)), [])
+        except csv.Error:
+            names = []
+        return column in names, len(names)
+
+    return max(DELIMITERS.values(), key=columns)
+
+
+def header(rows: dict[int, list[str]], path: Path) -> list[str]:
+    """Return the names of the columns; '' for one without a name and without a value, as Excel leaves at the end.
+
+    Raises InputError for another column without a name, and for two columns of one name.
+    """
+    (first, names), *body = rows.items()
+    columns = [one_line(name) for name in names]
+    for i, name in enumerate(columns):
+        if not name and any(len(row) == len(columns) and row[i].strip() for _, row in body):
+            raise InputError(f"{path}, line {first}: column {i + 1} has no name")
+        if name and columns.count(name) > 1:
+            raise InputError(f"{path}, line {first}: two columns have the name {name!r}")
+    return columns
+
+
+def leave_out(path: Path, total: int, faults: Faults, max_broken: float) -> list[str]:
+    """Return a note on the broken rows, if any; raises InputError with all if their share exceeds max_broken."""
+    if not faults:
+        return []
+    share, lines = len(faults) / total, sorted(faults)
+    if share > max_broken or len(faults) == total:
+        advice = f"mend them, or set csv.max_broken in params.yaml to {round_up(share):g} to leave such rows out"
+        sentences = [faults[line] for line in lines]
+        raise InputError(str(path), *sentences, advice=advice if len(faults) < total else "")
+    listed = ", ".join(map(str, lines[:30])) + (" ..." if len(lines) > 30 else "")
+    return [f"{len(faults)} of {total} rows are broken and left out: lines {listed}; the first is {faults[lines[0]]}"]
+
+
+def round_up(share: float) -> float:
+    """Return the smallest number with one significant digit that is not below a share, in (0, 1]."""
+    digits = max(1, -math.floor(math.log10(share)))
+    return math.ceil(share * 10**digits) / 10**digits
+
+
+def find_column(cells: pd.DataFrame, name: str, setting: str, path: Path) -> str:
     """Return the column that a setting names; raises InputError with similar names if there is none."""
-    return nearest(one_line(name), list(table), f"column in params.yaml, {setting}: {path} has no")
+    return nearest(one_line(name), list(cells), f"column in params.yaml, {setting}: {path} has no")
 
 
-def choose_attributes(table: pd.DataFrame, settings: Csv) -> list[str]:
+def choose_attributes(cells: pd.DataFrame, settings: Csv) -> list[str]:
     """Return the columns listed in csv.attributes, or all columns without another meaning."""
     path = data_path(settings.table)
     others = {one_line(name) for name in (settings.image_column, settings.group_column, settings.split_column)}
-    listed = [find_column(table, name, "csv.attributes", path) for name in settings.attributes]
-    attributes = listed or [name for name in table if name not in others]
-    for setting, names in [("csv.multi", settings.multi), ("csv.single", settings.single)]:
-        for name in names:
-            nearest(find_column(table, name, setting, path), attributes, f"attribute in params.yaml, {setting}:")
+    listed = [find_column(cells, name, "csv.attributes", path) for name in settings.attributes]
+    if twice := [name for name in listed if listed.count(name) > 1]:
+        raise InputError(f"params.yaml, csv.attributes: {twice[0]!r} is listed twice")
+    attributes = listed or [name for name in cells if name not in others]
+    for setting in ("multi", "single", "rename"):
+        for name in getattr(settings, setting):
+            column = find_column(cells, name, f"csv.{setting}", path)
+            nearest(column, attributes, f"attribute in params.yaml, csv.{setting}:")
     both = {one_line(name) for name in settings.multi} & {one_line(name) for name in settings.single}
     if both:
         raise InputError(f"params.yaml, csv: {min(both)!r} is listed as multi and as single")
     return attributes
 
 
-def photo_names(column: pd.Series, path: Path) -> np.ndarray:
-    """Return each row's photo as a normalised path relative to the table's folder; links in it are followed.
-
-    Raises InputError for an empty cell, a photo outside the folder, or a photo that another row names.
-    """
-    lines: dict[str, int] = {}
-    for line, cell in column.items():
-        name = posixpath.normpath(cell.strip())
-        if not cell.strip():
-            raise InputError(f"{path}, line {line}: column {column.name!r} is empty; it must name a photo")
-        if name.startswith("/") or name.split("/")[0] == "..":
-            raise InputError(f"{path}, line {line}: {cell!r} lies outside the table's folder; move the photo into it")
-        if name in lines:
-            raise InputError(f"{path}, line {line}: the photo {name!r} is already on line {lines[name]}")
-        lines[name] = line
-    return np.array(list(lines), dtype=object)
+def split_faults(cells: pd.DataFrame, settings: Csv) -> Faults:
+    """Return a fault for each row whose split is another word, if csv.split_column is set."""
+    if not settings.split_column:
+        return {}
+    column = cells[one_line(settings.split_column)]
+    expected = f"column {column.name!r} must be train, valid or test, got"
+    wrong = column[~column.map(one_line).str.lower().isin(list(SPLITS))]
+    return {line: f"line {line}: {expected} {cell.strip()!r}" for line, cell in wrong.items()}

@@ -93,15 +93,14 @@ def test_any_change_of_params_yaml(tmp_path, changes):
 
 
 @examples(100)
-@given(CHANGES)
-def test_any_bytes_as_a_table(tiny_catalogue, changes):
-    path, columns = tiny_catalogue.table.with_name("other.csv"), tiny_catalogue.set(attributes=[])
+@given(CHANGES, st.sampled_from([0.0, 1.0]))
+def test_any_bytes_as_a_table(tiny_catalogue, changes, max_broken):
+    path = tiny_catalogue.table.with_name("other.csv")
     path.write_bytes(changed(tiny_catalogue.table.read_bytes(), changes))
-    table = read_or_refuse(table_reader.read_table, path)
+    columns = tiny_catalogue.set(table=str(path), attributes=[], max_broken=max_broken)
+    table = read_or_refuse(table_reader.open_table, columns, 0.9)
     if table is not None:
-        attributes = read_or_refuse(table_reader.choose_attributes, table, columns)
-        if attributes:
-            read_or_refuse(labels_reader.label, table, attributes, columns)
+        read_or_refuse(labels_reader.label, table, columns)
 
 
 # prepared folders

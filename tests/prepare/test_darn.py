@@ -72,7 +72,7 @@ def small(tmp_path_factory):
 def naive(path):
     """Return (photo, class ids) of each row."""
     lines = re.split(r"\r\n|\r|\n", path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode())
-    for line in [line for line in lines if line][1:]:
+    for line in [line for line in lines if line.replace(",", " ").strip()][1:]:
         name, *cells = line.split(",")
         values = [int(cell.strip() or -1) for cell in cells]
         yield name, [sum(list(reader.ATTRIBUTES.values())[:n]) + v for n, v in enumerate(values) if v >= 0]

@@ -2,7 +2,7 @@
 
 from downloads import labels_of
 from m3lib.data.manifest import Source
-from m3lib.prepare import catalogue
+from m3lib.prepare import catalogue, table
 
 
 def class_names(source: Source) -> list[dict[str, list[str]]]:
@@ -12,3 +12,7 @@ def class_names(source: Source) -> list[dict[str, list[str]]]:
 
 def read(tiny_catalogue, max_unreadable: float = 0.0, **changes: object) -> Source:
     return catalogue.read(tiny_catalogue.set(**changes), tiny_catalogue.split, max_unreadable)
+
+
+def open_table(tiny_catalogue, max_unreadable: float = 0.0, **changes: object) -> table.Table:
+    return table.open_table(tiny_catalogue.set(**changes), max_unreadable)
