@@ -12,8 +12,8 @@ export DVC_NO_ANALYTICS := true
 repro: $(READY)  ## run the pipeline; unchanged stages come from the cache
 	dvc repro
 
-test: $(READY)  ## run the test suite
-	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(READY)  ## run the test suite; SHUFFLE=7 runs it in a random order
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(if $(SHUFFLE),--shuffle $(SHUFFLE))
 
 lint: $(READY)  ## check style, and that source notebooks have no outputs
 	ruff check . && ruff format --check . && nbstripout --verify notebooks/*.ipynb

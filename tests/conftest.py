@@ -1,6 +1,8 @@
 """Shared fixtures: a small catalogue of photos that every test may spoil, and settings that read it."""
 
 import csv
+import random
+import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from PIL import Image
 from m3lib import config
 
 torch.set_num_threads(1)  # tiny tensors gain nothing from more
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests with `&` has it ignored
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200)}
 LENGTHS = ("long", "short")
@@ -92,6 +95,15 @@ LONG = (
 )
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--shuffle", metavar="SEED", help="run the files, and the tests of each file, in a random order")
+
+
+def pytest_collection_modifyitems(config, items):
     """The files that take minutes come first: started last, one of them would keep a single worker busy at the end."""
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+    if seed := config.getoption("shuffle"):
+        rng = random.Random(seed)
+        files = {item.path: rng.random() for item in items}
+        items.sort(key=lambda item: (files[item.path], rng.random()))
+    else:
+        items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))

@@ -1,14 +1,16 @@
 """The pipeline for real, tiny, in a copy of the repository: what runs, what it leaves, what an edit makes stale."""
 
 import json
-import random
 import re
 import signal
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
+from nbformat.v4 import new_code_cell
 
 import downloads
 from workspace import PER_VARIANT, VARIANTS, Copy, every, stages_run
@@ -167,25 +169,55 @@ def test_an_experiment_elsewhere_runs_its_own_code(whole):
     assert whole.git("status", "--porcelain") == ""
 
 
-def wait_for(path, process):
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+REACHED = """
+from pathlib import Path
+from threading import Event
+from m3lib.training import checkpoint
+
+def reached(*_):
+    Path("reached").touch()
+    Event().wait()
+"""
+AFTER_AN_EPOCH = """
+save = checkpoint.save
+checkpoint.save = lambda *arguments: reached(save(*arguments))
+"""
 
 
-@pytest.mark.parametrize("stage", ["train", "umap"])
-def test_killed_in_a_stage_and_run_again_gives_the_same_bytes(whole, stage):
-    checkpoint = whole.folder / "data" / "work" / "m3.safetensors"
-    [notebook] = whole.folder.glob(f"notebooks/0?_{stage}.ipynb")
-    executed = whole.folder / "notebooks" / "executed" / f"{notebook.stem}-m3.ipynb"
+@contextmanager
+def held(clone, notebook, cell):
+    """A notebook whose copy for the pipeline begins with a cell that stops it, until the file `reached` is there."""
+    path = clone.folder / "data" / "notebooks" / f"{notebook}.ipynb"
+    text = path.read_text()
+    source = nbformat.reads(text, as_version=4)
+    source.cells.insert(1, new_code_cell(REACHED + cell))
+    path.unlink()  # the cache may be the same file
+    nbformat.write(source, path)
+    try:
+        yield clone.folder / "reached"
+    finally:
+        path.write_text(text)
+        (clone.folder / "reached").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("notebook", "cell"), [("02_train", AFTER_AN_EPOCH), ("04_umap", "reached()")], ids=["train", "umap"]
+)
+def test_a_second_run_is_refused_and_a_killed_one_continues_with_the_same_bytes(whole, notebook, cell):
+    stage, checkpoint = notebook[3:], whole.folder / "data" / "work" / "m3.safetensors"
     command = ("repro", "--force", "--single-item", f"{stage}@m3")
-    executed.unlink()
-    process = whole.start(*command)
-    wait_for(checkpoint if stage == "train" else executed, process)
-    time.sleep(0 if stage == "train" else random.Random(stage).uniform(0, 1))
-    whole.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    with held(whole, notebook, cell) as reached:
+        first = whole.start(*command)
+        while not reached.exists():
+            assert first.poll() is None, first.communicate()
+            time.sleep(0.05)
+        second = whole.dvc(*command, ok=False)
+        assert re.search(r"is busy|acquire lock|already being run", second), second
+        assert "Traceback" not in second
+        assert first.poll() is None
+        whole.kill()
+        first.communicate()
+    assert first.returncode == -signal.SIGKILL
     assert checkpoint.exists() == (stage == "train")
     said = whole.dvc(*command)
     assert ("resumed after epoch" in said) == (stage == "train")
@@ -193,17 +225,3 @@ def test_killed_in_a_stage_and_run_again_gives_the_same_bytes(whole, stage):
     assert whole.git("diff", "dvc.lock") == ""
     assert whole.stale() == set()
     assert whole.git("status", "--porcelain") == ""
-
-
-def test_of_two_runs_at_once_in_one_folder_the_second_is_refused(whole):
-    executed, command = whole.folder / "notebooks/executed/04_umap-m3.ipynb", ("repro", "-f", "-s", "umap@m3")
-    executed.unlink()
-    first = whole.start(*command)
-    wait_for(executed, first)
-    second = whole.dvc(*command, ok=False)
-    said, _ = first.communicate()
-    assert first.returncode == 0, said
-    assert re.search(r"is busy|acquire lock|already being run", second), second
-    assert "Traceback" not in second
-    assert whole.git("diff", "dvc.lock") == ""
-    assert whole.stale() == set()

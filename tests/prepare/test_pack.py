@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 
 import drawn
@@ -20,6 +21,7 @@ from drawn import SMALL, Drawn, source
 from m3lib.data import files, store
 from m3lib.errors import InputError
 from m3lib.prepare import pack, photos
+from notebook_runs import MAX_WAIT
 
 FILES = {"raw": ["images.npy"], "jpeg": ["images.bin", "images.idx.npy"]}
 both_kinds = pytest.mark.parametrize("kind", ["raw", "jpeg"])
@@ -153,31 +155,37 @@ def test_a_bug_in_a_loader_leaves_no_store(folder):
 
 
 @pytest.mark.parametrize(
-    ("kind", "number", "shards"), [("raw", signal.SIGKILL, 2), ("jpeg", signal.SIGKILL, 1), ("jpeg", signal.SIGINT, 2)]
+    ("kind", "number", "hold", "shards"),
+    [("raw", signal.SIGKILL, 300, 2), ("jpeg", signal.SIGKILL, 130, 1), ("jpeg", signal.SIGINT, 300, 2)],
 )
-def test_a_killed_pack_continues_with_the_next_shard(tmp_path, folder, kind, number, shards):
-    log = tmp_path / "log"
-    command = [sys.executable, drawn.__file__, folder, kind, log]
+def test_a_killed_pack_continues_with_the_next_shard(tmp_path, folder, kind, number, hold, shards):
+    log = str(tmp_path / "log")
+    command = [sys.executable, drawn.__file__, folder, kind, log, str(hold)]
     root = Path(__file__).parents[2]
     with subprocess.Popen(command, env={"PYTHONPATH": str(root)}, stderr=subprocess.DEVNULL) as process:
-        wait_for(lambda: len(finished(folder)) >= shards)
+        while len(finished(folder)) < shards:
+            assert process.poll() is None
+            time.sleep(0.01)
+        workers = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
-        process.wait(30)
+        if number == signal.SIGINT:  # the shards that were begun are finished
+            drawn.go(log).touch()
     assert process.returncode != 0
     assert not folder.exists()
-    time.sleep(0.5)  # until the workers have noticed that their parent is gone
+    assert psutil.wait_procs(workers, MAX_WAIT)[1] == []  # they notice that their parent is gone
     before = finished(folder)
-    loaded = Counter(map(int, log.read_text().split()))
+    loaded = Counter(map(int, Path(log).read_text().split()))
+    drawn.go(log).touch()
 
     settings = replace(SMALL, format=kind, max_unreadable=0.1)
-    packed = pack.pack(drawn.slow(str(log)), folder, settings, 1)
-    expected, result = uninterrupted(drawn.slow("/dev/null", pause=0), tmp_path, settings)
+    packed = pack.pack(drawn.held(log, hold), folder, settings, 1)
+    expected, result = uninterrupted(drawn.held("/dev/null", sys.maxsize), tmp_path, settings)
     assert contents(folder) == expected
     assert packed.notes == result.notes
     assert "4 of 330 images" in packed.notes[1]
     assert packed.notes[2:] == tuple(f"photo {i} is spoilt" for i in (3, 20, 250, 329))
     assert list(packed.manifest["image"]) == list(result.manifest["image"])
-    again = Counter(map(int, log.read_text().split())) - loaded
+    again = Counter(map(int, Path(log).read_text().split())) - loaded
     done = {row for start in before for row in range(start, min(start + pack.SHARD, 330))}
     assert set(again) == set(range(330)) - done
     assert not work_files(folder)
@@ -186,13 +194,6 @@ def test_a_killed_pack_continues_with_the_next_shard(tmp_path, folder, kind, num
 def finished(folder) -> list[int]:
     """Return the first rows of the finished shards."""
     return [int(path.name) for path in work_files(folder) if path.suffix != ".part"]
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_a_pack_that_was_killed_while_it_joined_shards_ends_with_the_same_bytes(tmp_path, folder, monkeypatch):

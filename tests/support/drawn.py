@@ -1,6 +1,6 @@
 """A source of drawn images for tests of packing, in a small module because every worker process imports it.
 
-`python drawn.py FOLDER KIND LOG` packs one slowly, so that a test can interrupt it.
+`python drawn.py FOLDER KIND LOG HOLD` packs one and waits in the middle, so that a test can interrupt it there.
 """
 
 import os
@@ -23,7 +23,7 @@ from m3lib.taxonomy import Attribute, Taxonomy
 class Drawn:
     """Images computed from their number; a row in `bad` can't be read, `kill` ends its worker, `bug` is no InputError.
 
-    log: a file that gets a line for every row that is loaded. pause: seconds that a row takes.
+    log: a file that gets a line for every row that is loaded. hold: rows from here on wait until `go(log)` exists.
     """
 
     bad: tuple[int, ...] = ()
@@ -31,12 +31,13 @@ class Drawn:
     bug: int = -1
     smooth: bool = False
     log: str = os.devnull
-    pause: float = 0.0
+    hold: int = sys.maxsize
 
     def __call__(self, i: int) -> np.ndarray:
         with open(self.log, "a") as file:
             file.write(f"{i}\n")
-        time.sleep(self.pause)
+        while i >= self.hold and not go(self.log).exists():
+            time.sleep(0.01)
         if i in self.bad:
             raise InputError(f"photo {i} is spoilt")
         if i == self.kill:
@@ -56,8 +57,13 @@ def source(count: int, load: Drawn, prefix: str = "") -> Source:
     return Source(taxonomy, frame.assign(labels=[[0]] * count), load, ("before",))
 
 
-def slow(log: str, pause: float = 0.003) -> Source:
-    return source(330, Drawn(bad=(3, 20, 250, 329), log=log, pause=pause))
+def go(log: str) -> Path:
+    """The file that ends the wait of a loader with this log."""
+    return Path(f"{log}.go")
+
+
+def held(log: str, hold: int) -> Source:
+    return source(330, Drawn(bad=(3, 20, 250, 329), log=log, hold=hold))
 
 
 SMALL = Images(height=16, width=20, fit="crop", format="raw", max_unreadable=0.0)
@@ -67,5 +73,5 @@ if __name__ == "__main__":
     import drawn  # by its name, under which the resumed run pickles the loader as well
     from m3lib.prepare import pack
 
-    folder, kind, log = sys.argv[1:]
-    pack.pack(drawn.slow(log), Path(folder), replace(SMALL, format=kind, max_unreadable=0.1), workers=2)
+    folder, kind, log, hold = sys.argv[1:]
+    pack.pack(drawn.held(log, int(hold)), Path(folder), replace(SMALL, format=kind, max_unreadable=0.1), workers=2)
