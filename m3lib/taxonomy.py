@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from m3lib.errors import InputError
+from m3lib.errors import InputError, shown
 
 # Unicode's "default ignorable" characters except the two joiners: zero-width blanks, soft hyphens, variation selectors,
 # marks of writing direction, fillers, tags
@@ -119,9 +119,9 @@ def caption(text: str, longest: int = 40) -> str:
 
 def nearest(name: str, known: list[str] | tuple[str, ...], what: str) -> str:
     """Return `name` if it is one of the known names; otherwise raise InputError with the closest ones."""
-    if name in known:
+    if isinstance(name, str) and name in known:
         return name
-    raise InputError(f"unknown {what} {name!r}; {did_you_mean(name, known)}")
+    raise InputError(f"unknown {what} {shown(name)}; {did_you_mean(str(name), known)}")
 
 
 def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:

@@ -1,6 +1,7 @@
 """Search a catalogue by attribute and by class: `from m3lib.search import Index`.
 
 - `index`: open an index folder, search it, and get attention maps and query vectors
+- `query`: what a person may give to a search; `threads`: one thread for it
 - `catalogue`: the indexed images and their embeddings, and the exact ranking by classes
 - `vector_index`: the exact and the compressed faiss index of one attribute
 - `build`: embed the catalogue with a trained network and write an index folder; its format

@@ -5,6 +5,7 @@ time.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 from torch import Tensor
 
 from m3lib.compatibility import SCORES
+from m3lib.errors import InputError
 from m3lib.retrieval.embeddings import KINDS, Embeddings
 from m3lib.search.vector_index import Ranked, Vectors, top_k
 from m3lib.taxonomy import Taxonomy
@@ -39,7 +41,16 @@ class Catalogue:
 
     def position(self, name: str) -> int:
         """Return the number of the image with this name, or -1."""
-        return pc.index(self.names, pa.scalar(name, self.names.type)).as_py()
+        with suppress(UnicodeEncodeError):  # of a name that no file can have
+            return pc.index(self.names, pa.scalar(name, self.names.type)).as_py()
+        return -1
+
+    def position_of_row(self, row: int) -> int:
+        """Return the number of the image of a manifest row; raises InputError if the index doesn't hold it."""
+        number = int(np.searchsorted(self.rows, row))
+        if number == len(self) or self.rows[number] != row:
+            raise InputError(f"the index holds no image of row {row} of the manifest: name another one")
+        return number
 
     def for_attribute(self, items: np.ndarray, attribute: int) -> Embeddings:
         """Return the embeddings of images (B,) for one attribute and its classes, so N is 1."""

@@ -93,13 +93,14 @@ class ExplorePage:
 
     def search(self) -> tuple[str, str]:
         """Return the images and the line of text, as HTML."""
-        title, image = self.query()
+        title, image, row = self.query()
         attribute, class_, k = self.attribute.value, self.class_.value, self.count.value
-        uploaded = bool(self.upload.value)
-        matches = self.index.search(image if uploaded else title, attribute, class_ or (), k + 1)
-        matches = [match for match in matches if uploaded or match.path != title][:k]  # an image finds itself too
+        query, most = (image if row is None else row), min(k + 1, len(self.index.images))
+        found = self.index.search(query, attribute, class_ or (), most)
+        matches = [match for match in found if match.row != row][:k]  # an image finds itself too
+        shown_class = class_ or (matches or found)[0].class_
         queries, results = [figure(image, f"the query, {title}", "the query", title)], []
-        for name, level in self.index.attention_maps(image, attribute, class_ or matches[0].class_).items():
+        for name, level in self.index.attention_maps(image, attribute, shown_class).items():
             queries.append(figure(panels.overlay(image, level), f"attention to {name}", f"attention to {name}"))
         for i, match in enumerate(matches, 1):
             caption = f"{i}. {match.class_}, {match.score:.3f}" if match.class_ else f"{i}. {match.score:.3f}"
@@ -111,22 +112,22 @@ class ExplorePage:
         rows = (f'<div {NO_MATHJAX} style="{style}">{"".join(figures)}</div>' for figures in (queries, results))
         return "".join(rows), paragraph("status", text)
 
-    def query(self) -> tuple[str, np.ndarray]:
-        """The name of the uploaded or named photo, and its image (H, W, 3) as the network sees it."""
+    def query(self) -> tuple[str, np.ndarray, int | None]:
+        """The uploaded or named photo: its name, its image (H, W, 3) as the network sees it, its manifest row."""
         if self.upload.value:
             [upload] = self.upload.value
-            title, file = upload["name"], io.BytesIO(upload["content"])
             try:
-                return title, self.index.read(photos.decode(file))
+                photo = photos.decode(io.BytesIO(upload["content"]), upload["name"])
+                return upload["name"], self.index.read(photo), None
             except InputError as error:
-                problem = str(error).replace(repr(str(file)), repr(title))
-                raise InputError(f"{problem}; upload another photo") from None
+                raise InputError(f"{error}; upload another photo") from None
         name = self.name.value
         if name not in self.numbers:
             close = [other for other in self.numbers if name.lower() in other.lower()] or self.index.images
             examples = ", ".join(map(repr, close[:3]))
             raise InputError(f"no photo of the index is named {name!r}; write the full name, such as {examples}")
-        return name, self.prepared.images[self.index.catalogue.rows[self.numbers[name] - 1]]
+        row = int(self.index.catalogue.rows[self.numbers[name] - 1])
+        return name, self.prepared.images[row], row
 
 
 def paragraph(role: str, text: str) -> str:

@@ -10,6 +10,8 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,10 +24,29 @@ from m3lib.search.index import Index
 
 
 def export(index: Index, folder: Path) -> None:
-    """Write the files named above, block by block, so that memory stays small."""
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty: name a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the files named above, or none; raises InputError if the folder is not empty or can't be written to."""
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty: name a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        with remove_on_error(folder):
+            write(index, folder)
+    except (OSError, UnicodeEncodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{folder} can't be written to ({reason}): name another folder") from None
+
+
+@contextmanager
+def remove_on_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def write(index: Index, folder: Path) -> None:
+    """Write block by block, so that memory stays small."""
     catalogue, score = index.catalogue, index.variant.score
     for n, faiss_index in enumerate(index.faiss_indexes):
         dims, vectors = faiss_index.d, catalogue.vectors(candidate_vectors, score, n)

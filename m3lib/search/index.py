@@ -8,7 +8,8 @@ broken by a hash of the image's name, as in `retrieval.metrics`.
 
 import io
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +28,11 @@ from m3lib.errors import InputError
 from m3lib.prepare import photos
 from m3lib.retrieval.embeddings import Embeddings
 from m3lib.retrieval.scores import candidate_vectors, query_vectors
+from m3lib.search import query as inputs
 from m3lib.search import vector_index
 from m3lib.search.catalogue import Catalogue, class_agreement
+from m3lib.search.query import Query
+from m3lib.search.threads import one_thread
 from m3lib.systems.base import System
 from m3lib.taxonomy import Taxonomy, nearest
 from m3lib.training import inference
@@ -36,7 +40,6 @@ from m3lib.validation import validate
 
 FORMAT = 2  # of the folder; raised with every change that older code would misread
 REBUILD_HINT = "run `dvc repro index` to rebuild it"
-Query = str | Path | Image.Image | np.ndarray  # a file, or the name of an image of the index; (H, W, 3) uint8
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Index:
     faiss_indexes: list[faiss.Index]  # of each attribute
 
     @classmethod
+    @one_thread()
     def open(cls, folder: str | Path | None = None) -> "Index":
         """Open the folder that the stage `index` wrote; by default, data/index of the repository.
 
@@ -103,18 +107,20 @@ class Index:
         """The names of all images, as in the manifest."""
         return self.catalogue.names.to_pylist()
 
-    def search(self, image: Query, attribute: str, classes: str | Sequence[str] = (), k: int = 10) -> list[Match]:
+    @one_thread()
+    def search(self, image: Query, attribute: str, classes: str | Iterable[str] = (), k: int = 10) -> list[Match]:
         """Return the k images most similar to a query by an attribute, or by some of its classes; best first.
+
+        image: a text or path that names an existing file is that file; otherwise it is the name of an image of the
+        index. A number is the manifest row of an image of the index, such as `Match.row`.
 
         With the scores attribute, segment, concat and top_class, an image of the index finds itself first, up to the
         rounding of half precision. With the other scores and by classes, an image with more certain classes may win.
         Raises InputError for an image that can't be read, an unknown attribute or class, and a k out of range.
         """
-        n, names = self.number(attribute), self.classes(attribute)
-        classes = dict.fromkeys([classes] if isinstance(classes, str) else classes)
+        n, names, k = self.number(attribute), self.classes(attribute), inputs.count(k, len(self))
+        classes = inputs.class_names(classes)
         numbers = [names.index(nearest(name, names, f"class of {attribute!r}")) for name in classes]
-        if not 1 <= k <= len(self):
-            raise InputError(f"k is {k}, but the index holds {len(self)} images: use a k from 1 to {len(self)}")
         query = self.embed(image, n)
         if numbers and query.posterior is None:
             raise InputError(
@@ -133,15 +139,17 @@ class Index:
             for i, score, m in zip(items.tolist(), scores.tolist(), best, strict=True)
         ]
 
+    @one_thread()
     def query_vector(self, image: Query, attribute: str) -> np.ndarray:
         """(V,) float32: its inner product with an exported vector of the attribute is the score of a search."""
         return query_vectors(self.variant.score, self.embed(image, self.number(attribute)))[0].numpy()
 
+    @one_thread()
     def attention_maps(self, image: Query, attribute: str, class_: str | None = None) -> dict[str, np.ndarray]:
         """Return the attention (H, W) to an attribute and to one of its classes, by name ("sleeve", "sleeve: long").
 
         The maps lie on the image as `read` returns it; each sums to about 1. A network without attention has no maps.
-        The index holds no pixels, so the image can't be a name of the index.
+        The index holds no pixels, so the image can't be one of the index.
         """
         labels = [] if class_ is None else [self.catalogue.taxonomy.class_id(attribute, class_)]
         photo, n = self.as_data_set(image, labels), self.number(attribute)
@@ -151,8 +159,10 @@ class Index:
 
     def read(self, image: Query) -> np.ndarray:
         """(H, W, 3) uint8: an image decoded, fitted and stored with the settings of the indexed ones."""
+        if self.position(image) >= 0:
+            raise InputError(f"the index holds no pixels of its image {image!r}: give a file, a PIL image or an array")
         settings = self.image_settings
-        fitted = photos.fit(decode(image), settings.height, settings.width, settings.fit)
+        fitted = photos.fit(inputs.decode(image), settings.height, settings.width, settings.fit)
         if settings.format == "raw":
             return fitted
         return np.array(Image.open(io.BytesIO(store.encode(fitted, settings.format))))
@@ -166,9 +176,17 @@ class Index:
     def number(self, attribute: str) -> int:
         return self.attributes.index(nearest(attribute, self.attributes, "attribute"))
 
+    def position(self, image: Query) -> int:
+        """Return the number of an image of the index, -1 for any other image; see `search`."""
+        if isinstance(image, int | np.integer) and not isinstance(image, bool):
+            return self.catalogue.position_of_row(int(image))
+        if not isinstance(image, str | os.PathLike) or os.path.isfile(image):
+            return -1
+        return self.catalogue.position(str(image))
+
     def embed(self, image: Query, n: int) -> Embeddings:
         """Return an image's embeddings for attribute n: stored ones for an image of the index, else computed."""
-        if isinstance(image, str | Path) and (position := self.catalogue.position(str(image))) >= 0:
+        if (position := self.position(image)) >= 0:
             return self.catalogue.for_attribute(np.array([position]), n)
         photo, precision = self.as_data_set(image), self.variant.train.precision
         return inference.embed(self.system, photo, np.array([0]), precision).of_attribute(n, self.catalogue.taxonomy)
@@ -200,19 +218,3 @@ def load_system(variant: config.Variant, taxonomy: Taxonomy, path: Path) -> Syst
     except Exception as error:
         raise InputError(f"{path} doesn't hold the weights of {variant.name}; run `dvc repro train`") from error
     return system.eval()
-
-
-def decode(image: Query) -> np.ndarray:
-    """(h, w, 3) uint8 of a file, a PIL image or an array; raises InputError if it can't be read as one."""
-    if isinstance(image, str | Path):
-        if not Path(image).is_file():
-            raise InputError(f"{str(image)!r} is neither a photo that exists nor the name of an image of the index")
-        return photos.decode(Path(image))
-    try:
-        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-        if not min(image.size):
-            raise ValueError("it has no pixels")
-        return np.array(photos.to_rgb(photos.upright(image)))
-    except Exception as error:  # PIL decodes pixels late, and raises any exception on damaged files
-        problem = f"the image can't be read ({type(error).__name__}: {error})"
-        raise InputError(f"{problem}: give a file, a PIL image or an (H, W, 3) uint8 array") from None

@@ -30,8 +30,8 @@ class RecordingIndex:
 
 @pytest.fixture
 def make_page(tmp_path):
-    def make(network="m3", name="000.jpg"):
-        prepared = noise_images(24)
+    def make(network="m3", name="000.jpg", size=24):
+        prepared = noise_images(size)
         prepared.manifest.loc[0, "image"] = name
         index = RecordingIndex(build_index(tmp_path, prepared, network))
         return explore_page.ExplorePage(index, prepared), index
@@ -56,7 +56,7 @@ def upload(page, name, content):
 
 def test_the_query_its_two_maps_and_the_results_without_the_query(make_page):
     page, index = make_page()
-    assert index.calls == [("000.jpg", "colour", (), 11)]
+    assert index.calls == [(0, "colour", (), 11)]
     matches = [match for match in index.search("000.jpg", "colour", (), 24) if match.path != "000.jpg"][:10]
     attention = ["attention to colour", f"attention to colour: {matches[0].class_}"]
     assert alts(page) == [
@@ -71,20 +71,20 @@ def test_the_query_its_two_maps_and_the_results_without_the_query(make_page):
 def test_every_control_starts_a_new_search(make_page):
     page, index = make_page()
     page.number.value = 3
-    assert (page.name.value, index.calls[-1][0]) == ("002.jpg", "002.jpg")
+    assert (page.name.value, index.calls[-1][0]) == ("002.jpg", 2)
     page.name.value = "010.jpg"
-    assert (page.number.value, index.calls[-1][0]) == (11, "010.jpg")
+    assert (page.number.value, index.calls[-1][0]) == (11, 10)
     page.attribute.value = "details"
-    assert index.calls[-1] == ("010.jpg", "details", (), 11)
+    assert index.calls[-1] == (10, "details", (), 11)
     assert page.class_.options == (("any", ""), *((name, name) for name in ("pocket", "collar", "belt", "hood")))
     page.class_.value = "belt"
-    assert index.calls[-1] == ("010.jpg", "details", "belt", 11)
+    assert index.calls[-1] == (10, "details", "belt", 11)
     assert alts(page)[2] == "attention to details: belt"
     page.count.value = 4
     assert index.calls[-1][3] == 5
     assert len(alts(page)) == 3 + 4
     page.attribute.value = "sleeve"  # which has no belt
-    assert index.calls[-1] == ("010.jpg", "sleeve", (), 5)
+    assert index.calls[-1] == (10, "sleeve", (), 5)
 
 
 def test_an_upload_is_searched_until_a_name_is_given(make_page):
@@ -97,8 +97,19 @@ def test_an_upload_is_searched_until_a_name_is_given(make_page):
     matches = index.search(image, "colour", (), 10)  # an image of the same name is not left out
     assert alts(page)[3:] == [f"result {i}, {match.path}" for i, match in enumerate(matches, 1)]
     page.number.value = 2
-    assert index.calls[-1][0] == "001.jpg"
+    assert index.calls[-1][0] == 1
     assert page.upload.value == ()
+
+
+def test_an_index_of_one_photo_and_a_file_of_the_photos_name(make_page, tmp_path, monkeypatch):
+    """The page searches the indexed photo by its row, whatever file has its name in the working directory."""
+    page, _ = make_page(size=1)
+    assert alts(page)[0] == "the query, 000.jpg"
+    assert text(page.message.value) == "0 photos like 000.jpg by colour, the most similar first."
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "000.jpg").write_text("no photo")
+    page.attribute.value = "sleeve"
+    assert text(page.message.value) == "0 photos like 000.jpg by sleeve, the most similar first."
 
 
 def test_after_a_mistake_the_page_shows_one_sentence_and_works_on(make_page):
@@ -115,7 +126,7 @@ def test_after_a_mistake_the_page_shows_one_sentence_and_works_on(make_page):
     assert repr(f"{NASTY}.png") in text(page.message.value)
     assert "BytesIO" not in text(page.message.value)
     upload(page, "text.txt", b"no photo")
-    assert "'text.txt': not a photo in a known format" in text(page.message.value)
+    assert "'text.txt': a text file, not a photo: download it again; upload another photo" in text(page.message.value)
     page.name.value = "004.jpg"
     assert text(page.message.value).startswith("10 photos")
 

@@ -1,5 +1,6 @@
 """The export for other databases: Parquet and faiss files that rank as the index does."""
 
+import errno
 import json
 
 import faiss
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from catalogues import build_index, noise_images
+from m3lib.errors import InputError
 from m3lib.search import export
 from tiny import TAXONOMY
 
@@ -37,8 +39,32 @@ def test_exported_vectors_give_the_scores_of_a_search(index, tmp_path):
 
 
 def test_mistakes_of_the_command_line(index, tmp_path, capsys):
-    for arguments, sentence in (([tmp_path, index.folder], "is not empty"), ([tmp_path / "a", tmp_path], "no search")):
-        (tmp_path / "file").touch()
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full" / "folder").mkdir(parents=True)
+    mistakes = {
+        (tmp_path / "full", index.folder): "is not empty: name a new folder",
+        (tmp_path / "new", tmp_path): "no search index",
+        (tmp_path / "file", index.folder): "file can't be written to (Not a directory): name another folder",
+        (tmp_path / "file" / "below", index.folder): "below can't be written to (Not a directory)",
+        ("/proc/m3", index.folder): "/proc/m3 can't be written to",  # refused to root too
+        (tmp_path / "x\ud800", index.folder): "can't be written to ('utf-8' codec can't encode",
+    }
+    for arguments, sentence in mistakes.items():
         with pytest.raises(SystemExit, match="2"):
             export.main([*map(str, arguments)])
-        assert sentence in capsys.readouterr().err
+        message = capsys.readouterr().err
+        assert sentence in message
+        assert "Traceback" not in message
+    assert (tmp_path / "file").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_an_export_that_fails_leaves_nothing(index, tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(export.shutil, "copyfile", fail)  # after the first Parquet file
+    with pytest.raises((InputError, KeyboardInterrupt), match=r"can't be written to \(No space left|^$"):
+        export.export(index, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

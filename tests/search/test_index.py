@@ -3,11 +3,18 @@
 import io
 import json
 import math
+import os
 import shutil
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
+import faiss
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from catalogues import IMAGE_SETTINGS, SIDE, build_index, noise_images, random_embeddings
@@ -16,7 +23,7 @@ from m3lib.errors import InputError
 from m3lib.prepare import photos
 from m3lib.retrieval import metrics
 from m3lib.retrieval.scores import VECTORS
-from m3lib.search import Index
+from m3lib.search import Index, vector_index
 from m3lib.training import inference
 from tiny import TAXONOMY
 
@@ -202,16 +209,67 @@ def test_networks_without_attention_or_classes(indexed):
         asen.search(PREPARED.images[0], "colour", classes=["red"])
 
 
+ARRAYS = r"can't be read .*: give a file, its bytes, a PIL image or an \(H, W, 3\) uint8 array"
+PIXELS = np.zeros((8, 8, 3), np.uint8)
 MISTAKES = [
     ({"attribute": "colur"}, r"unknown attribute 'colur'; did you mean 'colour'"),
+    ({"attribute": None}, r"unknown attribute None; did you mean 'colour', 'details', 'sleeve'\?"),
+    ({"attribute": 1}, r"unknown attribute 1; did you mean"),
+    ({"attribute": ["colour"]}, r"unknown attribute \['colour'\]; did you mean 'colour'"),
+    ({"attribute": np.array(["colour", "sleeve"])}, r"unknown attribute array"),
+    ({"attribute": "colour\ud800"}, r"unknown attribute 'colour\\ud800'; did you mean 'colour'"),
     ({"classes": ["gren"]}, r"unknown class of 'colour' 'gren'; did you mean 'green'"),
-    ({"k": 41}, r"k is 41, but the index holds 40 images: use a k from 1 to 40"),
+    ({"classes": 2}, r"classes is 2: give the name of a class, or a list of names"),
+    ({"classes": True}, r"classes is True: give the name"),
+    ({"classes": [2]}, r"unknown class of 'colour' 2; did you mean"),
+    ({"classes": [None]}, r"unknown class of 'colour' None; did you mean"),
+    ({"classes": [["red"]]}, r"classes is \[\['red'\]\]: give the name"),
+    ({"classes": {"red", 3}}, r"unknown class of 'colour' 3"),
+    ({"classes": np.array([0, 1])}, r"unknown class of 'colour' np\.int64\(0\)"),
+    *(
+        ({"k": k}, rf"^k is {shown}, but the index holds 40 images: use a whole number from 1 to 40$")
+        for k, shown in (
+            (41, 41),
+            (0, 0),
+            (-1, -1),
+            ("5", "'5'"),
+            ("many", "'many'"),
+            (5.5, r"5\.5"),
+            (None, None),
+            (True, True),
+            (np.True_, r"np\.True_"),
+            (10**400, "a number of 1329 bits"),
+            (math.nan, "nan"),
+            ((5,), r"\(5,\)"),
+        )
+    ),
     ({"image": "nowhere.jpg"}, r"'nowhere\.jpg' is neither a photo that exists nor the name of an image of the index"),
-    ({"image": __file__}, r"not a photo in a known format"),
-    ({"image": np.zeros((8, 8, 3))}, r"can't be read .*: give a file, a PIL image or an \(H, W, 3\) uint8 array"),
-    ({"image": None}, r"can't be read .*: give a file"),
+    ({"image": "x\ud800.jpg"}, r"'x\\ud800\.jpg' is neither a photo that exists nor the name"),
+    ({"image": "x\0.jpg"}, r"'x\\x00\.jpg' is neither a photo"),
+    ({"image": "x" * 5000}, r"is neither a photo"),
+    ({"image": "."}, r"'\.' is neither a photo"),
+    ({"image": ""}, r"'' is neither a photo"),
+    ({"image": "https://example.org/a.jpg"}, r"is neither a photo"),
+    ({"image": 40}, r"the index holds no image of row 40 of the manifest: name another one"),
+    ({"image": -1}, r"no image of row -1"),
+    ({"image": 10**30}, r"no image of row 1000"),
+    ({"image": True}, rf"bool of shape \(\) and type bool.*{ARRAYS[-30:]}"),
+    ({"image": __file__}, r"test_index\.py': a text file, not a photo: download it again"),
+    ({"image": b"photo.jpg"}, r"'the 9 bytes given': a text file, not a photo"),
+    ({"image": b""}, r"'the 0 bytes given': an empty file, not a photo"),
+    ({"image": io.BytesIO(JPEG[:900])}, r"'the open file': damaged or cut off"),
+    ({"image": io.StringIO("photo")}, ARRAYS),
+    ({"image": ["003.jpg"]}, r"list of shape \(1,\) and type <U7"),
+    ({"image": [[0, 255], [255]]}, ARRAYS),
+    ({"image": {}}, ARRAYS),
+    ({"image": None}, r"NoneType of shape \(\) and type object"),
+    ({"image": np.zeros((8, 8, 3))}, r"ndarray of shape \(8, 8, 3\) and type float64"),
+    ({"image": np.zeros((3, 8, 8), np.uint8)}, r"shape \(3, 8, 8\) and type uint8"),
+    ({"image": np.zeros((8, 8, 2), np.uint8)}, r"shape \(8, 8, 2\)"),
+    ({"image": torch.zeros(3, 8, 8)}, r"Tensor of shape \(3, 8, 8\) and type float32"),
+    ({"image": torch.zeros(8, 8, 3, requires_grad=True)}, ARRAYS),
     ({"image": Image.open(io.BytesIO(JPEG[:900]))}, r"can't be read .*truncated"),
-    ({"image": np.zeros((0, 8, 3), np.uint8)}, r"can't be read .*: give a file"),
+    ({"image": np.zeros((0, 8, 3), np.uint8)}, r"shape \(0, 8, 3\)"),
 ]
 
 
@@ -219,6 +277,160 @@ MISTAKES = [
 def test_a_mistake_is_reported_in_one_sentence(indexed, mistake, sentence):
     with pytest.raises(InputError, match=sentence):
         indexed().search(**{"image": "003.jpg", "attribute": "colour"} | mistake)
+
+
+@pytest.mark.parametrize("k", [np.int64(3), np.uint8(3), torch.tensor(3), np.array(3)])
+def test_a_number_of_results_of_another_type(indexed, k):
+    assert indexed().search("003.jpg", "colour", k=k) == indexed().search("003.jpg", "colour", k=3)
+
+
+def test_classes_of_other_types(indexed):
+    one, two, none = ([*names] for names in (["hood"], ["hood", "collar"], []))
+    expected = {len(names): indexed().search("003.jpg", "details", names) for names in (one, two, none)}
+    given = {
+        0: (None, "", (), set(), np.array([]), pd.Series(dtype=str)),
+        1: ("hood", np.str_("hood"), ("hood",), {"hood"}, np.array(["hood"]), ["hood", "hood"]),
+        2: (
+            tuple(two),
+            {*two},
+            frozenset(two),
+            np.array(two),
+            pd.Series(two),
+            iter(two),
+            dict.fromkeys(two),
+            two[::-1],
+        ),
+    }
+    for number, all_classes in given.items():
+        for classes in all_classes:
+            assert indexed().search("003.jpg", "details", classes) == expected[number], classes
+
+
+def test_images_of_other_types(indexed, tmp_path):
+    pixels = PREPARED.images[4]
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path)
+    data = path.read_bytes()
+    alpha = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+    expected = indexed().search(pixels, "sleeve")
+    with path.open("rb") as file:
+        images = (str(path), path, np.str_(path), data, bytearray(data), memoryview(data), io.BytesIO(data), file)
+        for image in (
+            *images,
+            torch.from_numpy(pixels.copy()),
+            alpha,
+            Image.fromarray(alpha),
+            np.asfortranarray(pixels),
+        ):
+            assert indexed().search(image, "sleeve") == expected, image
+    grey = pixels[:, :, 0]
+    expected = indexed().search(np.dstack([grey] * 3), "sleeve")
+    for image in (grey, grey[:, :, None], Image.fromarray(grey), Image.fromarray(grey.astype(np.uint16) * 257)):
+        assert indexed().search(image, "sleeve") == expected
+
+
+def test_a_clear_pixel_is_white_and_a_dark_picture_of_16_bits_is_not_black(indexed):
+    clear = np.zeros((SIDE, SIDE, 4), np.uint8)
+    assert (indexed().read(clear) == 255).all()
+    fractions = Image.fromarray(np.full((SIDE, SIDE), 0.5, np.float32))
+    assert (indexed().read(fractions) == 128).all()
+
+
+def test_a_file_goes_before_the_image_of_its_name_and_a_row_is_never_a_file(indexed, tmp_path, monkeypatch):
+    index = indexed()
+    monkeypatch.chdir(tmp_path)
+    by_name = index.search("004.jpg", "sleeve")
+    for row in (4, np.int64(4)):
+        assert index.search(row, "sleeve") == by_name
+    Image.fromarray(PREPARED.images[9]).save("004.png")
+    (tmp_path / "004.png").rename("004.jpg")
+    expected = index.search(PREPARED.images[9], "sleeve")
+    for image in ("004.jpg", Path("004.jpg"), tmp_path / "004.jpg"):
+        assert index.search(image, "sleeve") == expected
+        assert np.array_equal(index.query_vector(image, "sleeve"), index.query_vector(PREPARED.images[9], "sleeve"))
+    assert index.search(4, "sleeve") == by_name
+    (tmp_path / "005.jpg").mkdir()  # a folder is no photo
+    assert index.search("005.jpg", "sleeve") == index.search(5, "sleeve")
+
+
+def test_rows_of_an_index_of_some_images(indexed):
+    index = indexed(images="test")
+    row = int(index.catalogue.rows[5])
+    assert row != 5
+    assert index.search(row, "colour") == index.search(index.images[5], "colour")
+    missing = next(iter(set(range(ITEMS)) - set(index.catalogue.rows.tolist())))
+    with pytest.raises(InputError, match=rf"no image of row {missing} of the manifest"):
+        index.search(missing, "colour")
+
+
+def test_the_index_holds_no_pixels(indexed):
+    for image, shown in (("003.jpg", "'003.jpg'"), (3, "3")):
+        with pytest.raises(InputError, match=rf"holds no pixels of its image {shown}: give a file"):
+            indexed().attention_maps(image, "colour")
+
+
+# threads
+
+
+def settings_of_threads() -> tuple[int, int]:
+    return torch.get_num_threads(), faiss.omp_get_max_threads()
+
+
+def set_threads(of_torch: int, of_faiss: int) -> None:
+    torch.set_num_threads(of_torch)
+    faiss.omp_set_num_threads(of_faiss)
+
+
+@pytest.fixture
+def two_threads():
+    """Two threads of torch and of faiss, some builds of which share the setting."""
+    before = settings_of_threads()
+    set_threads(2, 2)
+    yield
+    set_threads(*before)
+
+
+def test_a_query_computes_on_one_thread_and_restores_the_settings(indexed, two_threads, monkeypatch):
+    index, during = indexed(), []
+    predict, rank = inference.predict, vector_index.rank
+    monkeypatch.setattr(inference, "predict", lambda *given: during.append(settings_of_threads()) or predict(*given))
+    monkeypatch.setattr(vector_index, "rank", lambda *given: during.append(settings_of_threads()) or rank(*given))
+    for call in (index.search, index.query_vector, index.attention_maps):
+        call(PREPARED.images[0], "colour")
+        assert settings_of_threads() == (2, 2)
+    assert during == [(1, 1)] * 4
+    with pytest.raises(InputError):
+        index.search("nowhere.jpg", "colour")
+    Index.open(index.folder)
+    assert settings_of_threads() == (2, 2)
+
+
+def test_queries_in_several_threads_at_a_time(indexed, two_threads):
+    """Each thread gets the results of one after the other, and new threads get the setting from before."""
+    index, rows = indexed(), range(24)
+    expected = [index.search(PREPARED.images[row], "colour") for row in rows]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda row: index.search(PREPARED.images[row], "colour"), rows))
+        assert set(pool.map(lambda _: torch.get_num_threads(), range(64))) == {2}
+    assert found == expected
+    assert settings_of_threads() == (2, 2)
+    with ThreadPoolExecutor(1) as pool:
+        assert (
+            pool.submit(lambda: Index.open(index.folder).search(PREPARED.images[3], "colour")).result() == expected[3]
+        )
+        assert pool.submit(torch.get_num_threads).result() == 2
+
+
+def test_a_search_in_a_forked_process(indexed, two_threads):
+    """A forked process lacks the threads that torch has started, and would wait for them forever."""
+    index, photo = indexed(), PREPARED.images[5]
+    torch.rand(999, 999) @ torch.rand(999, 999)
+    expected = index.search(photo, "colour")
+    if not (child := os.fork()):
+        signal.alarm(60)  # ends a child that waits
+        found = [searched.search(photo, "colour") for searched in (index, Index.open(index.folder))]
+        os._exit(found != [expected, expected])
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_the_prepared_set_of_an_index(indexed):
