@@ -87,6 +87,17 @@ class Taxonomy:
         classes = self.attributes[n].classes
         return int(self.offsets[n]) + classes.index(nearest(class_, classes, f"class of {attribute!r}"))
 
+    def class_ids(self, full_name: str) -> list[int]:
+        """Return the classes with a full name: one, or two if the names of two attributes make it ambiguous.
+
+        An attribute's name may hold ": " too. Raises InputError with the nearest names if there is no such class.
+        """
+        if ids := [m for m in range(self.num_classes) if self.full_name(m) == full_name]:
+            return ids
+        begun = [name for name in self.names if full_name.startswith(f"{name}: ")]
+        attribute = max(begun, key=len, default=full_name.partition(": ")[0])
+        return [self.class_id(attribute, full_name[len(attribute) + 2 :])]
+
     def save(self, path: Path) -> None:
         records = [{"name": a.name, "multi": a.multi, "classes": list(a.classes)} for a in self.attributes]
         text = json.dumps({"attributes": records}, indent=1, ensure_ascii=False)
@@ -110,6 +121,11 @@ def one_line(text: str) -> str:
     plain = (" " if c == BLANK_BRAILLE or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
     visible = LOOSE_JOINER.sub("", INVISIBLE.sub("", "".join(plain)))
     return " ".join(unicodedata.normalize("NFC", visible).split())
+
+
+def has_invisible(text: str) -> bool:
+    """Return whether `one_line` removes a character of a text that can't be seen."""
+    return bool(INVISIBLE.search(text) or LOOSE_JOINER.search(text))
 
 
 def caption(text: str, longest: int = 40) -> str:

@@ -82,6 +82,50 @@ def test_what_cannot_be_told_apart_is_refused(attributes, message):
         Taxonomy(attributes)
 
 
+def test_a_full_name_is_found_whatever_an_attributes_name_holds():
+    names = ("Colour", "Colour: main", "Size: EU: men", "a")
+    taxonomy = Taxonomy(tuple(Attribute(name, ("red", "main: blue", "x: y")) for name in names))
+    for m in range(taxonomy.num_classes):
+        if taxonomy.full_name(m) != "Colour: main: blue":
+            assert taxonomy.class_ids(taxonomy.full_name(m)) == [m]
+    assert taxonomy.class_ids("Colour: main: blue") == [1]
+    for name, message in [
+        ("Colour: main: rad", "unknown class of 'Colour: main' 'rad'; did you mean 'red'"),
+        ("Colour: rad", "unknown class of 'Colour' 'rad'; did you mean 'red'"),
+        ("Coulour: red", "unknown attribute 'Coulour'; did you mean 'Colour'"),
+        ("red", "unknown attribute 'red'"),
+        ("Size: EU: man: red", "unknown attribute 'Size'; did you mean .*'Size: EU: men'"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            taxonomy.class_ids(name)
+
+
+def test_two_classes_may_have_one_full_name():
+    taxonomy = Taxonomy((Attribute("a", ("b: c", "d")), Attribute("a: b", ("c", "d"))))
+    assert taxonomy.class_ids("a: b: c") == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("red\u200b", "red"),
+        ("\ufeffre\u00add", "red"),
+        ("re\u2060d\u200e", "red"),
+        ("\u00a0red\u3000wine\u2003", "red wine"),
+        ("\u2800red\u3164", "red"),
+        ("re\u200dd\u200c", "red"),
+        ("\u2764\ufe0f", "\u2764"),
+        ("\U0001f468\u200d\U0001f469", "\U0001f468\u200d\U0001f469"),  # one picture of two people
+        ("\u200c\u0646\u200c\u200d\u0647\u200c", "\u0646\u200c\u0647"),
+        ("e\u0301", "\u00e9"),
+        ("\u200b\u2060", ""),
+    ],
+)
+def test_invisible_characters_make_no_other_name(text, name):
+    assert one_line(text) == name
+    assert one_line(name) == name
+
+
 def test_a_name_becomes_one_printable_line():
     assert one_line(" a\r\n\tb\u2028\u202ec\x1b[1m ") == "a b c [1m"
     assert one_line("\u0646\u200c\u0647") == "\u0646\u200c\u0647"  # a joiner is part of the word

@@ -110,7 +110,7 @@ def hold_out(prepared: Prepared, classes: Sequence[str]) -> Prepared:
 
     classes: "attribute: class" each. Raises InputError for a class that the taxonomy does not have.
     """
-    ids = {prepared.taxonomy.class_id(*str(text).partition(": ")[::2]) for text in classes}
+    ids = {m for text in classes for m in prepared.taxonomy.class_ids(str(text))}
     if not ids:
         return prepared
     manifest = prepared.manifest.copy()

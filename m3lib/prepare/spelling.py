@@ -10,7 +10,7 @@ import pandas as pd
 
 from m3lib.config import Csv
 from m3lib.errors import InputError
-from m3lib.taxonomy import did_you_mean, one_line
+from m3lib.taxonomy import INVISIBLE, did_you_mean, has_invisible, one_line
 
 LISTED = 8  # classes named in a note
 OTHER_SEPARATORS = ";,/+&"
@@ -27,15 +27,18 @@ Values = list[list[str]]  # of one attribute: the classes of each row in order, 
 
 def read_values(column: pd.Series, settings: Csv) -> tuple[Values, list[str]]:
     """Return the classes of each cell of a column, and notes on how they were read."""
-    rows, lists = [], []
+    name, lists, written = str(column.name), [], []
     for cell in column:
         items = list_items(cell)
         lists += [] if items is None else [cell]
-        rows.append({one_line(part) for part in (cell.split(settings.separator) if items is None else items)} - {""})
-    counts = Counter(chain.from_iterable(rows))
-    class_of, notes = read_classes(str(column.name), counts, settings)
+        written.append(cell.split(settings.separator) if items is None else items)
+    rows = [{one_line(part) for part in parts} - {""} for parts in written]
+    class_of, notes = read_classes(name, Counter(chain.from_iterable(rows)), settings)
+    hidden = Counter(part.strip() for part in chain.from_iterable(written) if has_invisible(part))
+    if hidden:
+        notes.insert(0, f"{name}: characters that can't be seen are removed: {listed(hidden, hidden)}")
     if lists:
-        notes.insert(0, f"{column.name}: {len(lists)} cells such as {lists[0]!r} are read as lists")
+        notes.insert(0, f"{name}: {len(lists)} cells such as {lists[0]!r} are read as lists")
     return [sorted({class_of[part] for part in row} - {""}) for row in rows], notes
 
 
@@ -122,9 +125,10 @@ def merge(class_of: dict[str, str], counts: Counter[str], chosen: set[str]) -> t
 
 
 def listed(texts: Iterable[str], counts: Counter[str]) -> str:
-    """Name texts with their number of images, the most frequent first."""
+    """Name texts with their number of images, the most frequent first; what can't be seen is escaped."""
     by_count = sorted(texts, key=lambda text: (-counts[text], text))
-    named = [f"{text!r} ({counts[text]})" for text in by_count[:LISTED]]
+    shown = (INVISIBLE.sub(lambda match: ascii(match[0])[1:-1], repr(text)) for text in by_count[:LISTED])
+    named = [f"{text} ({counts[original]})" for text, original in zip(shown, by_count, strict=False)]
     return ", ".join([*named, f"and {len(by_count) - LISTED} more"] if len(by_count) > LISTED else named)
 
 

@@ -159,10 +159,12 @@ def guess_delimiter(lines: Sequence[str], column: str) -> str:
 def header(rows: dict[int, list[str]], path: Path) -> list[str]:
     """Return the names of the columns; '' for one without a name and without a value, as Excel leaves at the end.
 
-    Raises InputError for another column without a name, and for two columns of one name.
+    The first one may have values without a name: pandas writes its row numbers there. Raises InputError for another
+    column without a name, and for two columns of one name.
     """
     (first, names), *body = rows.items()
     columns = [one_line(name) for name in names]
+    columns[0] = columns[0] or "column 1"
     for i, name in enumerate(columns):
         if not name and any(len(row) == len(columns) and row[i].strip() for _, row in body):
             raise InputError(f"{path}, line {first}: column {i + 1} has no name")
@@ -177,11 +179,12 @@ def leave_out(path: Path, total: int, faults: Faults, max_broken: float) -> list
         return []
     share, lines = len(faults) / total, sorted(faults)
     if share > max_broken or len(faults) == total:
-        advice = f"mend them, or set csv.max_broken in params.yaml to {round_up(share):g} to leave such rows out"
+        advice = f"mend the table, or set csv.max_broken in params.yaml to {round_up(share):g} to leave such rows out"
         sentences = [faults[line] for line in lines]
         raise InputError(str(path), *sentences, advice=advice if len(faults) < total else "")
     listed = ", ".join(map(str, lines[:30])) + (" ..." if len(lines) > 30 else "")
-    return [f"{len(faults)} of {total} rows are broken and left out: lines {listed}; the first is {faults[lines[0]]}"]
+    counted = f"{len(faults)} of {total} rows are broken and left out (csv.max_broken)"
+    return [f"{counted}: lines {listed}; {faults[lines[0]]}" if len(lines) > 1 else f"{counted}: {faults[lines[0]]}"]
 
 
 def round_up(share: float) -> float:

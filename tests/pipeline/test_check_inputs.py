@@ -132,6 +132,26 @@ def test_the_first_stage_runs_as_a_module(workspace):
     assert json.loads((workspace / "data/inputs.json").read_text())["rows"] == 60
 
 
+def test_photos_that_do_not_exist_stop_the_first_stage(workspace, tiny_catalogue, capsys):
+    tiny_catalogue.change(lambda rows: [row.__setitem__(0, row[0][7:9]) for row in rows[1:]])
+    assert check_inputs.main() == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "60 of 60 photos are missing" in printed.err
+    assert "there is 'photos/00.jpg': name the photos with their folder and extension" in printed.err
+    assert not (workspace / "data/inputs.json").exists()
+
+
+def test_the_first_stage_prints_how_labels_were_read(workspace, tiny_catalogue, capsys):
+    tiny_catalogue.change(lambda rows: [row.__setitem__(1, row[1].upper()) for row in rows[1:40:2]])
+    tiny_catalogue.change(lambda rows: [row.__setitem__(1, "N/A") for row in rows[50:52]])
+    assert check_inputs.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "note: colour: read as unknown (csv.missing): 'N/A' (2)"
+    assert lines[1].startswith("note: colour: spellings of one class are merged (csv.spellings): 'blue' (13), 'BLUE' (")
+    assert lines[-1] == "source csv, 60 photos"
+
+
 def test_an_unknown_backbone_stops_it_with_the_nearest_names(workspace, capsys):
     params = (workspace / "params.yaml").read_text()
     (workspace / "params.yaml").write_text(params.replace("backbone: resnet10t", "backbone: resnet51"))

@@ -1,12 +1,18 @@
-"""The cells of a table become labels: names on one line, types, rare classes."""
+"""The cells of a table become labels: spellings, words for unknown, lists, types, rare classes."""
 
 import unicodedata
+from dataclasses import replace
 
+import pandas as pd
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from downloads import check_refused
+from m3lib.errors import InputError
+from m3lib.prepare import spelling
 from own_photos import class_names, read
+from tiny import SETTINGS
 
 
 def test_values_are_trimmed_and_in_one_unicode_form(tiny_catalogue):
@@ -88,3 +94,210 @@ def test_any_label_that_csv_can_hold_comes_back(tiny_catalogue, cells):
     expected = naive_labels(cells)
     if len(set().union(*expected)) > 1:
         assert [set(row.get("details", ())) for row in rows] == expected
+
+
+# labels as people write them
+
+
+def read_cells(cells: list[str], name: str = "colour", **changes: object) -> tuple[list[str], list[str]]:
+    """Return the classes of each cell, joined by +, and the notes, with the settings of params.yaml."""
+    values, notes = spelling.read_values(pd.Series(cells, name=name), replace(SETTINGS.csv, **changes))
+    return ["+".join(classes) for classes in values], notes
+
+
+MISSING = ["nan", "NaN", " None ", "N/A", "n/a", "NA", "null", "#N/A", "<NA>", "-", "--", "\u2014", "?", "Unknown"]
+MISSING += ["UNSPECIFIED", "not specified", "Not_Specified", "not available", "Missing", "\uff2e\uff21", "n.a.", "NaT"]
+
+
+@pytest.mark.parametrize("word", MISSING)
+def test_a_word_for_missing_is_unknown_and_noted(word):
+    found, notes = read_cells(["red", word, "blue", f"red|{word}", "", word])
+    assert found == ["red", "", "blue", "red", "", ""]
+    assert notes == [f"colour: read as unknown (csv.missing): {word.strip()!r} (3)"]
+
+
+def test_the_words_for_missing_are_a_setting():
+    cells = ["none", "absent", "Absent", "red", "nothing else"]
+    found, notes = read_cells(cells, missing=["absent"])
+    assert found == ["none", "", "", "red", "nothing else"]
+    assert notes == ["colour: read as unknown (csv.missing): 'Absent' (1), 'absent' (1)"]
+    assert read_cells(cells, missing=[]) == (["none", "Absent", "Absent", "red", "nothing else"], [MERGED])
+    assert read_cells(cells, missing=[], spellings="keep") == (cells, [])
+
+
+MERGED = "colour: spellings of one class are merged (csv.spellings): 'Absent' (1), 'absent' (1)"
+ONE_CLASS = [  # the most frequent spelling, others
+    ("black", ["Black", "BLACK"]),
+    ("38", ["38.0", "38.00", "38,0", "\uff13\uff18"]),
+    ("1.5", ["1,5", "1.50"]),
+    ("-1", ["-1.0", "\u22121"]),
+    ("TRUE", ["True", "true"]),
+    ("v-neck", ["V neck", "v_neck", "V - Neck", "v\u2011neck", "V  NECK", "v\u2013neck"]),
+    ("men's", ["Men\u2019s"]),
+    ("2 piece", ["2-piece", "2_Piece"]),
+    ("size 38", ["size_38"]),
+    ("caf\u00e9", ["Caf\u00c9", "CAFE\u0301"]),
+    ("stra\u00dfe", ["STRASSE"]),
+    ("\u0646\u200c\u0647", ["\u0646\u0647"]),
+]
+DIFFERENT = [
+    "-1",
+    "1",
+    "1.5",
+    "15",
+    "+1",
+    "01",
+    "1 5",
+    "1-5",
+    "1/5",
+    "size 1",
+    "size -1",
+    "size-1",
+    "1,500",
+    "1.500",
+    "1500",
+]
+DIFFERENT += [
+    "-1.5",
+    "-15",
+    "1.05",
+    "10.5",
+    "0.5",
+    "5",
+    "v neck",
+    "u neck",
+    "vneck",
+    "a-b",
+    "a/b",
+    "a+b",
+    "cafe",
+    "caf\u00e9",
+]
+
+
+@pytest.mark.parametrize(("common", "others"), ONE_CLASS)
+def test_spellings_of_one_class_are_merged_into_the_most_frequent(common, others):
+    cells = [*others, common, common, "else"]
+    found, notes = read_cells(cells)
+    assert found == [common] * (len(others) + 2) + ["else"]
+    assert len(notes) == 1
+    assert notes[0].startswith(f"colour: spellings of one class are merged (csv.spellings): {common!r} (2), ")
+    assert all(
+        f"{other!r}" in notes[0] for other in others if " ".join(other.split()) == other and "\u0301" not in other
+    )
+    kept, notes = read_cells(cells, spellings="keep")
+    assert set(kept) == {unicodedata.normalize("NFC", " ".join(cell.split())) for cell in cells}
+    assert notes == []
+
+
+def test_what_is_different_stays_different():
+    assert read_cells(DIFFERENT, missing=[]) == (DIFFERENT, [])
+
+
+@pytest.mark.parametrize(
+    "hidden", ["red\u200b", "r\u00aded", "\ufeffred", "re\u2060d", "red\ufe0f", "re\u200dd", "red\u200e"]
+)
+def test_an_invisible_character_makes_no_class_and_is_noted(hidden):
+    for cells in (["red", hidden, "blue"], [hidden, f"blue|{hidden}", "blue"]):
+        found, notes = read_cells(cells, spellings="keep")
+        assert set("+".join(found).split("+")) == {"red", "blue"}
+        (note,) = notes
+        assert note.startswith(
+            "colour: characters that can't be seen are removed: 'r" if hidden[0] == "r" else "colour: "
+        )
+        assert note.isprintable()
+        assert "\\u" in note or "\\xad" in note
+
+
+def test_a_class_is_renamed_merged_or_made_unknown():
+    cells = ["navy blue", "Navy_Blue", "blue", "BLUE", "none", "brown", "red|navy blue", "beige"]
+    names = {"navy blue": "Blue", "none": "plain", "brown": "", "Beige": "sand"}
+    found, _ = read_cells(cells, rename={" colour ": names, "other": {"red": "x"}})
+    assert found == ["Blue", "Blue", "Blue", "Blue", "plain", "", "Blue+red", "sand"]
+    exact = {"navy blue": "blue", "none": "plain"}
+    found, notes = read_cells(cells, rename={"colour": exact}, spellings="keep")
+    assert found == ["blue", "Navy_Blue", "blue", "BLUE", "plain", "brown", "blue+red", "beige"]
+    assert notes == []
+    swapped, _ = read_cells(["a", "b", "A"], rename={"colour": {"a": "b", "b": "a", "A": "c"}})
+    assert swapped == ["b", "a", "c"]
+
+
+def test_a_class_that_does_not_exist_is_not_renamed():
+    with pytest.raises(InputError, match=r"csv\.rename: the column 'colour' has no class 'navi'; did you mean 'navy'"):
+        read_cells(["navy", "red"], rename={"colour": {"navi": "blue"}})
+    with pytest.raises(InputError, match=r"csv\.rename: the column 'colour' has no class 'NAVY'"):
+        read_cells(["navy", "red"], rename={"colour": {"NAVY": "blue"}}, spellings="keep")
+
+
+def test_another_separator():
+    assert read_cells(["red;white", "blue ; ", "a|b"], separator=";") == (["red+white", "blue", "a|b"], [])
+    assert read_cells(["red and white", "brand"], separator=" and ") == (["red+white", "brand"], [])
+
+
+@pytest.mark.parametrize("symbol", [";", ",", "/", "+", "&"])
+def test_a_separator_that_is_not_set_is_pointed_out(symbol):
+    cells = ["red", "white", f"red{symbol}white", f"white {symbol} Red", f"red{symbol}white"]
+    found, notes = read_cells(cells)
+    assert found == ["red", "white", *[cell.strip() for cell in cells[2:]]]
+    example = f"colour: 3 cells such as 'red{symbol}white' may be divided by {symbol!r}; if they are several classes, "
+    assert notes == [f"{example}set csv.separator to {symbol!r} (it is '|')"]
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["3/4 sleeve", "1/2 sleeve", "long"],
+        ["2020/01/05", "2020/01/06", "2021/01/05"],
+        ["rock & roll", "rhythm & blues"],
+        ["Nike, Inc.", "Acme, Ltd.", "red"],
+        ["red/", "/red", "red"],
+    ],
+)
+def test_a_name_that_holds_such_a_symbol_is_left_as_it_is(cells):
+    assert read_cells(cells) == (cells, [])
+
+
+def test_cells_that_share_their_parts_are_pointed_out_too():
+    _, notes = read_cells(["Action, Drama", "Action, Comedy", "Drama, Comedy"])
+    assert "3 cells such as 'Action, Drama' may be divided by ','" in notes[0]
+
+
+LISTS = {
+    "['red', 'white']": "red+white",
+    '["red","white"]': "red+white",
+    '["men\'s", "white"]': "men's+white",
+    "['red' 'white']": "red+white",
+    "['red',\n 'white']": "red+white",
+    "[red, white]": "red+white",
+    " ['red'] ": "red",
+    "['red', None, nan, '']": "red",
+    "[]": "",
+    "('red', 'white')": "red+white",
+    "{'red'}": "red",
+    "[1, 2.0]": "1+2.0",
+}
+
+
+@pytest.mark.parametrize("cell", LISTS)
+def test_a_cell_that_is_a_list_is_read_as_one(cell):
+    found, notes = read_cells(["red", cell])
+    assert found == ["red", LISTS[cell]]
+    assert notes[0] == f"colour: 1 cells such as {cell!r} are read as lists"
+
+
+@pytest.mark.parametrize(
+    "cell", ["[A] red", "(red)", "(red, white)", "{red}", "[red", "['red'] x", "()", "[[a]]", "(')'"]
+)
+def test_other_brackets_are_part_of_a_name(cell):
+    assert read_cells([cell, "red"]) == ([cell, "red"], [])
+
+
+def test_the_notes_of_the_labels_are_printed_before_any_photo_is_opened(tiny_catalogue):
+    def edit(rows):
+        for i, row in enumerate(rows[1:]):
+            row[1] = [row[1], row[1].upper(), "N/A", row[1]][i % 4]
+
+    tiny_catalogue.change(edit)
+    notes = read(tiny_catalogue).notes
+    assert notes[0] == "colour: read as unknown (csv.missing): 'N/A' (15)"
+    assert notes[1].startswith("colour: spellings of one class are merged (csv.spellings): 'blue' (10), 'BLUE' (5); ")

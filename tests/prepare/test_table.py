@@ -138,6 +138,13 @@ def test_empty_columns_and_rows_that_a_spreadsheet_adds_are_skipped(tiny_catalog
     assert open_table(tiny_catalogue).cells.equals(plain.cells)
 
 
+def test_the_row_numbers_that_pandas_writes_are_a_column_like_any_other(tiny_catalogue):
+    plain = open_table(tiny_catalogue)
+    tiny_catalogue.change(lambda rows: [row.insert(0, str(i - 1) if i else "") for i, row in enumerate(rows)])
+    assert open_table(tiny_catalogue).cells.drop(columns="column 1").equals(plain.cells)
+    assert "column 'column 1' is left out" in " ".join(read(tiny_catalogue, attributes=[]).notes)
+
+
 # broken rows
 
 
@@ -155,7 +162,7 @@ def test_all_broken_rows_are_named_at_once_or_left_out(tiny_catalogue):
     with pytest.raises(InputError) as raised:
         open_table(tiny_catalogue, split_column="product", max_broken=0.09)
     heading, *lines = str(raised.value).split("\n")
-    advice = "mend them, or set csv.max_broken in params.yaml to 0.1 to leave such rows out"
+    advice = "mend the table, or set csv.max_broken in params.yaml to 0.1 to leave such rows out"
     assert heading == f"{tiny_catalogue.table} has 6 faults; {advice}:"
     assert [line.split(":")[0].strip() for line in lines] == [f"line {n}" for n in (4, 10, 13, 21, 22, 31)]
     words = ("6 values for the 5", "empty", "outside", "already on line 5", "4 values", "must be train")
@@ -163,7 +170,8 @@ def test_all_broken_rows_are_named_at_once_or_left_out(tiny_catalogue):
     table = open_table(tiny_catalogue, split_column="product", max_broken=0.1)
     assert len(table.cells) == 54
     (note,) = table.notes
-    assert note.startswith("6 of 60 rows are broken and left out: lines 4, 10, 13, 21, 22, 31; the first is line 4: 6 ")
+    counted = "6 of 60 rows are broken and left out (csv.max_broken): lines 4, 10, 13, 21, 22, 31; line 4: 6 values"
+    assert note.startswith(counted)
 
 
 def test_a_long_list_of_broken_rows_is_shortened_but_counted(tiny_catalogue):
