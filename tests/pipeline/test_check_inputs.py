@@ -148,7 +148,9 @@ def test_the_first_stage_prints_how_labels_were_read(workspace, tiny_catalogue, 
     assert check_inputs.main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "note: colour: read as unknown (csv.missing): 'N/A' (2)"
-    assert lines[1].startswith("note: colour: spellings of one class are merged (csv.spellings): 'blue' (13), 'BLUE' (")
+    assert lines[1].startswith(
+        "note: colour: spellings of one class are merged (csv.spellings): 'green' (13), 'GREEN' (6);"
+    )
     assert lines[-1] == "source csv, 60 photos"
 
 
