@@ -25,6 +25,13 @@ LOSSES = (  # the weights in params.yaml, `loss`; each is named by its paper
     "m3_instance",
     "m3_cluster",
 )
+LOSS_SETTINGS = {  # the other settings in `loss`: the losses that read them
+    "margin": ("asen_triplet", "asen_pp_local", "modc_cluster", "modc_pseudo", "m3_instance", "m3_cluster"),
+    "pseudo_margin": ("modc_pseudo",),
+    "hardness": ("asen_triplet", "asen_pp_local", "modc_pseudo", "m3_instance", "m3_cluster"),
+    "center_momentum": ("modc_cluster", "m3_cluster"),
+    "positive_power": ("m3_classification",),
+}
 SCORES = {  # score: the stored embeddings that it compares
     "attribute": ("attribute",),
     "segment": ("attribute", "posterior"),

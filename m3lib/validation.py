@@ -45,16 +45,24 @@ class Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> Any:
     """Parse a YAML file. Raises InputError naming the file and, for invalid YAML, the line."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; restore it with `git checkout params.yaml`") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} can't be read ({type(error).__name__}: {error})") from None
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Parse YAML text. Raises InputError with its name and, for invalid YAML, the line."""
+    try:
+        return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
         parts = [text for name in ("context", "problem") if (text := getattr(error, name, None))]
         problem = ", ".join(parts) or " ".join(str(error).split())
-        raise InputError(f"{path}{line}: not valid YAML ({problem})") from None
-    except Exception as error:  # PyYAML passes on whatever a date, a number or a decoder raises
-        raise InputError(f"{path} can't be read ({type(error).__name__}: {error})") from None
+        raise InputError(f"{name}{line}: not valid YAML ({problem})") from None
+    except Exception as error:  # PyYAML passes on whatever a date or a number raises
+        raise InputError(f"{name} can't be read ({type(error).__name__}: {error})") from None
 
 
 def validate(cls: type, values: Any, where: str = "", file: str = "params.yaml") -> Any:

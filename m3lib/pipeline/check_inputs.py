@@ -17,10 +17,13 @@ from m3lib.config import Settings, Variant, data_path, find_root, load
 from m3lib.data.code import imported_files, relative_names
 from m3lib.data.files import atomic, digest
 from m3lib.errors import InputError, printable
+from m3lib.pipeline import effects
+from m3lib.pipeline.changes import committed_values
 from m3lib.prepare import public
 from m3lib.prepare.labels import label
 from m3lib.prepare.table import open_table
 from m3lib.taxonomy import nearest
+from m3lib.validation import read_yaml
 
 LABEL_FILES = (".txt", ".csv")
 
@@ -150,6 +153,8 @@ def check_pipeline() -> None:
         write(root / "data" / "rows" / f"{name}.json", content)
     write(root / "data" / "inputs.json", source)
     print(f"source {source['source']}" + (f", {source['rows']} photos" if "rows" in source else ""))
+    for note in effects.notes(read_yaml(root / "params.yaml"), committed_values(root)):
+        print(f"note: {note}")
 
 
 def main(arguments: Sequence[str] = ()) -> int:
