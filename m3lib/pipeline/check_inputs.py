@@ -154,7 +154,7 @@ def check_pipeline() -> None:
     write(root / "data" / "inputs.json", source)
     print(f"source {source['source']}" + (f", {source['rows']} photos" if "rows" in source else ""))
     for note in effects.notes(read_yaml(root / "params.yaml"), committed_values(root)):
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
 
 
 def main(arguments: Sequence[str] = ()) -> int:

@@ -76,7 +76,7 @@ class Run:
 
     def effective(self, path: Keys) -> Keys:
         """A path without `presets.<preset>`, if it starts with this run's preset."""
-        return path[2:] if path[:2] == ("presets", self.preset) else path
+        return path[2:] or path if path[:2] == ("presets", self.preset) else path
 
     def heirs(self, row: str) -> list[str]:
         """The rows of `variants` that are a row or, over any number of steps, like it."""
@@ -97,10 +97,11 @@ class Run:
     def owners(self, path: Keys) -> dict[tuple[str, str], list[str]]:
         """(dotted name, value) -> rows that use this value, which they or a row that they are like set themselves,
         instead of the general setting or the parent row's setting that a path names."""
-        *parents, section, key = ("", *self.effective(path))[-4:]
-        row = parents[1] if len(parents) == 2 and parents[0] == "systems" else None
-        if section not in ROW_SECTIONS or (len(self.effective(path)) != (4 if row else 2)):
+        inner = self.effective(path)
+        row = inner[1] if inner[0] == "systems" and len(inner) == 4 else None
+        if len(inner) != (4 if row else 2) or inner[-2] not in ROW_SECTIONS:
             return {}
+        section, key = inner[-2:]
         found = defaultdict(list)
         for name in self.heirs(row) if row else self.rows:
             if f"{section}.{key}" in self.rows[name]:

@@ -10,6 +10,7 @@ from scipy import stats
 from torch import Tensor
 
 from m3lib import config
+from m3lib.compatibility import LOSS_SETTINGS
 from m3lib.systems import losses, objective
 from m3lib.systems.base import Outputs
 from m3lib.systems.losses import Batch
@@ -319,3 +320,17 @@ def test_outputs_that_no_loss_reads_may_be_missing():
         Outputs(logits=random_raw()[2]), batch_of(draw_labels("partial")), stub(), loss, generator()
     )
     assert set(values) == {"m3_classification"}
+
+
+@pytest.mark.parametrize("setting", ["margin", "hardness"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_reads_the_settings_that_are_listed_for_it(name, setting):
+    """Whether another value of a setting changes the loss; modc_pseudo weighs asen_triplet, so both are on."""
+    system, labels = stub(), draw_labels("partial")
+    outputs, pseudo, zero = outputs_of(*random_raw()), guess(labels), dict.fromkeys(LOSSES, 0.0)
+    values = []
+    for value in (0.1, 7.0):
+        loss = make_loss(**zero | {"asen_triplet": 1.0, name: 1.0, setting: value})
+        parts = objective.total_loss(outputs, batch_of(labels), system, loss, generator(), pseudo)
+        values.append(float(parts[name]))
+    assert (values[0] != values[1]) == (name in LOSS_SETTINGS[setting])

@@ -1,0 +1,198 @@
+"""The notes on settings without effect, and on settings that reach some rows only."""
+
+import copy
+import shutil
+import subprocess
+from dataclasses import asdict
+
+import pytest
+import yaml
+
+from m3lib.pipeline import changes, effects
+from tiny import ROOT, SETTINGS, VALUES
+from workspace import ENVIRONMENT
+
+ASEN, ASEN_PP = "systems.asen.train.lr = 0.004 (asen)", "systems.asen_pp.train.lr = 0.004 (asen_pp)"
+M3 = "systems.m3.train.lr = 0.016 (m3_a, m3_c, m3)"
+NO_EFFECT = "changed without effect, since"
+
+
+def changed(*settings: str, values: dict = VALUES) -> dict:
+    """params.yaml with settings as after `dvc exp run -S`: `a.b=value`; numbers are places in lists."""
+    values = copy.deepcopy(values)
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        *parents, key = [int(part) if part.isdigit() else part for part in name.split(".")]
+        inside = values
+        for parent in parents:
+            inside = inside[parent] if isinstance(parent, int) else inside.setdefault(parent, {})
+        inside[key] = yaml.safe_load(text)
+    return values
+
+
+def new_notes(*settings: str) -> list[str]:
+    """The notes on these changes, without those on the general settings that rows always replace."""
+    found = effects.notes(changed(*settings), VALUES)
+    return [note for note in found if not note.startswith(("rows replace", "the preset"))]
+
+
+def test_the_committed_settings_give_one_short_note():
+    (note,) = effects.notes(VALUES, VALUES)
+    assert note == (
+        "rows replace these general settings: model.attention_batch_norm (in systems.asen_pp); "
+        "train.lr (in systems.asen, systems.asen_pp, systems.m3); train.crop, train.jitter (in systems.modc.stages.2)"
+    )
+    assert effects.notes(VALUES) == [note]  # without git
+    assert effects.notes(changed("variants=[classifier, asen_v2]"), VALUES) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        (
+            ["train.lr=0.001"],
+            f"train.lr = 0.001 reaches classifier, asen_v2, modc only; rows set their own: {ASEN}, {ASEN_PP}, {M3}",
+        ),
+        (["train.lr=0.001", "variants=[asen]"], f"train.lr: {NO_EFFECT} rows set their own: {ASEN}"),
+        (
+            ["train.crop=0.7"],
+            "train.crop = 0.7 does not reach all stages; rows set their own: systems.modc.stages.2.train.crop = 0.5 "
+            "(modc)",
+        ),
+        (
+            ["systems.m3.train.lr=0.032", "systems.m3_c.train.lr=0.008"],
+            "systems.m3.train.lr = 0.032 reaches m3_a, m3 only; rows set their own: systems.m3_c.train.lr = 0.008 "
+            "(m3_c)",
+        ),
+        (
+            ["systems.modc.train.jitter=0.3"],
+            "systems.modc.train.jitter = 0.3 does not reach all stages; rows set their own: "
+            "systems.modc.stages.2.train.jitter = 0.2 (modc)",
+        ),
+        (["model.beta=0.3", "variants=[m3]"], f"model.beta: {NO_EFFECT} no row has a network that reads it (asen_pp)"),
+        (
+            ["loss.hardness=2", "variants=[classifier]"],
+            f"loss.hardness: {NO_EFFECT} no row has a loss that reads it "
+            "(asen_triplet, asen_pp_local, modc_pseudo, m3_instance, m3_cluster)",
+        ),
+        (
+            ["loss.pseudo_margin=0.1", "variants=[m3]"],
+            f"loss.pseudo_margin: {NO_EFFECT} no row has a loss that reads it (modc_pseudo)",
+        ),
+        (
+            ["loss.hardness=2", "variants=[asen]", "train.sampler=asen"],
+            f"loss.hardness: {NO_EFFECT} train.sampler draws the triplets by itself",
+        ),
+        (
+            ["loss.asen_triplet=2", "variants=[asen]"],
+            f"loss.asen_triplet: {NO_EFFECT} rows set their own: systems.asen.loss.asen_triplet = 1 (asen)",
+        ),
+        (["csv.min_images=5", "csv.rare=fold"], f"csv.min_images, csv.rare: {NO_EFFECT} source is wardrobe"),
+        (["source=csv", "wardrobe.seed=3"], f"wardrobe.seed: {NO_EFFECT} source is csv"),
+        (["benchmark.fraction=0.5"], f"benchmark.fraction: {NO_EFFECT} source is wardrobe"),
+        (
+            ["source=csv", "csv.split_column=part", "split.test=0.3"],
+            f"split.test: {NO_EFFECT} csv.split_column gives the splits",
+        ),
+        (["images.fit=pad"], f"images.fit: {NO_EFFECT} the drawn images are square and none is missing"),
+        (["rendezvous='a:1'"], f"rendezvous: {NO_EFFECT} nodes is 1"),
+        (["preset=mini"], f"preset: {NO_EFFECT} this run does not read what the preset sets"),
+        (["presets.mini.benchmark.fraction=0.1"], f"presets.mini.benchmark.fraction: {NO_EFFECT} preset is none"),
+        (["systems.m3_loss1.train.lr=0.1"], f"systems.m3_loss1.train.lr: {NO_EFFECT} m3_loss1 is not in variants"),
+        (["systems.toy={like: m3}"], f"systems.toy: {NO_EFFECT} toy is not in variants"),
+        (["train.step_epochs=2"], f"train.step_epochs: {NO_EFFECT} no row has train.schedule step"),
+        (["train.warmup=0.2", "train.schedule=step"], f"train.warmup: {NO_EFFECT} no row has train.schedule cosine"),
+        (
+            ["model.local_weights=x.safetensors"],
+            f"model.local_weights: {NO_EFFECT} model.local_from_global copies the global branch",
+        ),
+        (
+            ["model.pretrained=true", "model.weights=x.safetensors", "variants=[m3]"],
+            f"model.pretrained: {NO_EFFECT} model.weights is set",
+        ),
+        (
+            ["preset=published", "images.height=160"],
+            f"images.height: {NO_EFFECT} the preset published replaces it: use -S presets.published.images.height=...",
+        ),
+        (  # its row lists no train.lr yet
+            ["preset=published", "systems.m3.train.lr=0.5"],
+            f"systems.m3.train.lr: {NO_EFFECT} the preset published replaces it: "
+            "use -S +presets.published.systems.m3.train.lr=...",
+        ),
+    ],
+)
+def test_a_change_without_effect_or_for_some_rows_is_one_note(settings, note):
+    assert new_notes(*settings) == [note]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["systems.m3.train.lr=0.5"],
+        ["systems.modc.stages.2.train.crop=0.7"],
+        ["preset=published", "presets.published.systems.m3.train.lr=0.5"],
+        ["preset=published", "presets.published.images.height=160"],
+        ["source=csv", "csv.min_images=5", "split.test=0.3"],
+        ["train.schedule=step", "train.step_epochs=2"],
+        ["train.sampler=asen", "train.triplets=5"],
+        ["systems.toy={like: m3}", "variants=[toy]"],
+        ["systems.m3_loss1.train.lr=0.1", "variants=[m3_loss1]"],
+        ["model.class_embedding=32", "loss.margin=0.3", "umap.points=60", "index.kind=exact", "seed=3"],
+        ["nodes=2", "rendezvous='a:1'"],
+        ["images.fit=pad", "images.height=64"],
+        ["model.backbone_options={channels: [8, 8, 16, 16]}"],
+    ],
+)
+def test_a_change_that_reaches_everything_is_no_note(settings):
+    assert new_notes(*settings) == []
+
+
+def other(value: object) -> object:
+    """Another value of the same kind."""
+    return {bool: lambda: not value, float: lambda: value / 2 + 0.01, int: lambda: value + 1}[type(value)]()
+
+
+def test_every_number_of_the_general_settings_changes_a_row_or_gives_a_note():
+    """The reference: the resolved settings of all rows, in which a row keeps only what its network reads."""
+    silent, without = set(), set()
+    for section in ("model", "train"):
+        for key, value in asdict(getattr(SETTINGS, section)).items():
+            if not isinstance(value, bool | int | float):
+                continue
+            values = changed(f"{section}.{key}={other(value)}")
+            run = effects.Run(values)
+            before = {name: SETTINGS.variant(name).resolved() for name in SETTINGS.variants}
+            if {name: run.settings.variant(name).resolved() for name in before} == before:
+                silent.add(f"{section}.{key}")
+            notes = effects.notes(values, VALUES)
+            without |= {f"{section}.{key}"} if any(note.startswith(f"{section}.{key}: ") for note in notes) else set()
+    assert silent <= without
+    assert without - silent == {"train.triplets", "train.step_epochs", "train.step_factor"}
+
+
+def test_the_last_commit_is_what_changes_are_compared_with(tmp_path):
+    assert changes.committed_values(tmp_path) is None  # no repository
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", *arguments], cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True)
+
+    git("init", "--quiet")
+    assert changes.committed_values(tmp_path) is None  # no commit
+    git("add", "params.yaml")
+    git("commit", "--quiet", "--message", "x")
+    (tmp_path / "params.yaml").write_text(yaml.dump(changed("train.lr=0.5")))
+    assert changes.committed_values(tmp_path) == VALUES
+    (tmp_path / "params.yaml").write_text("a: &b {}\nc: *b\n")  # DVC would expand it
+    git("commit", "--quiet", "--all", "--message", "x")
+    assert changes.committed_values(tmp_path) is None
+
+
+def test_without_git_nothing_is_compared(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert changes.committed_values(ROOT) is None
+
+
+@pytest.mark.parametrize("committed", [{}, {"systems": [], "train": {"lr": {}}, "presets": {3: 4}}, {"x": None}])
+def test_any_committed_file_can_be_compared_with(committed):
+    assert effects.notes(VALUES, committed)
