@@ -210,7 +210,8 @@ class Stage:
 class Variant:
     """One row of the comparison: a network, its score, and the sections with the row's changes applied.
 
-    changes: the settings that the row itself lists, such as `model.beta` or `stages.1.loss.asen_pp_align`.
+    changes: the settings that the row itself lists, such as `model.beta` or `stages.1.loss.asen_pp_align`; own: those
+    of `model`, `loss` and `train` that it or a row that it is like lists, so that the general ones do not reach it.
     """
 
     name: Text
@@ -221,6 +222,7 @@ class Variant:
     train: Train
     stages: tuple[Stage, ...]
     changes: tuple[Text, ...]
+    own: tuple[Text, ...]
 
     def resolved(self) -> dict:
         """Everything that decides this row's training, for JSON: only settings that its network reads, only losses

@@ -125,7 +125,8 @@ def row_values(name: str, settings: Any) -> dict:
         for stage in row.get("stages") or [{"epoch_share": 1.0}]
     ]
     listed = {key: value for key, value in settings.systems[name].items() if key in (*ROW_SECTIONS, "stages")}
-    return {"name": name, **row, **sections, "stages": stages, "changes": tuple(dotted_names(listed))}
+    own = tuple(sorted(f"{section}.{key}" for section in ROW_SECTIONS for key in row[section]))
+    return {"name": name, **row, **sections, "stages": stages, "changes": tuple(dotted_names(listed)), "own": own}
 
 
 def resolve_row(name: str, systems: dict, heirs: tuple[str, ...] = ()) -> dict:
@@ -139,7 +140,7 @@ def resolve_row(name: str, systems: dict, heirs: tuple[str, ...] = ()) -> dict:
     for key in ROW_SECTIONS:
         row[key] = dict(mapping(row.get(key, {}), f"{where}.{key}"))
     check_stages(row.get("stages", []), f"{where}.stages")
-    for key in set(row) & {"name", "changes"}:  # fields of config.Variant that are no settings
+    for key in set(row) & {"name", "changes", "own"}:  # fields of config.Variant that are no settings
         raise InputError("params.yaml", f"{where}.{key}: there is no such setting")
     parent = row.pop("like", None)
     if parent is None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import reduce
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from m3lib import config
 from m3lib.errors import InputError
 from m3lib.validation import FIXED_IN_STAGES
-from tiny import ROOT
+from tiny import ROOT, SETTINGS
 
 TEXT = (ROOT / "params.yaml").read_text()
 VALUES = yaml.safe_load(TEXT)
@@ -361,3 +362,42 @@ def test_find_root_outside_any_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"no dvc\.yaml in .* or above it"):
         config.find_root()
+
+
+@pytest.mark.parametrize(
+    ("row", "own"),
+    [
+        ("classifier", {"loss.m3_classification"}),
+        ("m3_c", {"loss.m3_classification", "loss.m3_instance", "loss.m3_cluster", "train.lr"}),  # of m3
+        ("asen_l1", {"loss.asen_triplet", "loss.m3_classification", "train.lr"}),
+    ],
+)
+def test_a_row_knows_which_general_settings_do_not_reach_it(row, own):
+    assert set(SETTINGS.variant(row).own) == own
+    assert set(SETTINGS.variant(row).resolved()["own"]) == own
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("train.lr", "1e-4", 0.0001),
+        ("train.held_out", "['texture: plaid', 'style: glam']", ["texture: plaid", "style: glam"]),
+        ("model.backbone_options.channels", "[8, 8, 16, 16]", [8, 8, 16, 16]),
+        ("umap", "{points: 60}", {"attributes": 4, "points": 60, "neighbors": 15, "min_dist": 0.1}),
+        ("csv.table", "'a: b #c.csv'", "a: b #c.csv"),
+        ("csv.group_column", "null", None),
+        ("systems.modc.stages.2.train.crop", "0.7", 0.7),
+    ],
+)
+def test_dvc_writes_values_of_any_form_and_loses_no_comment(name, text, value, tmp_path):
+    """It rewrites the file as a whole, with other line breaks; what it wrote once keeps its form."""
+    path, expected = tmp_path / "params.yaml", copy.deepcopy(VALUES)
+    path.write_text(TEXT)
+    apply_overrides(path, [f"{name}={text}"])
+    *parents, last = [int(key) if key.isdigit() else key for key in name.split(".")]
+    reduce(getitem, parents, expected)[last] = value
+    written = path.read_text()
+    assert yaml.safe_load(written) == expected
+    assert re.findall("# .*", written) == re.findall("# .*", TEXT)
+    apply_overrides(path, ["seed=7"])
+    assert path.read_text() == written.replace("\nseed: 0", "\nseed: 7")

@@ -1,6 +1,7 @@
 """The notes on settings without effect, and on settings that reach some rows only."""
 
 import copy
+import re
 import shutil
 import subprocess
 from dataclasses import asdict
@@ -145,6 +146,18 @@ def test_a_change_without_effect_or_for_some_rows_is_one_note(settings, note):
 )
 def test_a_change_that_reaches_everything_is_no_note(settings):
     assert new_notes(*settings) == []
+
+
+def test_the_commands_that_we_teach_have_an_effect():
+    """Each -S of README and of sweep.ipynb reaches every row that its setting names."""
+    texts = [(ROOT / "README.md").read_text(), (ROOT / "notebooks" / "sweep.ipynb").read_text()]
+    commands = [line for text in texts for line in re.findall(r"dvc exp run .*", text) if " -S " in line]
+    assert len(commands) >= 6
+    for command in commands:
+        found = re.findall(r"-S (?:'([^']*)'|([^ `\"]*))", command)
+        settings = [(quoted or plain).lstrip("+").partition(",0")[0] for quoted, plain in found]
+        assert new_notes(*settings) == [], command
+    assert new_notes("systems.m3_c.train.lr=0.008") == []
 
 
 def other(value: object) -> object:
