@@ -87,11 +87,11 @@ def tiny_catalogue(tmp_path: Path) -> Catalogue:
 
 LONG = (
     "test_pipeline.py",
-    "test_stale.py",
     "test_killed.py",
+    "test_stale.py",
+    "test_clones.py",
     "test_security.py",
     "test_explore_browser.py",
-    "test_clones.py",
 )
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import time
 
@@ -26,8 +27,12 @@ def first(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def second(first, tmp_path_factory):
-    """A clone of it in another folder, without its outputs."""
+    """A clone of it in another folder, without its outputs except asen's."""
     clone = Clone.of(first, tmp_path_factory.mktemp("elsewhere") / "a longer name, with spaces")
+    for path in (first.folder / "data").rglob("*asen.*"):
+        copy = clone.folder / path.relative_to(first.folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
     yield clone
     clone.kill()
 
@@ -40,14 +45,14 @@ def hashes(clone: Clone) -> dict[str, str]:
 
 def test_the_pipeline_writes_equal_bytes_in_another_clone(first, second):
     """dvc.lock has a hash of every output, including executed notebooks and figures."""
-    printed = second.dvc("repro", "--force")
-    assert set(stages_run(printed)) >= {"prepare", "train@m3", "evaluate@m3", "umap@m3", "report", "index"}
+    once = ["inputs", "notebooks", "prepare", "train@m3", "evaluate@m3", "umap@m3", "report", "ablation", "index"]
+    assert stages_run(second.dvc("repro", "--force", "--single-item", *once)) == once
     hashes1, hashes2 = hashes(first), hashes(second)
     assert {path for path in hashes1 | hashes2 if hashes1.get(path) != hashes2.get(path)} == set()
     assert (second.folder / "dvc.lock").read_bytes() == (first.folder / "dvc.lock").read_bytes()
     assert second.git("status", "--porcelain") == ""
-    names = [str(path.relative_to(first.folder)) for path in (first.folder / "notebooks/executed").iterdir()]
-    assert len(names) >= 10
+    names = [path.relative_to(second.folder) for path in (second.folder / "notebooks/executed").iterdir()]
+    assert len(names) == 7
     for name in names:
         assert (second.folder / name).read_bytes() == (first.folder / name).read_bytes(), name
         assert str(first.folder) not in (first.folder / name).read_text()
@@ -61,10 +66,9 @@ def test_a_sweep_by_two_workers(first):
     before = first.git("status", "--porcelain")
     quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)  # the workers would keep a pipe open
     subprocess.run(["dvc", "queue", "start", "-j", "2"], cwd=first.folder, env=ENVIRONMENT, check=True, **quiet)
-    end = time.monotonic() + 3600
-    while re.search(r"(?i)queued|running", status := first.dvc("queue", "status").split("Worker status")[0]):
-        assert time.monotonic() < end, status
-        time.sleep(1)
+    while first.processes():  # the workers end when the queue is empty
+        time.sleep(0.2)
+    status = first.dvc("queue", "status")
     assert re.search(r"broken\s.*Failed", status), status
     assert len(re.findall(r"lr-\d\s.*Success", status)) == len(RATES), status
     assert first.git("status", "--porcelain") == before

@@ -29,10 +29,8 @@ def spare(tmp_path_factory):
     [
         ("variants", "[asen, m33]", r"variants: there is no row 'm33'; did you mean 'm3'"),
         ("train.lr", "1e-3", r"params\.yaml, train\.lr: expected a number, got '1e-3' \(.*write 0\.0001\)"),
-        ("train.epochs", "two", r"params\.yaml, train\.epochs: expected an integer, got 'two'"),
         ("source", "csv", r"data/catalogue/catalogue\.csv"),
         ("source", "fashionai", r"fashionai is not complete in .*data/fashionai; the missing files are listed above"),
-        ("preset", "publishd", r"there is no preset 'publishd'; did you mean 'published'"),
         ("model.backbone", "resnet1O", r"resnet1O.*did you mean .*resnet18"),
     ],
 )
@@ -78,8 +76,9 @@ def test_a_public_benchmark_through_the_command_line(spare, tmp_path):
     download = downloads.deepfashion(tmp_path)
     downloads.released_split(download)
     options = {"source": "deepfashion", "benchmark.folder": tmp_path, "images.format": "jpeg", "split.query": 0.2}
-    arguments = [word for name, value in options.items() for word in ("-S", f"{name}={value}")]
-    said = spare.dvc("exp", "run", *arguments, "prepare")
+    for name, value in options.items():
+        spare.put(name, value)
+    said = spare.dvc("repro", "prepare")
     assert "All required files are there" in said
     prepared = spare.folder / "data" / "prepared"
     assert sorted(path.name for path in prepared.iterdir()) == [
@@ -89,7 +88,7 @@ def test_a_public_benchmark_through_the_command_line(spare, tmp_path):
     test = frame[frame["split"] == "test"]
     assert (prepared / "split/filenames_test.txt").read_text().split("\n")[:-1] == test["image"].tolist()
     assert json.loads((spare.folder / "data" / "inputs.json").read_text())["source"] == "deepfashion"
-    label_file = tmp_path / downloads.LABEL_FILE  # the settings stand in params.yaml now: -S wrote them down
+    label_file = tmp_path / downloads.LABEL_FILE
     label_file.write_bytes(label_file.read_bytes() + b"\n")
     spare.dvc("repro", "inputs")
     assert "prepare" in spare.stale()
@@ -169,28 +168,27 @@ def test_an_experiment_elsewhere_runs_its_own_code(whole):
     assert whole.git("status", "--porcelain") == ""
 
 
-REACHED = """
+STOP_AFTER_AN_EPOCH = """
 from pathlib import Path
 from threading import Event
 from m3lib.training import checkpoint
 
-def reached(*_):
+def stop(*_):
     Path("reached").touch()
     Event().wait()
-"""
-AFTER_AN_EPOCH = """
+
 save = checkpoint.save
-checkpoint.save = lambda *arguments: reached(save(*arguments))
+checkpoint.save = lambda *arguments: stop(save(*arguments))
 """
 
 
 @contextmanager
-def held(clone, notebook, cell):
-    """A notebook whose copy for the pipeline begins with a cell that stops it, until the file `reached` is there."""
-    path = clone.folder / "data" / "notebooks" / f"{notebook}.ipynb"
+def held_training(clone):
+    """The notebook 02_train begins with a cell that stops it after an epoch; yields the file that is there then."""
+    path = clone.folder / "data" / "notebooks" / "02_train.ipynb"
     text = path.read_text()
     source = nbformat.reads(text, as_version=4)
-    source.cells.insert(1, new_code_cell(REACHED + cell))
+    source.cells.insert(1, new_code_cell(STOP_AFTER_AN_EPOCH))
     path.unlink()  # the cache may be the same file
     nbformat.write(source, path)
     try:
@@ -200,13 +198,9 @@ def held(clone, notebook, cell):
         (clone.folder / "reached").unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize(
-    ("notebook", "cell"), [("02_train", AFTER_AN_EPOCH), ("04_umap", "reached()")], ids=["train", "umap"]
-)
-def test_a_second_run_is_refused_and_a_killed_one_continues_with_the_same_bytes(whole, notebook, cell):
-    stage, checkpoint = notebook[3:], whole.folder / "data" / "work" / "m3.safetensors"
-    command = ("repro", "--force", "--single-item", f"{stage}@m3")
-    with held(whole, notebook, cell) as reached:
+def test_a_second_run_is_refused_and_a_killed_one_continues_with_the_same_bytes(whole):
+    checkpoint, command = whole.folder / "data/work/m3.safetensors", ("repro", "--force", "--single-item", "train@m3")
+    with held_training(whole) as reached:
         first = whole.start(*command)
         while not reached.exists():
             assert first.poll() is None, first.communicate()
@@ -218,9 +212,8 @@ def test_a_second_run_is_refused_and_a_killed_one_continues_with_the_same_bytes(
         whole.kill()
         first.communicate()
     assert first.returncode == -signal.SIGKILL
-    assert checkpoint.exists() == (stage == "train")
-    said = whole.dvc(*command)
-    assert ("resumed after epoch" in said) == (stage == "train")
+    assert checkpoint.exists()
+    assert "resumed after epoch 1" in whole.dvc(*command)
     assert not checkpoint.exists()
     assert whole.git("diff", "dvc.lock") == ""
     assert whole.stale() == set()

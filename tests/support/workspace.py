@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -109,14 +110,20 @@ class Clone:
         with Repo(str(self.folder)) as repo:
             return {name.rpartition(":")[2] for name in repo.status()} - {"inputs"}
 
+    def processes(self) -> list[int]:
+        """The ids of the processes that work in this folder, in the order of their start."""
+        found = []
+        for link in Path("/proc").glob("[0-9]*/cwd"):
+            with suppress(OSError):  # it has ended, or is another user's
+                if link.readlink().is_relative_to(self.folder):
+                    found.append(int(link.parent.name))
+        return sorted(found)
+
     def kill(self) -> None:
         """SIGKILL to whatever works in this folder, dvc first, its kernels too."""
-        for link in sorted(Path("/proc").glob("[0-9]*/cwd"), key=lambda link: int(link.parent.name)):
-            try:
-                if link.readlink().is_relative_to(self.folder):
-                    os.kill(int(link.parent.name), signal.SIGKILL)
-            except OSError:
-                continue
+        for process in self.processes():
+            with suppress(OSError):
+                os.kill(process, signal.SIGKILL)
 
 
 class Copy(Clone):
