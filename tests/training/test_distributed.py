@@ -29,6 +29,7 @@ from m3lib.systems.losses import Batch
 from m3lib.training import augment, checkpoint, distributed
 from m3lib.training import trainer as training
 from m3lib.training.trainer import Trainer
+from notebook_runs import MAX_WAIT
 from stripes import PARTIAL, PREPARED, run, same, short
 from tiny import MODEL, ROOT, VALUES, generator
 
@@ -168,7 +169,7 @@ def test_two_machines_have_the_loss_curve_of_one(tmp_path, monkeypatch, capfd):
         other = subprocess.Popen([word.replace("=0", "=1") for word in command], cwd=second, start_new_session=True)
         try:
             run_first(command, **options)
-            assert other.wait(60) == 0
+            assert other.wait(MAX_WAIT) == 0
         finally:
             if other.poll() is None:
                 os.killpg(other.pid, signal.SIGKILL)
@@ -176,7 +177,7 @@ def test_two_machines_have_the_loss_curve_of_one(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(subprocess, "run", run_both)
     monkeypatch.chdir(first)
     monkeypatch.setattr(config, "__file__", str(first / "m3lib" / "config.py"))
-    monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=60))
+    monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=MAX_WAIT))
     settings, prepared = config.load(first / "params.yaml"), manifest.open_prepared(first / "data" / "prepared")
     variant, path = settings.variant("m3"), first / "data" / "work" / "m3.safetensors"
     training.fit(prepared, variant, settings.seed, settings.threads, path, "cpu", settings.machines)
