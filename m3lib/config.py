@@ -210,8 +210,8 @@ class Stage:
 class Variant:
     """One row of the comparison: a network, its score, and the sections with the row's changes applied.
 
-    changes: the settings that the row itself lists, such as `model.beta` or `stages.1.loss.asen_pp_align`; own: those
-    of `model`, `loss` and `train` that it or a row that it is like lists, so that the general ones do not reach it.
+    changes: what the row itself lists, such as `model.beta` or `stages.1.loss.asen_pp_align`. own: what it or a row
+    that it is like lists in `model`, `loss` and `train`, so that the general settings do not reach it.
     """
 
     name: Text

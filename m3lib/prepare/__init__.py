@@ -43,6 +43,9 @@ def remedies(settings: Settings) -> dict[str, str]:
     if settings.source == "wardrobe":
         return {split: f"raise wardrobe.images, or {way}" for split, way in ways.items()}
     if settings.source == "csv":
-        return {split: f"add photos with labels, lower csv.min_images, or {way}" for split, way in ways.items()}
+        lower = "lower csv.min_images, " * (settings.csv.min_images > 1)
+        return {split: f"add photos with labels, {lower}or {way}" for split, way in ways.items()}
     complete = f"complete the download (`make data SOURCE={settings.source}` lists its files)"
-    return dict.fromkeys(ways, "raise benchmark.fraction" if settings.benchmark.fraction < 1 else complete)
+    in_preset = "fraction" in settings.presets[settings.preset].get("benchmark", {})
+    fraction = f"raise presets.{settings.preset}.benchmark.fraction" if in_preset else "raise benchmark.fraction"
+    return dict.fromkeys(ways, fraction if settings.benchmark.fraction < 1 else complete)

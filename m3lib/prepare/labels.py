@@ -49,8 +49,8 @@ def label(table: Table, settings: Csv) -> Labels:
             continue
         problem = f"fewer than two classes with {settings.min_images} or more images"
         if settings.attributes:
-            advice = "lower csv.min_images or leave the column out"
-            raise InputError(f"{path}, column {name!r}: {problem}; {advice}")
+            advice = "lower csv.min_images, or " * bool(rare) + "leave the column out of csv.attributes"
+            raise InputError(f"{path}, column {name!r}: {problem} (csv.min_images); {advice}")
         notes.append(f"column {name!r} is left out: {problem}")
     if not values_of:
         raise InputError(f"{path}: no column has two classes with {settings.min_images} or more images each")

@@ -26,6 +26,11 @@ from m3lib.training import augment, checkpoint, devices, distributed, inference,
 from m3lib.training.schedule import StageSchedule, learning_rate, make_optimizer
 
 
+def advised(variant: Variant, name: str) -> str:
+    """The name of a setting for a sentence that advises to change it for a row, which may set its own value."""
+    return f"{name} (systems.{variant.name}.{name}: the row sets its own)" if name in variant.own else name
+
+
 class Trainer:
     """One training run: the network, its optimiser, and the history that a checkpoint holds.
 
@@ -114,12 +119,12 @@ class Trainer:
                 values = self.step(batch, pixels, stage, generator, None if pseudo is None else pseudo[batch.index])
             except FloatingPointError as error:
                 position = f"{self.variant.name}, epoch {epoch + 1}, step {number + 1}"
-                raise InputError(f"{position}: {error}; lower train.lr") from None
+                raise InputError(f"{position}: {error}; lower {advised(self.variant, 'train.lr')}") from None
             except RuntimeError as error:
                 if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
                     raise
-                size = self.variant.train.batch
-                raise InputError(f"out of memory on {self.device} at train.batch {size}: lower train.batch") from None
+                problem = f"out of memory on {self.device} at train.batch {self.variant.train.batch}"
+                raise InputError(f"{problem}: lower {advised(self.variant, 'train.batch')}") from None
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value.double()
             bar.update(1)

@@ -239,7 +239,9 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(name, value, mo
     trainer = Trainer(PREPARED, short("m3"), 0, 1)
     spoil(monkeypatch, 1, name, value)
     before = weights(trainer.system)
-    with pytest.raises(InputError, match=rf"m3, epoch 1, step 1: .*{name} (nan|inf).*; lower train\.lr") as error:
+    with pytest.raises(
+        InputError, match=rf"m3, epoch 1, step 1: .*{name} (nan|inf).*; lower train\.lr \(systems\.m3\.train\.lr: "
+    ) as error:
         trainer.run_epoch(tqdm(disable=True))
     assert "\n" not in str(error.value)
     assert not moved(before, weights(trainer.system))

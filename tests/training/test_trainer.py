@@ -15,7 +15,7 @@ from m3lib.systems import losses
 from m3lib.systems.losses import Batch
 from m3lib.training import augment, inference
 from m3lib.training.schedule import StageSchedule
-from m3lib.training.trainer import Trainer
+from m3lib.training.trainer import Trainer, advised
 from stripes import PREPARED, SIDE, STRIPES, moved, run, short, weights
 from tiny import OWN, PUBLISHED, SETTINGS, TAXONOMY, make_prepared, make_variant, random_labels
 
@@ -221,3 +221,9 @@ def test_the_published_preset_trains_with_the_papers_sampler_optimiser_and_sched
     assert (variant.train.optimizer, variant.train.schedule, variant.train.lr) == ("adam", "step", 1e-4)
     assert len(curves) == StageSchedule(variant).epochs == (4 if name == "asen_pp" else 3)
     assert all(parameter.isfinite().all() for parameter in system.parameters())
+
+
+def test_advice_names_the_setting_that_reaches_the_row():
+    variant = SETTINGS.variant("m3_c")
+    assert advised(variant, "train.batch") == "train.batch"
+    assert advised(variant, "train.lr") == "train.lr (systems.m3_c.train.lr: the row sets its own)"
