@@ -16,6 +16,7 @@ from m3lib.data.code import imported_files, imports, relative_names
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "m3lib"
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in LIBRARY.rglob("*.py"))
+PYTHON = "python -Es -X utf8 -m"  # without a person's PYTHONPATH, user packages and locale
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 TOP = {"errors", "taxonomy", "validation", "compatibility", "config"}
 PACKAGES = {  # a package, and the packages that it may import besides the top files
@@ -85,8 +86,8 @@ def test_tests_mirror_the_packages():
 
 
 def notebook_of(stage: dict) -> str | None:
-    words = stage["cmd"].split() if isinstance(stage["cmd"], str) else []
-    return words[3] if words[:3] == ["python", "-m", "m3lib.pipeline.run_notebook"] else None
+    command, _, notebook = stage["cmd"].removeprefix(f"{PYTHON} ").partition(" ")
+    return notebook.split()[0] if command == "m3lib.pipeline.run_notebook" else None
 
 
 RUNS = [name for name, stage in STAGES.items() if notebook_of(stage)]
@@ -142,7 +143,8 @@ def test_a_stage_depends_on_its_stripped_notebook_and_writes_it_executed(name):
 def test_stages_without_a_notebook():
     assert set(STAGES) - set(RUNS) == {"inputs", "notebooks"}
     assert STAGES["inputs"]["always_changed"]
-    assert STAGES["inputs"]["cmd"] == "python -m m3lib.pipeline.check_inputs"
+    assert STAGES["inputs"]["cmd"] == f"{PYTHON} m3lib.pipeline.check_inputs"
+    assert STAGES["notebooks"]["cmd"] == f"{PYTHON} m3lib.pipeline.copy_notebooks"
     sources = sorted(f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("0*.ipynb"))
     assert sorted(STAGES["notebooks"]["deps"]) == sources
     assert {notebook_of(STAGES[name]) for name in RUNS} == {Path(source).stem for source in sources}

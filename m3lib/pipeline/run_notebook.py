@@ -15,24 +15,38 @@ from pathlib import Path
 from typing import TextIO
 
 import nbformat
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from nbstripout import strip_output
 from papermill import execute_notebook
 from papermill.exceptions import PapermillExecutionError
+from traitlets import default
 from traitlets.config import Config
 
 from m3lib.config import find_root
 from m3lib.data.files import FULL_DISK
 from m3lib.errors import InputError
+from m3lib.pipeline import environment
 from m3lib.validation import NAME
 
 OBJECT_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the representation of a Python object
 VARYING = ["metadata.papermill", "cell.metadata.papermill", "cell.metadata.execution", "metadata.language_info.version"]
 OUT_OF_MEMORY = "memory ran out: lower train.batch, or images.height and images.width (params.yaml), or free some"
+# matplotlib reads a matplotlibrc in the working directory, and no setting prevents that
+FIRST_LINE = "--InteractiveShellApp.exec_lines=__import__('matplotlib').rcdefaults()"
 KNOWN_FAILURES = {  # pattern in the message of an error: the sentence that is printed instead of a traceback
     "|".join(map(os.strerror, FULL_DISK)): "the disk is full: free some space, then run again",
     r"MemoryError|[Cc]an't allocate memory|Cannot allocate memory|[Oo]ut of memory": OUT_OF_MEMORY,
 }
+
+
+class OwnKernel(AsyncKernelManager):
+    """Starts kernels in this interpreter, whatever kernel the machine has under the same name."""
+
+    @default("kernel_spec_manager")
+    def without_installed_kernels(self) -> KernelSpecManager:
+        return KernelSpecManager(kernel_dirs=[])
 
 
 def run(root: Path, notebook: str, variant: str | None = None) -> None:
@@ -65,14 +79,17 @@ def run(root: Path, notebook: str, variant: str | None = None) -> None:
 
 
 def execute(source: Path, executed: Path, parameters: dict[str, str], root: Path) -> None:
-    """Run the cells; the executed copy is saved after each cell.
+    """Run the cells, in the working directory `root`; the executed copy is saved after each cell.
 
     The kernel listens on sockets in data/work instead of ports. ipykernel adds one port on loopback for the output of
-    forked children, which accepts only messages with a random key.
+    forked children, which accepts only messages with a random key. All paths are relative: a socket's path may have 107
+    bytes, and papermill would take braces in a path for a parameter.
     """
     sockets = Config({"KernelManager": {"transport": "ipc", "ip": str(Path("data", "work", f"{executed.stem}-ipc"))}})
-    options = {"kernel_name": "python3", "cwd": root, "config": sockets, "progress_bar": False}
+    options = {"kernel_name": "python3", "kernel_manager_class": OwnKernel, "config": sockets, "progress_bar": False}
+    options |= {"extra_arguments": [FIRST_LINE]}
     options |= {"shutdown_kernel": "immediate"}  # a kernel that shuts down by itself may print a traceback
+    source, executed = source.relative_to(root), executed.relative_to(root)
     execute_notebook(source, executed, parameters, **options, stdout_file=sys.stdout, stderr_file=sys.stderr)
 
 
@@ -134,10 +151,10 @@ def main(arguments: list[str]) -> int:
     if not 1 <= len(arguments) <= 2:
         print("usage: python -m m3lib.pipeline.run_notebook NOTEBOOK [ROW]", file=sys.stderr)
         return 2
-    os.environ.setdefault("TQDM_MININTERVAL", "1")
     stem = "-".join(arguments)
     try:
-        run(find_root(), *arguments)
+        environment.enter(root := find_root())
+        run(root, *arguments)
         return 0
     except (InputError, DeadKernelError, PapermillExecutionError, OSError) as error:
         if isinstance(error, PapermillExecutionError | DeadKernelError):

@@ -43,10 +43,9 @@ def tree(path):
 def stage_of(path):
     """The stage that runs a notebook, and the words of its command after the notebook's name."""
     stages = [
-        (stage, words[4:])
+        (stage, words[1:])
         for stage in STAGES.values()
-        if isinstance(stage["cmd"], str)
-        and (words := stage["cmd"].split())[2:4] == ["m3lib.pipeline.run_notebook", path.stem]
+        if (words := stage["cmd"].partition("m3lib.pipeline.run_notebook")[2].split())[:1] == [path.stem]
     ]
     assert len(stages) == 1, f"{path.stem} is run by {len(stages)} stages"
     return stages[0]
