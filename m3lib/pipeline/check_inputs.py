@@ -19,7 +19,7 @@ from m3lib.data.files import atomic, digest
 from m3lib.errors import InputError, printable
 from m3lib.pipeline import effects
 from m3lib.pipeline.changes import committed_values
-from m3lib.prepare import public
+from m3lib.prepare import contents, public
 from m3lib.prepare.labels import label
 from m3lib.prepare.table import open_table
 from m3lib.taxonomy import nearest
@@ -29,10 +29,7 @@ LABEL_FILES = (".txt", ".csv")
 
 
 def fingerprint(settings: Settings) -> dict[str, str | int]:
-    """Digests of the source: of the table's bytes, and of the photos' names and sizes.
-
-    Reading every photo on each run would take too long, and a time stamp differs in every copy.
-    """
+    """Digests of the source: of the table's bytes, and of the photos' names and bytes."""
     if settings.source in prepare.DATASETS:
         return benchmark_fingerprint(settings)
     if settings.source != "csv":
@@ -40,12 +37,19 @@ def fingerprint(settings: Settings) -> dict[str, str | int]:
     table = open_table(settings.csv, settings.images.max_unreadable)
     for note in (*table.notes, *label(table, settings.csv).notes):
         print(f"note: {printable(note)}")
-    sizes = [json.dumps([name, file_size(table.path.parent / name)]) for name in table.names]
-    return {"source": "csv", "table": digest(table.path), "photos": digest(*sizes), "rows": len(sizes)}
+    photos = photos_digest(table.path.parent, table.names)
+    return {"source": "csv", "table": digest(table.path), "photos": photos, "rows": len(table.names)}
+
+
+def photos_digest(folder: Path, names: Sequence[str]) -> str:
+    """One digest of photos' names and bytes, in this order. Unchanged photos are not read again, as `contents` says."""
+    kept = data_path("data/work/contents")  # in the original repository, for all experiments
+    pairs = zip(names, contents.digests(folder, names, kept), strict=True)
+    return digest(*(json.dumps(pair) for pair in pairs))
 
 
 def benchmark_fingerprint(settings: Settings) -> dict[str, str | int]:
-    """Digests of a public benchmark: the bytes of its label files, and the names and sizes of its photos."""
+    """Digests of a public benchmark: of its label files, and of its photos' names and bytes."""
     dataset = prepare.DATASETS[settings.source]
     folder = public.folder_of(dataset.name, settings.benchmark)
     report, complete = public.survey(dataset, folder)
@@ -53,17 +57,18 @@ def benchmark_fingerprint(settings: Settings) -> dict[str, str | int]:
     if not complete:
         raise InputError(f"{dataset.name} is not complete in {folder}; the missing files are listed above")
     labels, photos = [], []
-    for path, size in walk(folder):
+    for path in walk(folder):
         name = path.relative_to(folder).as_posix()
         if path.suffix in LABEL_FILES:
             labels.append(json.dumps([name, digest(path)]))
         else:
-            photos.append(json.dumps([name, size]))
-    return {"source": dataset.name, "labels": digest(*labels), "photos": digest(*photos), "rows": len(photos)}
+            photos.append(name)
+    summary = {"labels": digest(*labels), "photos": photos_digest(folder, photos), "rows": len(photos)}
+    return {"source": dataset.name} | summary
 
 
-def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, int]]:
-    """Yield every file under a folder with its size in bytes, in the same order on every machine.
+def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield every file under a folder, in the same order on every machine.
 
     Links to folders are followed, except one that leads back to a folder above it.
     """
@@ -73,14 +78,7 @@ def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, int
             if Path(entry.path).resolve() not in above:
                 yield from walk(Path(entry.path), above)
         elif entry.is_file():
-            yield Path(entry.path), entry.stat().st_size
-
-
-def file_size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
+            yield Path(entry.path)
 
 
 def check_backbones(settings: Settings, root: Path) -> None:

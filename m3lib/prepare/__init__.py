@@ -1,6 +1,7 @@
 """Read a source of images into a manifest, and pack its images into one store.
 
 photos        decode and fit photos
+contents      digests of photos, kept between runs
 pack          pack the images of any source into the image store
 catalogue     reader of your own photos and a CSV table; table reads its cells, labels makes classes of them
 wardrobe      reader of the drawn benchmark

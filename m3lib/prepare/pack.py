@@ -62,10 +62,10 @@ def pack(source: Source, folder: Path, settings: Images, workers: int | None = N
     Images whose load raises InputError are left out and noted. Raises InputError if their share exceeds
     settings.max_unreadable, if the disk is too small, or if a worker process is killed.
 
-    The store has the same bytes for any number of workers and interruptions. A photo that is replaced by another of
-    the same name during an interruption is not noticed: remove data/work after replacing some.
+    The store has the same bytes for any number of workers and interruptions.
     """
-    total, work = len(source.manifest), folder.parent / "work" / f"images-{fingerprint(source, settings)[:16]}"
+    state = fingerprint(source, settings, folder.parent / "inputs.json")
+    total, work = len(source.manifest), folder.parent / "work" / f"images-{state[:16]}"
     for other in set(work.parent.glob("images-*")) - {work}:
         shutil.rmtree(other)
     work.mkdir(parents=True, exist_ok=True)
@@ -93,15 +93,18 @@ def pack(source: Source, folder: Path, settings: Images, workers: int | None = N
     return leave_out(source, bad) if bad else source
 
 
-def fingerprint(source: Source, settings: Images) -> str:
-    """Return a digest of what decides the pixels, except the photos' contents: loader, names, settings and code."""
+def fingerprint(source: Source, settings: Images, inputs: Path) -> str:
+    """Return a digest of what decides the pixels: loader, names, settings, code, and the photos' contents.
+
+    inputs: the file in which the pipeline's first stage keeps a digest of the photos' contents.
+    """
     buffer = io.BytesIO()
     pickler = pickle.Pickler(buffer)
     pickler.fast = True  # equal values give equal bytes, even if one is the same object twice and the other is not
     form = (settings.height, settings.width, settings.fit, settings.format)
     pickler.dump((source.load, tuple(source.manifest["image"]), form, PIL.__version__))
     code = sorted(Path(__file__).parent.rglob("*.py"))  # photos, this module, and every reader
-    return digest(buffer.getvalue(), *code, Path(store.__file__))
+    return digest(buffer.getvalue(), *code, Path(store.__file__), *[inputs] * inputs.is_file())
 
 
 def check_space(work: Path, settings: Images, total: int) -> None:

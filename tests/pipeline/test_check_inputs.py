@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from m3lib import config
 from m3lib.pipeline import check_inputs
+from m3lib.prepare import contents
 
 ROOT = Path(__file__).parents[2]
 ROWS = config.load(ROOT / "params.yaml").variants
@@ -51,10 +52,28 @@ def test_the_fingerprint_changes_with_the_source_only(workspace, tiny_catalogue)
     assert check_inputs.main() == 0
     second = read(written)
     assert second["photos"] != json.loads(first)["photos"]
+    tiny_catalogue.photos[0].write_bytes(b"SHORTER")  # of equal size, as a photo that was retouched may be
+    assert check_inputs.main() == 0
+    assert read(written)["photos"] not in (second["photos"], json.loads(first)["photos"])
     tiny_catalogue.change(lambda rows: rows[1].__setitem__(1, "blue"))
     assert check_inputs.main() == 0
     assert read(written)["table"] != second["table"]
     assert sorted(path.name for path in written.parent.iterdir()) == ["inputs.json", "rows", "work"]
+
+
+def test_an_experiment_in_a_copy_takes_the_digests_of_the_original(workspace, tmp_path_factory, monkeypatch):
+    """DVC_ROOT names the original repository, whose photos an experiment reads."""
+    copy = tmp_path_factory.mktemp("copy")
+    (copy / "params.yaml").write_bytes((workspace / "params.yaml").read_bytes())
+    monkeypatch.setattr(contents, "SETTLED", -1)  # seconds; the photos were written just now
+    assert check_inputs.main() == 0
+    monkeypatch.setenv("DVC_ROOT", str(workspace))
+    for module in (check_inputs, config):
+        monkeypatch.setattr(module, "find_root", lambda: copy)
+    monkeypatch.setattr(contents, "digest_of", lambda path: pytest.fail(f"{path} is read again"))
+    assert check_inputs.main() == 0
+    assert (copy / "data" / "inputs.json").read_bytes() == (workspace / "data" / "inputs.json").read_bytes()
+    assert not (copy / "data" / "work" / "contents").exists()
 
 
 def rows(workspace: Path) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 import drawn
 from downloads import check_refused
@@ -236,16 +237,29 @@ def test_shards_of_other_settings_are_removed(tmp_path, folder, change):
     assert not work_files(folder)
 
 
+def test_shards_of_photos_that_were_replaced_meanwhile_are_removed(tmp_path, folder):
+    """The first stage writes inputs.json again before the pipeline continues."""
+    photo, inputs = tmp_path / "0.png", folder.parent / "inputs.json"
+    given = replace(source(1, Drawn()), load=photos.PhotoLoader(tmp_path, ("0.png",)))
+    for colour in ("red", "blue"):
+        Image.new("RGB", (20, 16), colour).save(photo)
+        inputs.write_text(colour)
+        interrupt(given, folder, SMALL, 1)
+    pack.pack(given, folder, SMALL, 1)
+    assert (np.load(folder / "images.npy") == (0, 0, 255)).all()
+
+
 def test_the_fingerprint_covers_the_code_of_readers_and_no_other(folder, tmp_path, monkeypatch):
     code = tmp_path / "m3lib" / "prepare"
     shutil.copytree(Path(pack.__file__).parent, code)
     monkeypatch.setattr(pack, "__file__", str(code / "pack.py"))
-    digests = [pack.fingerprint(source(3, Drawn()), SMALL)]
+    inputs = tmp_path / "inputs.json"
+    digests = [pack.fingerprint(source(3, Drawn()), SMALL, inputs)]
     (tmp_path / "m3lib" / "figures.py").write_text("COLOUR = 1")
-    assert pack.fingerprint(source(3, Drawn()), SMALL) == digests[0]
+    assert pack.fingerprint(source(3, Drawn()), SMALL, inputs) == digests[0]
     for name in ("photos.py", "wardrobe/garments.py"):
         (code / name).write_text((code / name).read_text() + "\n")
-        digests.append(pack.fingerprint(source(3, Drawn()), SMALL))
+        digests.append(pack.fingerprint(source(3, Drawn()), SMALL, inputs))
     assert len(set(digests)) == 3
 
 
