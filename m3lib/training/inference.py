@@ -84,7 +84,13 @@ def iter_embeddings(
     """Yield (slice of the rows, its embeddings by name) in half precision on the CPU, and read one block ahead."""
     pin = system.attribute_of_class.device.type == "cuda"
     blocks = [slice(start, start + EMBED_BATCH) for start in range(0, len(rows), EMBED_BATCH)]
-    for block, pixels in batches.prefetch(blocks, lambda block: batches.read(prepared.images, rows[block], pin)):
+
+    def read(block: slice) -> Tensor:
+        return batches.read(prepared.images, rows[block], pin)
+
+    # A thread for one block would have nothing to overlap with, and its start costs a query milliseconds.
+    loaded = batches.prefetch(blocks, read) if len(blocks) > 1 else ((block, read(block)) for block in blocks)
+    for block, pixels in loaded:
         outputs = predict(system, pixels, precision)
         with torch.no_grad():
             values = (system.retrieval_embedding(outputs), system.class_probabilities(outputs), outputs.classes)

@@ -7,7 +7,8 @@ same way, and none of them is in the catalogue.
 
 For each case it measures recall against the exact ranking, bytes and build time of the index of one attribute, and
 single queries one after the other, including the scoring of the shortlist from mapped files; embedding a photo is not
-included. Writes data/results/search.csv, and search.md from that table.
+included. Writes data/results/search.csv, and search.md from that table. Before that, it prints how long the search of a
+new photo in data/index takes, embedding included, on the idle machine and with every core busy (see `busy`).
 """
 
 import resource
@@ -31,12 +32,13 @@ from torch.nn.functional import normalize
 from m3lib.compatibility import SCORES
 from m3lib.config import find_root
 from m3lib.data import files
+from m3lib.data.manifest import open_prepared
 from m3lib.retrieval import metrics, scores
 from m3lib.retrieval.embeddings import KINDS, Embeddings
-from m3lib.search import vector_index
+from m3lib.search import Index, vector_index
 from m3lib.search.catalogue import Catalogue
 from m3lib.taxonomy import Taxonomy
-from tests.bench import scaling
+from tests.bench import busy, scaling
 
 SIZES = (10_000, 100_000, 1_000_000)
 QUERIES, WARM_UP = 200, 20
@@ -177,6 +179,8 @@ def run(root: Path, sizes: Sequence[int]) -> pd.DataFrame:
 
 def main(sizes: Sequence[int] = SIZES) -> int:
     root = find_root()
+    images = open_prepared(root / "data" / "prepared").images
+    print(busy.compare(Index.open(), [images[i] for i in range(min(50, len(images)))]), flush=True)
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
     with threadpool_limits(1):

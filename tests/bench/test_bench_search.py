@@ -1,14 +1,16 @@
 """The bench of the search at a small size, and the costs that it estimates."""
 
+import os
 import re
+import signal
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 
-from catalogues import random_embeddings
-from tests.bench import scaling
+from catalogues import build_index, noise_images, random_embeddings
+from tests.bench import busy, scaling
 from tests.bench import search as bench_search
 from tiny import ROOT, TAXONOMY
 
@@ -37,6 +39,26 @@ def test_the_bench_at_a_small_size(tmp_path, monkeypatch, capsys):
     assert exact["memory_bytes"].to_numpy() == pytest.approx(4 * 4 * 13, abs=1)
     assert "looked_into" in capsys.readouterr().out
     assert "| 1 billion | m3 weighted |" in scaling.page(table, 0.5)
+
+
+def test_a_photos_search_on_an_idle_and_a_busy_machine(tmp_path, monkeypatch):
+    """Measured twice, the second time beside one running process per core; they end with the measurement."""
+    prepared, started, running = noise_images(), [], []
+    monkeypatch.setattr(busy, "QUERIES", 2)
+    monkeypatch.setattr(busy, "WARM_UP", 1)
+    popen, p50 = busy.subprocess.Popen, busy.p50_ms
+    monkeypatch.setattr(busy.subprocess, "Popen", lambda *given: started.append(popen(*given)) or started[-1])
+    monkeypatch.setattr(busy, "p50_ms", lambda *given: running.append([p.poll() for p in started]) or p50(*given))
+    text = busy.compare(build_index(tmp_path, prepared), prepared.images)
+    cores = len(os.sched_getaffinity(0))
+    assert running == [[], [None] * cores]
+    assert all(process.poll() == -signal.SIGKILL for process in started)
+    idle, loaded, ratio = re.fullmatch(
+        rf"a new photo in 40 images: p50 (\S+) ms on the idle machine, (\S+) ms with {cores} busy cores, "
+        r"ratio (\S+) \(at most 2\.00 is the goal\)",
+        text,
+    ).groups()
+    assert float(ratio) == pytest.approx(float(loaded) / float(idle), rel=0.2)
 
 
 def test_costs_are_proportional_and_machines_follow_the_scarcer_of_memory_and_disk():
