@@ -1,6 +1,8 @@
-"""InputError, the exception that a person reads, and short representations of values for its sentences."""
+"""InputError, which a person reads; how a command ends with it; short representations of values for its sentences."""
 
 import reprlib
+import sys
+from collections.abc import Callable
 from typing import Any
 
 MAX_LENGTH = 1200  # characters of one sentence
@@ -24,6 +26,18 @@ class InputError(Exception):
             more = [f"and {len(faults) - MAX_FAULTS} more"] if len(faults) > MAX_FAULTS else []
             lines = [f"{sentence} has {len(faults)} faults{ending}:", *faults[:MAX_FAULTS], *more]
         super().__init__("\n  ".join(map(printable, lines)))
+
+
+def exit_status(command: Callable[[], int | None]) -> int:
+    """Run a command; return its status or 0, or 1 after printing an InputError or OSError as a sentence."""
+    try:
+        return command() or 0
+    except InputError as error:
+        sentence = str(error)
+    except OSError as error:
+        sentence = printable(f"{error.filename or 'data'}: {error.strerror or error}")
+    print(f"error: {sentence}", file=sys.stderr)
+    return 1
 
 
 def printable(text: str) -> str:

@@ -23,7 +23,7 @@ from m3lib.analysis.comparison import COLUMNS
 from m3lib.analysis.markdown import markdown_table
 from m3lib.compatibility import SCORES
 from m3lib.config import find_root
-from m3lib.errors import InputError
+from m3lib.errors import InputError, exit_status
 from m3lib.validation import resolve_row
 
 MARKER = re.compile(r"(<!-- (results|summary|sweep|scores): ([\w\- ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -201,17 +201,13 @@ def write_tables(root: Path) -> None:
         page.write_text(MARKER.sub(filled, page.read_text()))
 
 
-def main(arguments: list[str]) -> int:
+def record(names: list[str]) -> None:
+    """Collect the experiments of some names; write the tables of all."""
     root = find_root()
-    try:
-        for name in arguments:
-            print(collect(root, name))
-        write_tables(root)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    for name in names:
+        print(collect(root, name))
+    write_tables(root)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(exit_status(lambda: record(sys.argv[1:])))

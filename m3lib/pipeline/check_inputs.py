@@ -16,7 +16,7 @@ from m3lib.compatibility import registry
 from m3lib.config import Settings, Variant, data_path, find_root, load
 from m3lib.data.code import imported_files, relative_names
 from m3lib.data.files import atomic, digest
-from m3lib.errors import InputError, printable
+from m3lib.errors import InputError, exit_status, printable
 from m3lib.pipeline import effects
 from m3lib.pipeline.changes import committed_values
 from m3lib.prepare import contents, public
@@ -150,24 +150,14 @@ def check_pipeline() -> None:
     for name, content in rows.items():
         write(root / "data" / "rows" / f"{name}.json", content)
     write(root / "data" / "inputs.json", source)
-    print(f"source {source['source']}" + (f", {source['rows']} photos" if "rows" in source else ""))
     for note in effects.notes(read_yaml(root / "params.yaml"), committed_values(root)):
         print(f"note: {printable(note)}")
+    print(f"source {source['source']}" + (f", {source['rows']} photos" if "rows" in source else ""))
 
 
 def main(arguments: Sequence[str] = ()) -> int:
     """Check the public benchmark that is named, or the pipeline; 1 and one sentence if something is wrong."""
-    try:
-        if arguments:
-            return show_benchmark(arguments[0])
-        check_pipeline()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error.filename or 'data'}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: show_benchmark(arguments[0]) if arguments else check_pipeline())
 
 
 if __name__ == "__main__":
