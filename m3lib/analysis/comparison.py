@@ -1,6 +1,7 @@
 """Tables, example rankings and sentences of the report."""
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -40,15 +41,22 @@ FURTHER_PAIRS = (
 
 
 def read_metrics(folder: Path, variants: list[str]) -> dict[str, dict]:
-    """Return the metrics file of each variant; raises InputError naming the first that is missing or unreadable."""
+    """Return the metrics file of each variant, with NaN for null.
+
+    Raises InputError naming the first that is missing or unreadable.
+    """
     results = {}
     for variant in variants:
         path = folder / f"{variant}.json"
         try:
-            results[variant] = json.loads(path.read_text())
+            results[variant] = json.loads(path.read_text(), object_hook=nan_for_null)
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: no metrics of {variant} ({error}); run `dvc repro evaluate@{variant}`") from None
     return results
+
+
+def nan_for_null(values: dict) -> dict:
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def summaries(results: Mapping[str, dict], split: str) -> dict[str, dict]:
@@ -235,6 +243,10 @@ def order_sentences(pairs: pd.DataFrame, published: pd.DataFrame) -> list[str]:
         signs = set(np.sign(differences.loc[PUBLISHED_NAMES[pair.higher]]))
         agreed = {1: "ahead", -1: "behind"}.get(signs.pop()) if len(signs) == 1 else None
         there = f"{agreed} on all three" if agreed else "ahead on some and behind on others"
+        if np.isnan(pair.low):
+            compared = f"{PUBLISHED_NAMES[pair.higher]} to {PUBLISHED_NAMES[pair.lower]}"
+            sentences.append(f"{compared}: published {there}; here too few query images to tell.")
+            continue
         here = "ahead" if pair.low > 0 else "behind" if pair.high < 0 else "not significantly different"
         verdict = "the published order is open" if not agreed else "holds" if here == agreed else "does not hold"
         sentences.append(
@@ -252,7 +264,9 @@ def summary_sentences(
     published: pd.DataFrame,
 ) -> list[str]:
     """Return the report in a few sentences, each computed from the tables of this run."""
-    overall = table["MAP@all"].drop("random", errors="ignore").sort_values(ascending=False)
+    overall = table["MAP@all"].drop("random", errors="ignore").dropna().sort_values(ascending=False)
+    if overall.empty:
+        return ["No system can be measured: no query has a relevant candidate."]
     lines = ["Order by overall MAP@all: " + ", ".join(f"{name} {value:.1f}" for name, value in overall.items()) + "."]
     for rival in ("asen", "modc"):
         if {rival, "m3"} <= set(overall.index):

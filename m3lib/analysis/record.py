@@ -82,7 +82,7 @@ def experiment_table(root: Path, commit: str, params: dict) -> pd.DataFrame:
             rows += [(variant, "test", score, False, "MAP@all of a class", name, classes[name]) for name in unseen]
     table = pd.DataFrame(rows, columns=["variant", "split", "score", "own", "metric", "attribute", "percent"])
     table.insert(0, "seed", params["seed"])
-    return table.assign(percent=100 * table["percent"])
+    return table.assign(percent=100 * table["percent"].astype(float)).dropna(subset="percent")  # NaN: not measured
 
 
 def collect(root: Path, name: str) -> Path:

@@ -29,7 +29,8 @@ def of_training(prepared: Prepared) -> list[str]:
         sentences.append(f"not trained, since no training image has a label: {listed(unknown)}")
     unseen = np.flatnonzero((counts == 0) & known[taxonomy.attribute_of_class])
     if len(unseen):
-        sentences.append(f"{len(unseen)} classes have no training image: {listed(map(taxonomy.full_name, unseen))}")
+        names = [taxonomy.full_name(m) for m in unseen]
+        sentences.append(f"classes without a training image ({len(names)}): {listed(names)}")
     alike = [taxonomy.names[n] for n in np.flatnonzero(known & ~comparable(prepared))]
     if alike:
         sentences.append(f"losses that compare images can't train {listed(alike)}: {NO_TRIPLET}")
@@ -49,37 +50,37 @@ def of_split(prepared: Prepared, split: str) -> list[str]:
     taxonomy = prepared.taxonomy
     queries, candidates = (prepared.labels[prepared.rows(split, role)] for role in ("query", "candidate"))
     in_queries, in_candidates = queries.any(axis=0), candidates.any(axis=0)  # (M,)
-    unmeasured, constant, unanswered = [], [], []
+    unmeasured: dict[str, list[str]] = {}
+    constant, unanswered = [], []
     for n, name in enumerate(taxonomy.names):
         classes = taxonomy.classes_of(n)
         asked, offered = in_queries[classes], in_candidates[classes]
         if not (asked & offered).any():
-            unmeasured.append(f"{name} ({why_unmeasured(asked, offered)})")
+            unmeasured.setdefault(why_unmeasured(asked, offered), []).append(name)
             continue
         known = candidates[:, classes].any(axis=1)
         if candidates[known][:, classes][:, asked].all():
             constant.append(name)
         unanswered += [taxonomy.full_name(classes.start + m) for m in np.flatnonzero(asked & ~offered)]
-    sentences = []
-    if unmeasured:
-        sentences.append(f"not {OUTCOME[split]}: {listed(unmeasured)}")
+    sentences = [f"not {OUTCOME[split]}, since {why}: {listed(names)}" for why, names in unmeasured.items()]
+    if split == "valid" and sum(map(len, unmeasured.values())) == taxonomy.num_attributes:
+        sentences.append("nothing can be validated, so that each training keeps its last epoch")
     if constant:
         sentences.append(f"every {split} candidate is relevant, so that any ranking is perfect: {listed(constant)}")
     if unanswered:
-        what = f"{len(unanswered)} classes have {split} queries and no candidate; these queries score 0"
-        sentences.append(f"{what}: {listed(unanswered)}")
+        what = f"classes with {split} queries and no {split} candidate; these queries score 0"
+        sentences.append(f"{what} ({len(unanswered)}): {listed(unanswered)}")
     return sentences
 
 
 def why_unmeasured(asked: np.ndarray, offered: np.ndarray) -> str:
-    """asked, offered: (M_n,) bool, the classes of an attribute that queries and candidates have; none in both."""
-    if not asked.any():
-        return "no query has a label"
-    return "no query has a relevant candidate" if offered.any() else "no candidate has a label"
+    """asked, offered: (M_n,) bool, the classes of an attribute that queries and candidates have; they share none."""
+    if asked.any() and offered.any():
+        return "no query has a relevant candidate"
+    return "no candidate has a label" if asked.any() else "no query has a label"
 
 
 def listed(names: Sequence[str]) -> str:
     """Join names with commas; of many, the first and how many more there are."""
-    names = list(names)
     more = [f"and {len(names) - LISTED} more"] if len(names) > LISTED else []
     return ", ".join([*names[:LISTED], *more])

@@ -38,6 +38,8 @@ def attribute_bars(percent: pd.DataFrame, floor: pd.Series | None, ylabel: str) 
     if floor is not None:
         values = floor[percent.columns]
         axis.hlines(values, positions - 0.45, positions + 0.45, color="black", linewidth=1.2, label="random ranking")
+    for position in positions[percent.isna().all()]:
+        axis.text(position, 0, "not measured", ha="center", va="bottom", rotation=90, fontsize=8)
     axis.set(xlabel="", ylabel=ylabel)
     axis.set_xticks(positions, [caption(name) for name in percent.columns])
     axis.tick_params(axis="x", rotation=20 if percent.shape[1] > 5 else 0)
@@ -48,12 +50,12 @@ def attribute_bars(percent: pd.DataFrame, floor: pd.Series | None, ylabel: str) 
 def class_frequencies(shares: Mapping[str, np.ndarray]) -> Figure:
     """One line per attribute, one dot per class, from the most to the least frequent, on a logarithmic axis.
 
-    shares: attribute to the share of images that have each of its classes.
+    shares: attribute to the share of images that have each of its classes; classes without an image have no dot.
     """
     figure, axis = plt.subplots(figsize=(7, 3))
     for (name, values), color in zip(shares.items(), sns.color_palette("husl", len(shares)), strict=True):
-        ranks = 1 + np.arange(len(values))
-        axis.plot(ranks, 100 * np.sort(values)[::-1], marker=".", color=color, label=caption(name))
+        falling = 100 * np.sort(values[values > 0])[::-1]
+        axis.plot(1 + np.arange(len(falling)), falling, marker=".", color=color, label=caption(name))
     axis.set(yscale="log", xlabel="class, from the most to the least frequent", ylabel="share of training images (%)")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
@@ -75,7 +77,9 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=(5.5, 3))
     colours = palette(table["variant"].unique())
     sns.lineplot(table, x="epoch", y="valid MAP@all (%)", hue="variant", palette=colours, marker="o", ax=axis)
-    axis.set(ylim=(0, 1.08 * table["valid MAP@all (%)"].max()), xticks=sorted(table["epoch"].unique()))
+    if table["valid MAP@all (%)"].isna().all():
+        axis.text(0.5, 0.5, "nothing can be validated", ha="center", transform=axis.transAxes)
+    axis.set(ylim=(0, 1.08 * table["valid MAP@all (%)"].fillna(0).max() or 1), xticks=sorted(table["epoch"].unique()))
     axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
     return figure
 
@@ -86,7 +90,9 @@ def score_heatmap(percent: pd.DataFrame, configured: Mapping[str, str], label: s
     The frame marks the configured score of each variant, {variant: score}, as in the main table.
     """
     figure, axis = plt.subplots(figsize=(1.5 + 1.25 * percent.shape[1], 0.7 + 0.45 * len(percent)))
-    sns.heatmap(percent, annot=True, fmt=".1f", cmap="crest", cbar_kws={"label": label}, linewidths=1, ax=axis)
+    limits = {} if percent.notna().any(axis=None) else {"vmin": 0, "vmax": 100}
+    colours = {"cmap": "crest", "cbar_kws": {"label": label}, **limits}
+    sns.heatmap(percent, annot=True, fmt=".1f", linewidths=1, ax=axis, **colours)
     for row, variant in enumerate(percent.index):
         column = list(percent.columns).index(configured[variant])
         axis.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, edgecolor="black", linewidth=2))
@@ -192,6 +198,13 @@ def umap_panels(points: Mapping[str, pd.DataFrame], columns: int = 2) -> Figure:
 
 
 def scatter(axis: Axes, table: pd.DataFrame) -> None:
+    """Draw points by class, or say that there are too few (their positions are NaN then)."""
+    axis.set(xticks=[], yticks=[])
+    sns.despine(ax=axis, left=True, bottom=True)
+    if not table["x"].notna().any():
+        text = f"{len(table)} points: too few for UMAP"
+        axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes)
+        return
     shown = table["class_"].value_counts(sort=True).index[:MAX_COLORS].tolist()
     rest = ~table["class_"].isin(shown)
     if rest.any():
@@ -199,8 +212,6 @@ def scatter(axis: Axes, table: pd.DataFrame) -> None:
     for name, colour in zip(shown, sns.color_palette("tab10", MAX_COLORS), strict=False):
         of_class = table[table["class_"] == name]
         axis.scatter(of_class["x"], of_class["y"], s=9, color=colour, linewidth=0, label=caption(name))
-    axis.set(xticks=[], yticks=[])
-    sns.despine(ax=axis, left=True, bottom=True)
     axis.legend(fontsize=7, markerscale=1.8, bbox_to_anchor=(1, 1), loc="upper left", handletextpad=0.1)
 
 
@@ -212,8 +223,13 @@ def class_chart(table: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=(7, 3.4))
     sns.scatterplot(table, x="images", y="ap", hue="attribute", ax=axis, s=28, linewidth=0)
     axis.scatter(table["images"], table["floor"], color="black", s=28, linewidth=1, marker="_", label="random ranking")
-    axis.set(xscale="log", xlabel="training images of the class", ylabel="MAP@all of its queries (%)")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set(xlabel="training images of the class", ylabel="MAP@all of its queries (%)")
+    if (table["images"] == 0).any():  # 0 has a place on this axis, left of 1
+        axis.set_xscale("symlog", linthresh=1)
+        axis.set_xticks([0, *(n for n in (1, 2, 5, 10, 100, 1000, 10_000, 100_000) if n <= table["images"].max())])
+    else:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axis.xaxis.set_minor_locator(NullLocator())
     handles, labels = axis.get_legend_handles_labels()

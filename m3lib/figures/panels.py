@@ -32,6 +32,8 @@ def contact_sheet(images: Mapping[str, np.ndarray], title: str, columns: int = 2
     figure, axes = plt.subplots(rows, columns, figsize=(4.5 * columns, 1.15 * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
+    if not images:
+        axes[0, 0].text(0, 0.5, "no image has a label", va="center")
     for axis, (name, of_class) in zip(axes.flat, images.items(), strict=False):
         axis.imshow(np.hstack(of_class))
         axis.set_title(caption(name), fontsize=9, loc="left", pad=2)
@@ -67,11 +69,16 @@ def retrieval_panel(
     captions: Sequence[str],
     maps: Mapping[str, np.ndarray] | None = None,
 ) -> Figure:
-    """One row per query: its image, then its top results, framed green if relevant and red if not.
+    """One row per query: its image, then its top results, framed green if relevant and red if not; a sentence if none.
 
     queries: R images (H, W, 3); results: R lists of K images; relevant: (R, K) bool; captions: R texts over the query.
     maps: (R, H, W) attention by name; each is overlaid on the query and shown beside it (see `overlay`).
     """
+    if not len(queries):
+        figure, axis = plt.subplots(figsize=(4, 0.6))
+        axis.axis("off")
+        axis.text(0, 0.5, "no query has a label", va="center")
+        return figure
     maps = maps or {}
     rows, columns = len(relevant), 1 + len(maps) + relevant.shape[1]
     figure, axes = plt.subplots(rows, columns, figsize=(1.05 * columns, 1.28 * rows), squeeze=False)

@@ -11,6 +11,7 @@ import torch
 from m3lib.analysis import comparison
 from m3lib.errors import InputError
 from m3lib.figures import panels
+from m3lib.retrieval.metrics import to_json
 from m3lib.retrieval.ranking import Ranking
 from tiny import ROOT, TAXONOMY, make_prepared
 
@@ -243,6 +244,28 @@ def test_the_summary_has_order_gain_class_embeddings_and_what_is_near_the_random
         "asen is within a fifth of the random ranking on sleeve.",
         "m3: class-specific embeddings change MAP by +2.0 over class probabilities only.",
     ]
+
+
+def test_what_cannot_be_measured_is_read_as_nan_and_left_out_of_the_sentences(tmp_path):
+    nothing = summary(np.nan, np.nan, np.nan)
+    unmeasured = {"score": "weighted", "random": nothing, "valid": {}, "test": {"weighted": nothing}}
+    for name, result in {"asen": RESULTS["asen"], "m3": unmeasured}.items():
+        (tmp_path / f"{name}.json").write_text(to_json(result))
+    results = comparison.read_metrics(tmp_path, ["asen", "m3"])
+    table, per_attribute = (f(results, "test") for f in (comparison.main_table, comparison.attribute_table))
+    by_score, _ = comparison.score_table(results, "test")
+    assert table.loc["m3"].drop("score").isna().all()
+    sentences = comparison.summary_sentences(table, per_attribute, by_score, PAIRS[:0], PUBLISHED)
+    assert sentences[0] == "Order by overall MAP@all: asen 40.0."
+    assert not any("nan" in text for text in sentences)
+    sentences = comparison.summary_sentences(table.loc[["m3"]], per_attribute, by_score, PAIRS[:0], PUBLISHED)
+    assert sentences == ["No system can be measured: no query has a relevant candidate."]
+
+
+def test_a_pair_without_an_interval_has_no_verdict():
+    unknown = PAIRS[:1].assign(low=np.nan, high=np.nan, p=np.nan)
+    [line] = comparison.order_sentences(unknown, PUBLISHED)
+    assert line == "ASEN_v2 to ASEN: published ahead on all three; here too few query images to tell."
 
 
 def printed_result(dataset: str, system: str, add: float) -> dict:

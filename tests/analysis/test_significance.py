@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from m3lib.analysis.significance import paired_bootstrap
+from m3lib.analysis.significance import paired_bootstrap, query_images
+from m3lib.retrieval import metrics, ranking
+from tiny import TAXONOMY, make_prepared
 
 
 @pytest.fixture
@@ -57,3 +59,25 @@ def test_a_small_steady_gain_is_significant_and_the_result_depends_on_the_seed_o
         paired_bootstrap(common, gain[1:], groups, 10, 0)
     with pytest.raises(ValueError, match="length"):
         paired_bootstrap(common, gain, groups[1:], 10, 0)
+
+
+@pytest.mark.parametrize(("images", "difference"), [(0, np.nan), (1, 0.5), (2, 0.5), (5, 0.5)])
+def test_a_few_query_images_allow_no_interval(images, difference):
+    """Even if every one of them favours the same system, and whether or not an image has several pairs."""
+    groups = np.repeat(np.arange(images), 20)
+    found = paired_bootstrap(np.full(len(groups), 0.75), np.full(len(groups), 0.25), groups, 100)
+    np.testing.assert_equal(found, (difference, np.nan, np.nan, np.nan))
+
+
+def test_six_query_images_allow_one():
+    assert paired_bootstrap(np.full(6, 0.75), np.full(6, 0.25), np.arange(6), 100) == (0.5, 0.5, 0.5, 1 / 101)
+
+
+def test_the_images_of_the_pairs_follow_the_measured_attributes():
+    labels = np.zeros((4, TAXONOMY.num_classes), bool)
+    labels[[0, 1, 1, 3], [0, 1, 7, 7]] = True  # image 2 is unknown everywhere
+    prepared = make_prepared(labels, [("test", "query")] * 3 + [("test", "candidate")])
+    results = ranking.evaluate(prepared, "test", "random")
+    assert query_images(prepared, "test", results).tolist() == [0, 1, 1]
+    assert query_images(prepared, "test", metrics.measured(results)).tolist() == [1]  # only sleeve has a candidate
+    assert query_images(prepared, "test", {}).tolist() == []

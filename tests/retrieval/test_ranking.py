@@ -128,3 +128,23 @@ def test_class_probabilities_equal_to_the_labels_rank_perfectly():
     exact = Embeddings(torch.arange(60), posterior=torch.from_numpy(labels).half())
     for results in ranking.evaluate(prepared, "test", "posterior", exact).values():
         assert (results.ap_all[results.relevant > 0] == 1).all()
+
+
+PARTS = [("test", "query"), ("test", "candidate")]
+
+
+@pytest.mark.parametrize("relevance", ["pair", "any"])
+@pytest.mark.parametrize("score", [*SCORES, "random"])
+@pytest.mark.parametrize(
+    "parts", [[], PARTS[:1], PARTS[1:], PARTS], ids=["no image", "no candidate", "no query", "one of each"]
+)
+def test_a_split_with_hardly_an_image_is_measured_as_far_as_it_goes(parts, score, relevance):
+    """Two images of one class and one part each, and a training image."""
+    labels = np.zeros((3, TAXONOMY.num_classes), bool)
+    labels[:, 0] = True
+    prepared = make_prepared(labels, [("train", ""), *parts, *[("train", "")] * (2 - len(parts))])
+    results = ranking.evaluate(prepared, "test", score, make_embeddings(3), relevance=relevance)
+    assert [len(of_attribute.query) for of_attribute in results.values()] == [len(parts) and parts[0] == PARTS[0], 0, 0]
+    summary = metrics.summarise(results)["map_all"]
+    expected = 1.0 if len(parts) == 2 else np.nan
+    np.testing.assert_equal([summary["overall_by_query"], summary["attributes"]["colour"]], [expected] * 2)

@@ -159,3 +159,12 @@ def test_a_missing_index_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(explore_page, "display", lambda *objects: displayed.extend(objects))
     explore_page.show_page(tmp_path, "data/index")
     assert text(displayed[0].value).startswith(f"Not possible: there is no search index in {tmp_path}")
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("network", ["classifier", "m3"])
+def test_an_index_of_one_or_two_photos_has_a_page(tmp_path, network, size):
+    prepared = noise_images(size)
+    page = explore_page.ExplorePage(build_index(tmp_path, prepared, network), prepared)
+    assert text(page.message.value).startswith(f"{size - 1} photos like 000.jpg")
+    assert sum("result" in alt for alt in alts(page)) == size - 1

@@ -51,3 +51,14 @@ def test_auto_compresses_above_a_size(monkeypatch, kind, extra, exact):
     vectors = grouped_vectors(50 + extra, 8, 4)
     index = vector_index.build(vectors.__getitem__, vectors.__getitem__, 50 + extra, 8, kind, seed=0)
     assert isinstance(index, faiss.IndexFlat) == exact
+
+
+@pytest.mark.parametrize("items", [1, 2, 3, 7])
+@pytest.mark.parametrize("dims", [3, 300])
+def test_a_compressed_index_of_few_vectors_finds_all(items, dims):
+    vectors = grouped_vectors(items, dims, 3)
+    index = vector_index.build(vectors.__getitem__, vectors.__getitem__, items, dims, "compressed", seed=0)
+    found, scores = vector_index.rank(index, vectors.__getitem__, vectors[0], np.arange(items), items)
+    exact = vectors.astype(np.float64) @ vectors[0].astype(np.float64)
+    assert found.tolist() == np.argsort(-exact, kind="stable").tolist()
+    np.testing.assert_allclose(scores, exact[found], rtol=1e-6)

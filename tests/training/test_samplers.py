@@ -259,3 +259,18 @@ def test_only_triplet_losses_need_pairs_of_a_class():
     with pytest.raises(InputError, match=r"train\.batch 2 holds"):
         Trainer(prepared, make_variant("m3", batch=2), 0, 1)
     Trainer(prepared, make_variant("classifier", batch=2), 0, 1)
+
+
+@pytest.mark.parametrize(("network", "only"), [("asen", True), ("modc", False), ("m3", False), ("classifier", None)])
+def test_losses_without_a_triplet_are_named(network, only):
+    """only: whether the row has no other loss; None: it has no loss that compares images."""
+    labels = np.eye(9, dtype=bool)
+    sentences = samplers.idle_losses(make_prepared(labels, [("train", "")] * 9), make_variant(network))
+    assert len(sentences) == (0 if only is None else 1 + only)
+    assert all("can't learn anything from these images" in sentence for sentence in sentences[:1])
+    labels = np.concatenate([labels, labels])  # twice each class
+    some = make_prepared(labels, [("train", "")] * 18)
+    assert samplers.idle_losses(some, make_variant(network)) == []
+    held_out = make_variant(network, held_out=["sleeve: long"])
+    sentences = samplers.idle_losses(some, held_out)
+    assert [("about sleeve:" in sentence) for sentence in sentences] == ([] if only is None else [True])

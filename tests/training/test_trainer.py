@@ -14,8 +14,9 @@ from m3lib.retrieval import metrics, ranking
 from m3lib.systems import losses
 from m3lib.systems.losses import Batch
 from m3lib.training import augment, inference
+from m3lib.training.samplers import TRIPLET_LOSSES
 from m3lib.training.schedule import StageSchedule
-from m3lib.training.trainer import Trainer, advised
+from m3lib.training.trainer import Trainer, advised, fit
 from stripes import PREPARED, SIDE, STRIPES, moved, run, short, weights
 from tiny import OWN, PUBLISHED, SETTINGS, TAXONOMY, make_prepared, make_variant, random_labels
 
@@ -227,3 +228,41 @@ def test_advice_names_the_setting_that_reaches_the_row():
     variant = SETTINGS.variant("m3_c")
     assert advised(variant, "train.batch") == "train.batch"
     assert advised(variant, "train.lr") == "train.lr (systems.m3_c.train.lr: the row sets its own)"
+
+
+def lopsided(**images: list[int]) -> Prepared:
+    """Stripes whose only labels are those of the given images, by split; the other images are not there."""
+    labels = np.zeros((len(PREPARED.labels), STRIPES.num_classes), bool)
+    parts = [("none", "unlabelled")] * len(labels)
+    for name, rows in images.items():
+        labels[rows] = PREPARED.labels[rows]
+        for row in rows:
+            parts[row] = (name, "" if name == "train" else ("query", "candidate")[row % 2])
+    return make_prepared(labels, parts, PREPARED.images, STRIPES)
+
+
+@pytest.mark.parametrize("valid", [[], [1], [0]], ids=["no image", "no query", "no candidate"])
+def test_if_nothing_can_be_validated_the_last_epoch_is_kept(valid, tmp_path):
+    trainer = Trainer(lopsided(train=list(range(4, 20)), valid=valid), short("m3", 2), 0, 1)
+    for _ in range(2):
+        trainer.run_epoch(tqdm(disable=True))
+    assert np.isnan([record["valid_map_all"] for record in trainer.history]).all()
+    assert not moved(trainer.best, trainer.system.state_dict())
+    trainer.save(tmp_path / "c.safetensors", "run")
+    resumed = Trainer(trainer.prepared, short("m3", 2), 0, 1)
+    assert resumed.resume(tmp_path / "c.safetensors", "run")
+    assert np.isnan([record["valid_map_all"] for record in resumed.history]).all()
+    assert not moved(resumed.best, trainer.best)
+
+
+@pytest.mark.parametrize(("size", "sampler"), [(1, "uniform"), (3, "balanced"), (3, "asen_pp_exact")])
+@pytest.mark.parametrize("network", ["classifier", "asen_pp", "modc", "m3"])
+def test_training_images_that_allow_no_comparison_leave_finite_weights(network, size, sampler, tmp_path):
+    """One image in all, or one of each class; fewer images than a batch holds."""
+    labels = np.eye(STRIPES.num_classes, dtype=bool)[:size]
+    prepared = make_prepared(labels, [("train", "")] * size, PREPARED.images[:size], STRIPES)
+    variant = short(network, 3, sampler=sampler, triplets=8, batch=4)
+    system, curves = fit(prepared, variant, 0, 1, tmp_path / "c.safetensors")
+    assert all(value.isfinite().all() for value in system.state_dict().values())
+    assert not np.isinf(curves).any(axis=None)
+    assert (curves[[name for name in TRIPLET_LOSSES if name in curves]].fillna(0) == 0).all(axis=None)

@@ -1,0 +1,89 @@
+"""Charts of data sets in which little or nothing can be measured."""
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from m3lib.figures import charts, panels, umap
+from tiny import SETTINGS
+
+NAN = float("nan")
+
+
+@pytest.fixture(autouse=True)
+def no_warning() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+    plt.close("all")
+
+
+def texts(figure: Figure) -> list[str]:
+    figure.canvas.draw()
+    return [text.get_text() for axis in figure.axes for text in axis.texts]
+
+
+@pytest.mark.parametrize(("sleeve", "marked"), [(40.0, 1), (NAN, 2)])
+def test_an_attribute_that_is_not_measured_has_a_mark_instead_of_bars(sleeve, marked):
+    percent = pd.DataFrame({"colour": [NAN, NAN], "sleeve": [sleeve, NAN]}, index=["asen", "m3"])
+    figure = charts.attribute_bars(percent, pd.Series({"colour": NAN, "sleeve": sleeve}), "MAP@all")
+    assert texts(figure) == ["not measured"] * marked
+
+
+@pytest.mark.parametrize(("values", "note"), [([NAN, NAN], ["nothing can be validated"]), ([0.0, 0.0], [])])
+def test_learning_curves_without_a_validation(values, note):
+    table = pd.DataFrame({"epoch": [1, 2], "valid_map_all": values})
+    assert texts(charts.learning_curves(pd.concat({"m3": table}))) == note
+
+
+def test_a_class_without_a_training_image_has_a_place():
+    table = pd.DataFrame({"attribute": "a", "class_": ["x", "y"], "images": [0, 12], "ap": [50.0, 60], "floor": 40.0})
+    axis = charts.class_chart(table).axes[0]
+    left, right = axis.transData.transform([(0, 50), (12, 60)])[:, 0]
+    assert axis.bbox.x0 < left < right < axis.bbox.x1
+    assert axis.get_xticks().tolist() == [0, 1, 2, 5, 10]
+    charts.class_chart(table[:0]).canvas.draw()
+
+
+def test_classes_without_an_image_have_no_dot():
+    figure = charts.class_frequencies({"a": np.array([0, 0.5, 0.25]), "b": np.zeros(2)})
+    assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [[50, 25], []]
+    figure.canvas.draw()
+
+
+def test_scores_and_differences_that_are_not_measured():
+    percent = pd.DataFrame({"attribute": [NAN], "segment": [NAN]}, index=["modc"])
+    charts.score_heatmap(percent, {"modc": "segment"}, "MAP@all").canvas.draw()
+    pairs = pd.DataFrame({"lower": ["asen"], "higher": ["m3"], "difference": [3.0], "low": [NAN], "high": [NAN]})
+    charts.difference_chart(pairs, "points").canvas.draw()
+    charts.difference_chart(pairs[:0], "points").canvas.draw()
+
+
+@pytest.mark.parametrize("kind", ["noise", "equal", "opposite"])
+@pytest.mark.parametrize("count", range(9))
+def test_umap_of_few_points(count, kind):
+    vectors = np.random.default_rng(0).normal(size=(count, 6)).astype(np.float32)
+    if count and kind == "equal":
+        vectors[:] = vectors[0]
+    if kind == "opposite":
+        vectors[1::2] = -vectors[: 2 * (count // 2) : 2]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Spectral initialisation failed")  # of equal points: then random
+        positions = umap.positions(vectors, SETTINGS.umap, 0)
+    assert positions.shape == (count, 2)
+    assert np.isfinite(positions).all() == (count >= umap.MIN_POINTS or not count)
+    table = pd.DataFrame(positions, columns=["x", "y"]).assign(class_="red")
+    few = [f"{count} points: too few for UMAP"] if count < umap.MIN_POINTS else []
+    assert texts(charts.umap_panels({"colour": table})) == few
+
+
+def test_panels_without_an_image_say_so():
+    assert texts(panels.retrieval_panel([], [], np.zeros((0, 0), bool), [])) == ["no query has a label"]
+    assert texts(panels.contact_sheet({}, "colour")) == ["no image has a label"]
+    image = np.zeros((4, 4, 3), np.uint8)
+    panels.retrieval_panel([image], [[]], np.zeros((1, 0), bool), ["red"]).canvas.draw()
