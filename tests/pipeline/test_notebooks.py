@@ -238,8 +238,8 @@ def settings_used(path: Path) -> tuple[set[str], bool]:
         elif isinstance(node, ast.Call) and any(ast.unparse(argument) == "settings" for argument in node.args):
             used |= sections_read_in(packages[ast.unparse(node.func).split(".")[0]])
     assert used <= SECTIONS
-    presets = {"preset", "presets.${preset}"} if used & set(PRESET_SECTIONS) else set()
-    return used | presets, resolves_row
+    presets = {"preset", "presets.${preset}"} if used & {*PRESET_SECTIONS, "presets"} else set()
+    return used - {"presets"} | presets, resolves_row
 
 
 @each_stage
