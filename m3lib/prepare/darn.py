@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from m3lib.errors import InputError
-from m3lib.prepare.asen_split import RELEASED, by_photo, class_id
+from m3lib.prepare.asen_split import RELEASED, by_photo, class_id, is_filled
 from m3lib.prepare.public import Annotations, Dataset, RequiredFile
 from m3lib.prepare.table import read_table
 from m3lib.taxonomy import Attribute, Taxonomy
@@ -49,7 +49,7 @@ def read_labels(path: Path) -> Iterator[tuple[str, str, list[int]]]:
 
 def read(folder: Path) -> Annotations:
     """Read labels.csv; without it, only the released split files have labels."""
-    if not (folder / LABELS).is_file():
+    if not is_filled(folder / LABELS):
         return Annotations(TAXONOMY, None)
     labels, notes = by_photo(read_labels(folder / LABELS), LABELS)
     return Annotations(TAXONOMY, labels, LABELS, notes=notes)

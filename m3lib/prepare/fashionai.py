@@ -59,7 +59,7 @@ def read(folder: Path) -> Annotations:
     """Read the labels of both folders; without any label.csv, only the released split files have labels."""
     labels: dict[str, list[int]] = {}
     notes = []
-    files = [name for name in LABELS.paths if (folder / name).is_file()]
+    files = [name for name in LABELS.paths if is_filled(folder / name)]
     for file in files:
         ids, repeated = by_photo(read_labels(folder / file), file)
         labels |= {f"{file.partition('/')[0]}/{name}": ids[name] for name in ids}

@@ -270,6 +270,14 @@ def test_a_survey_says_complete_exactly_if_no_missing_file_stops_reading(downloa
     assert 2 <= readable < 2 ** len(parts) / 2
 
 
+def test_an_empty_label_file_is_no_label_file(without_labels):
+    download, rows = without_labels
+    for path in LABELS[download.name]:
+        (download.folder / path).touch()
+    assert public.survey(prepare.DATASETS[download.name], download.folder)[1]
+    assert rows_of(download.read(protocol="pair")) == rows
+
+
 @pytest.mark.parametrize("size", [0, None])
 def test_an_empty_or_missing_split_file_is_named(download, size):
     released_split(download)
