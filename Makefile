@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
+unexport PYTHONPATH PYTHONHOME
 
-.PHONY: repro test lint lab data bench record clean lock
+.PHONY: repro test lint lab data bench record clean lock git
 
 repro: $(READY)  ## run the pipeline; unchanged stages come from the cache
 	dvc repro
@@ -37,10 +38,15 @@ lock:  ## pin the newest versions that satisfy pyproject.toml
 	$(BIN)/uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --quiet --extra dev pyproject.toml --output-file requirements.lock
 
-# The stamp is written last, so an interrupted install starts over. uv is installed into .venv; only Python is required.
-$(READY): requirements.lock
+# DVC and the tests need a repository: said before anything is installed.
+git:
+	@reason=$$(git rev-parse --git-dir 2>&1 >/dev/null) || { echo "error: no git repository ($$reason);" \
+	  "get the code with \`git clone\` instead of a ZIP download, or run \`git init\` in this folder" >&2; exit 1; }
+
+# The stamp is written last, so an interrupted install starts over. uv is installed into .venv; Python and git are required.
+$(READY): requirements.lock | git
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
-	$(BIN)/python -c "import site, pathlib; pathlib.Path(site.getsitepackages()[0], 'm3.pth').write_text('$(CURDIR)\n')"
+	$(BIN)/python -c "import os, pathlib, site; pathlib.Path(site.getsitepackages()[0], 'm3.pth').write_text(os.getcwd() + '\n')"
 	touch $@

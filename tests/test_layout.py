@@ -1,7 +1,9 @@
 """The house: who imports whom, what each stage of dvc.yaml depends on, what git ignores, lock file, README."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import tomllib
 from graphlib import TopologicalSorter
@@ -215,3 +217,29 @@ def test_readme_names_files_that_exist_and_has_at_most_1000_words():
         assert exists or is_ignored(name) or name in ALL_OUTS or name == "dvc.lock", name
     prose = re.sub(r"^```.*?^```|^\|.*$|<!--.*?-->", "", text, flags=re.MULTILINE | re.DOTALL)
     assert len(prose.split()) <= 1000
+
+
+@pytest.mark.parametrize("target", ["repro", "test"])
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_download_without_git_is_refused_before_anything_is_installed(tmp_path, target, installed):
+    folder = tmp_path / "it's é"
+    folder.mkdir()
+    for name in ("Makefile", "requirements.lock"):
+        shutil.copy(ROOT / name, folder)
+    if installed:
+        (folder / ".venv").mkdir()
+        (folder / ".venv" / ".ready").touch()
+    command = ["make", target, "PYTHON=false", "MAKEFLAGS="]
+    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    sentence = done.stderr.splitlines()[0]
+    assert sentence.startswith("error: no git repository (fatal: not a git repository")
+    assert sentence.endswith(
+        "get the code with `git clone` instead of a ZIP download, or run `git init` in this folder"
+    )
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    if not installed:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.stdout == "false -m venv --clear .venv\n"

@@ -17,7 +17,7 @@ from m3lib.config import Settings, Variant, data_path, find_root, load
 from m3lib.data.code import imported_files, relative_names
 from m3lib.data.files import atomic, digest
 from m3lib.errors import InputError, exit_status, printable
-from m3lib.pipeline import effects
+from m3lib.pipeline import effects, environment
 from m3lib.pipeline.changes import committed_values
 from m3lib.prepare import contents, public
 from m3lib.prepare.labels import label
@@ -150,7 +150,8 @@ def check_pipeline() -> None:
     for name, content in rows.items():
         write(root / "data" / "rows" / f"{name}.json", content)
     write(root / "data" / "inputs.json", source)
-    for note in effects.notes(read_yaml(root / "params.yaml"), committed_values(root)):
+    folder = environment.experiments_note(root)
+    for note in [*effects.notes(read_yaml(root / "params.yaml"), committed_values(root)), *[folder] * bool(folder)]:
         print(f"note: {printable(note)}")
     print(f"source {source['source']}" + (f", {source['rows']} photos" if "rows" in source else ""))
 

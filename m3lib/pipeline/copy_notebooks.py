@@ -11,7 +11,7 @@ import nbformat
 from nbstripout import strip_output
 
 from m3lib.config import find_root
-from m3lib.errors import InputError
+from m3lib.errors import InputError, exit_status
 
 WHOLE = ("language_info", "signature", "widgets")
 OF_A_CELL = ("ExecuteTime", "collapsed", "execution", "heading_collapsed", "hidden", "scrolled")
@@ -31,7 +31,4 @@ def copy(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        copy(find_root())
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
+    sys.exit(exit_status(lambda: copy(find_root())))

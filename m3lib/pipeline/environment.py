@@ -50,3 +50,20 @@ def enter(root: Path) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(root)
+
+
+def experiments_note(root: Path) -> str | None:
+    """Return why `dvc exp run --queue` and `--temp` would fail in this folder, and what to do; None if they work.
+
+    DVC writes the path of its cache into the settings of an experiment's copy, in ASCII.
+    """
+    if str(root).isascii():
+        return None
+    from dvc.config import Config  # only here: its import takes a second
+
+    cache = Config(str(root / ".dvc"))["cache"].get("dir") or str(root)
+    if cache.isascii():
+        return None
+    letters = "".join(dict.fromkeys(letter for letter in cache if not letter.isascii()))
+    advice = "move it, or name a folder without such letters in `dvc cache dir --local FOLDER`; plain runs work here"
+    return f"DVC can't queue experiments (--queue, --temp) in a folder whose path has the letters {letters!r}: {advice}"

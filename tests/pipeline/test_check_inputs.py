@@ -173,7 +173,7 @@ def test_the_first_stage_prints_how_labels_were_read(workspace, tiny_catalogue, 
     assert lines[1].startswith(
         "note: colour: spellings of one class are merged (csv.spellings): 'green' (13), 'GREEN' (6);"
     )
-    assert lines[-1] == "source csv, 60 photos"
+    assert "source csv, 60 photos" in lines
 
 
 def test_an_unknown_backbone_stops_it_with_the_nearest_names(workspace, capsys):

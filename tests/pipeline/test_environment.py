@@ -233,3 +233,16 @@ def test_a_notebook_that_is_none_is_one_sentence(tmp_path, text):
     (tmp_path / "notebooks" / "01_prepare.ipynb").write_text(text)
     with pytest.raises(InputError, match=r"01_prepare\.ipynb can't be read as a notebook \(.*\); restore it with git"):
         copy_notebooks.copy(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["plain", "Zoë's", "商品"])
+def test_a_path_in_which_dvc_can_not_queue_experiments_is_noted_until_the_cache_is_elsewhere(tmp_path, name):
+    root = tmp_path / name
+    (root / ".dvc").mkdir(parents=True)
+    note = environment.experiments_note(root)
+    assert (note is None) == (name == "plain")
+    if note:
+        assert "--queue" in note
+        assert f"the letters {''.join(letter for letter in name if not letter.isascii())!r}" in note
+    (root / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {tmp_path / 'cache'}\n")
+    assert environment.experiments_note(root) is None
