@@ -118,6 +118,8 @@ def one_line(text: str) -> str:
 
     A joiner (U+200C, U+200D) between two letters of a script that joins them, or between two emoji, is kept.
     """
+    if text.isascii() and text.isprintable():
+        return " ".join(text.split())
     plain = (" " if c == BLANK_BRAILLE or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
     visible = LOOSE_JOINER.sub("", INVISIBLE.sub("", "".join(plain)))
     return " ".join(unicodedata.normalize("NFC", visible).split())
@@ -125,7 +127,7 @@ def one_line(text: str) -> str:
 
 def has_invisible(text: str) -> bool:
     """Return whether `one_line` removes a character of a text that can't be seen."""
-    return bool(INVISIBLE.search(text) or LOOSE_JOINER.search(text))
+    return not text.isascii() and bool(INVISIBLE.search(text) or LOOSE_JOINER.search(text))
 
 
 def caption(text: str, longest: int = 40) -> str:

@@ -94,6 +94,8 @@ class Finder:
         backslashes, percent signs, blanks around it, Unicode normal form, letter case. None if there is not just one.
         """
         written = cell.strip().removeprefix("file://")
+        if (name := inside(written, self.folder)) and self.is_file(name):
+            return name
         texts = [text for raw in (written, cell, unquote(written)) for text in (raw, raw.replace("\\", "/"))]
         names = list(dict.fromkeys(name for text in texts if (name := inside(text, self.folder))))
         if existing := next((name for name in names if self.is_file(name)), None):
@@ -105,7 +107,7 @@ class Finder:
         return None
 
     def is_file(self, name: str) -> bool:
-        return os.path.isfile(self.folder / name)
+        return os.path.isfile(os.path.join(self.folder, name))
 
     def matches(self, name: str, form: Callable[[str], str], folder: str = "") -> Iterator[str]:
         """Yield the files whose path is equal to `name` in a form that ignores the spelling."""

@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from functools import lru_cache
 from itertools import chain
 
 import pandas as pd
@@ -27,19 +28,25 @@ Values = list[list[str]]  # of one attribute: the classes of each row in order, 
 
 def read_values(column: pd.Series, settings: Csv) -> tuple[Values, list[str]]:
     """Return the classes of each cell of a column, and notes on how they were read."""
-    name, lists, written = str(column.name), [], []
-    for cell in column:
+    name, written, lists = str(column.name), {}, []
+    cells = Counter(column)  # few cells differ in most columns
+    for cell in cells:
         items = list_items(cell)
         lists += [] if items is None else [cell]
-        written.append(cell.split(settings.separator) if items is None else items)
-    rows = [{one_line(part) for part in parts} - {""} for parts in written]
-    class_of, notes = read_classes(name, Counter(chain.from_iterable(rows)), settings)
-    hidden = Counter(part.strip() for part in chain.from_iterable(written) if has_invisible(part))
+        written[cell] = cell.split(settings.separator) if items is None else items
+    rows = {cell: {one_line(part) for part in parts} - {""} for cell, parts in written.items()}
+    counts, hidden = Counter(), Counter()
+    for cell, times in cells.items():
+        counts.update(dict.fromkeys(rows[cell], times))
+        hidden.update({part.strip(): times for part in written[cell] if has_invisible(part)})
+    class_of, notes = read_classes(name, counts, settings)
     if hidden:
         notes.insert(0, f"{name}: characters that can't be seen are removed: {listed(hidden, hidden)}")
     if lists:
-        notes.insert(0, f"{name}: {len(lists)} cells such as {lists[0]!r} are read as lists")
-    return [sorted({class_of[part] for part in row} - {""}) for row in rows], notes
+        several = sum(cells[cell] for cell in lists)
+        notes.insert(0, f"{name}: {several} cells such as {lists[0]!r} are read as lists")
+    classes = {cell: sorted({class_of[part] for part in parts} - {""}) for cell, parts in rows.items()}
+    return [classes[cell] for cell in column], notes
 
 
 def list_items(cell: str) -> list[str] | None:
@@ -99,6 +106,7 @@ def rename(name: str, counts: Counter[str], settings: Csv) -> dict[str, str]:
     return class_of | {old: new for old, new in given.items() if old in counts}
 
 
+@lru_cache(2**16)
 def spelling_key(text: str) -> str:
     """Return what all spellings of a name have in common: `V neck` and `v-neck`, `38` and `38.0`, full-width letters.
 
