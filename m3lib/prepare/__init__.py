@@ -3,7 +3,8 @@
 photos        decode and fit photos
 contents      digests of photos, kept between runs
 pack          pack the images of any source into the image store
-catalogue     reader of your own photos and a CSV table; table reads its cells, labels makes classes of them
+catalogue     reader of your own photos and a CSV table; table reads its cells, photo_names finds the photos, and
+              labels and spelling make classes
 wardrobe      reader of the drawn benchmark
 public        reader of the public benchmarks; with asen_split, the split files that all published results use
 deepfashion   annotations of DeepFashion (Category and Attribute Prediction)

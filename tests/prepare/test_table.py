@@ -114,6 +114,12 @@ def test_any_delimiter_gives_the_same_cells(tiny_catalogue, symbol, delimiter):
     assert found.names.tolist() == plain.names.tolist()
 
 
+def test_the_delimiter_that_gives_the_photo_column_is_taken_even_if_another_gives_more(tmp_path):
+    (tmp_path / "table.csv").write_text("a;b;c;d,image\n1;2;3;4,5.jpg\n")
+    cells, _ = table_reader.read_cells(tmp_path / "table.csv", "auto", "image")
+    assert cells.to_dict("list") == {"a;b;c;d": ["1;2;3;4"], "image": ["5.jpg"]}
+
+
 @pytest.mark.parametrize("first", ["sep=;", "SEP=;", '"sep=;"', "\ufeffsep=;", "sep=\t", "sep=^"])
 def test_excels_first_line_names_the_delimiter(tiny_catalogue, first):
     symbol = first.strip('"')[-1]
