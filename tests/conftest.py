@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from m3lib import config
 
 torch.set_num_threads(1)  # tiny tensors gain nothing from more
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests with `&` has it ignored
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200)}
 LENGTHS = ("long", "short")

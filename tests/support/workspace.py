@@ -20,6 +20,9 @@ ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_"))},
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     "DVC_NO_ANALYTICS": "true",
+    **dict.fromkeys(("DVC_GLOBAL_CONFIG_DIR", "DVC_SYSTEM_CONFIG_DIR"), "/no personal settings"),
+    **{"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_COUNT": "1"},
+    **{"GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"},  # the repository may be another user's
     **dict.fromkeys(("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"), "A Test"),
     **dict.fromkeys(("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"), "test@example.org"),
 }
