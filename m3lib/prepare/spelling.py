@@ -144,8 +144,12 @@ def separator_notes(name: str, counts: Counter[str], settings: Csv) -> list[str]
     """Return a note for each other separator that seems to divide cells into classes that occur elsewhere too."""
     notes, whole = [], {spelling_key(text) for text in counts}
     for symbol in OTHER_SEPARATORS:
-        cells = {text: [spelling_key(part) for part in text.split(symbol)] for text in counts if symbol in text}
-        cells = {text: parts for text, parts in cells.items() if all(parts)}
+        cells = {
+            text: [spelling_key(part) for part in text.split(symbol) if part.strip()]
+            for text in counts
+            if symbol in text
+        }
+        cells = {text: parts for text, parts in cells.items() if len(parts) > 1}
         cells_with = Counter(chain.from_iterable(map(set, cells.values())))
         known = [
             part in whole or (cells_with[part] > 1 and any(map(str.isalpha, part)))

@@ -218,6 +218,7 @@ def test_a_class_is_renamed_merged_or_made_unknown():
     found, notes = read_cells(cells, rename={"colour": exact}, spellings="keep")
     assert found == ["blue", "Navy_Blue", "blue", "BLUE", "plain", "brown", "blue+red", "beige"]
     assert notes == []
+    assert read_cells(["navy", "blue", "blue"], rename={"colour": {"navy": "Blue"}})[0] == ["Blue"] * 3
     swapped, _ = read_cells(["a", "b", "A"], rename={"colour": {"a": "b", "b": "a", "A": "c"}})
     assert swapped == ["b", "a", "c"]
 
@@ -255,6 +256,12 @@ def test_a_separator_that_is_not_set_is_pointed_out(symbol):
 )
 def test_a_name_that_holds_such_a_symbol_is_left_as_it_is(cells):
     assert read_cells(cells) == (cells, [])
+
+
+@pytest.mark.parametrize("cells", [["38", "40", "38/40"], ["red", "white", "red/white/"]])
+def test_one_cell_of_known_classes_is_enough(cells):
+    (note,) = read_cells(cells)[1]
+    assert f"1 cells such as {cells[2]!r} may be divided by '/'" in note
 
 
 def test_cells_that_share_their_parts_are_pointed_out_too():
