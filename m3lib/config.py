@@ -110,6 +110,7 @@ class Split:
     valid: Fraction
     test: Fraction
     query: Fraction
+    group_duplicates: Flag
 
 
 @dataclass(frozen=True, config=FORBID)

@@ -83,7 +83,9 @@ def tiny_catalogue(tmp_path: Path) -> Catalogue:
         min_images=2,
         rare="drop",
     )
-    catalogue = Catalogue(tmp_path / "table.csv", settings, config.Split(valid=0.25, test=0.25, query=0.4))
+    catalogue = Catalogue(
+        tmp_path / "table.csv", settings, config.Split(valid=0.25, test=0.25, query=0.4, group_duplicates=True)
+    )
     catalogue.write(rows)
     return catalogue
 

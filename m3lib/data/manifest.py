@@ -13,6 +13,7 @@ The manifest's columns:
     split     train | valid | test, or none for an image without any label, which is neither trained on nor evaluated
     role      query | candidate in valid and test, empty in train; with the split none, why there is no label:
               unlabelled (no value) | rare (only classes that were dropped as rare)
+    key       text whose hash decides a drawn split and role; images with equal keys belong together and share them
     labels    list of class ids, ascending; an attribute without a listed class is unknown for this image
     factor_*  finer hidden factors, from sources that know them; never trained on
     row       public benchmarks: the class id that a valid or test image has in the released split; else -1
@@ -40,11 +41,12 @@ SUBSETS = (*LABELLED, ("none", "unlabelled"), ("none", "rare"))  # every split w
 
 @dataclass(frozen=True)
 class Source:
-    """The result of a reader.
+    """The result of a reader. Where it gives no split or role, the text is empty, and `prepare.splits` draws them.
 
     load: returns the image of manifest row i, (h, w, 3) uint8 RGB; picklable, since worker processes call it.
-    notes: sentences on what was dropped or folded. relevance: what makes a candidate relevant, pair | any. remedies:
-    what to change if nothing can be trained ("train") or evaluated ("test").
+    notes: sentences on what was dropped or folded. relevance: what makes a candidate relevant, pair | any; the reader
+    may say row, until `prepare.splits` has kept only the class of the row in valid and test. remedies: what to change
+    if nothing can be trained ("train") or evaluated ("test"). signatures: of packed images, see `prepare.signatures`.
     """
 
     taxonomy: Taxonomy
@@ -53,6 +55,7 @@ class Source:
     notes: tuple[str, ...] = ()
     relevance: str = "pair"
     remedies: Mapping[str, str] = field(default_factory=dict)
+    signatures: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -81,14 +84,36 @@ def unit_hash(keys: Sequence[str], salt: str) -> np.ndarray:
 
 
 def assign_splits(keys: Sequence[str], split: Split) -> np.ndarray:
-    """Return (I,) train | valid | test by a hash of each key, so that rows with equal keys share a split."""
-    u = unit_hash(keys, "split")
-    return np.where(u < split.test, "test", np.where(u < split.test + split.valid, "valid", "train"))
+    """Return (I,) train | valid | test by a hash of each key, so that rows with equal keys share a split.
+
+    Of three keys or more, each split that has a share gets one; of five or more, valid and test get two. So only in a
+    small set does a key's split depend on the other keys.
+    """
+    groups, which = np.unique(np.asarray(keys, dtype=object), return_inverse=True)
+    u = unit_hash(groups, "split")
+    least = 2 if len(groups) >= 5 else int(len(groups) >= 3)
+    least_test, least_valid = least * (split.test > 0), least * (split.valid > 0)
+    test, both = np.count_nonzero(u < split.test), np.count_nonzero(u < split.test + split.valid)
+    valid, most = both - test, max(0, len(groups) - (split.valid + split.test < 1))
+    test = min(max(test, least_test), most - least_valid)
+    valid = min(max(valid, least_valid), most - test)
+    splits = np.full(len(groups), "train", dtype=object)
+    order = np.argsort(u)
+    splits[order[:test]], splits[order[test : test + valid]] = "test", "valid"
+    return splits[which]
 
 
 def assign_roles(keys: Sequence[str], splits: np.ndarray, query: float) -> np.ndarray:
-    """Return (I,) query | candidate by a hash of each key, a share `query` of queries; empty in train."""
-    roles = np.where(unit_hash(keys, "role") < query, "query", "candidate")
+    """Return (I,) query | candidate by a hash of each key, a share `query` of queries; empty in train.
+
+    Of two keys or more in a split, the smallest hash is a query and the largest a candidate.
+    """
+    u = unit_hash(keys, "role")
+    roles = np.where(u < query, "query", "candidate").astype(object)
+    for split in ("valid", "test"):
+        own = splits == split
+        if 0 < query < 1 and len(set(u[own])) > 1:
+            roles[own & (u == u[own].min())], roles[own & (u == u[own].max())] = "query", "candidate"
     return np.where(splits == "train", "", roles)
 
 

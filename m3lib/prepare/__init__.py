@@ -3,6 +3,9 @@
 photos        decode and fit photos
 contents      digests of photos, kept between runs
 pack          pack the images of any source into the image store
+signatures    a small signature of each photo
+duplicates    pairs of near-identical photos, from their signatures
+splits        draw splits and roles; photos that belong together share them
 catalogue     reader of your own photos and a CSV table; table reads its cells, photo_names finds the photos, and
               labels and spelling make classes
 wardrobe      reader of the drawn benchmark
@@ -16,7 +19,7 @@ from dataclasses import replace
 
 from m3lib.config import Settings
 from m3lib.data.manifest import Source, check_source
-from m3lib.prepare import catalogue, darn, deepfashion, fashionai, public
+from m3lib.prepare import catalogue, darn, deepfashion, fashionai, public, splits
 
 DATASETS = {dataset.name: dataset for dataset in (deepfashion.DATASET, fashionai.DATASET, darn.DATASET)}
 
@@ -24,15 +27,15 @@ DATASETS = {dataset.name: dataset for dataset in (deepfashion.DATASET, fashionai
 def read(settings: Settings) -> Source:
     """Read the source that the settings name; raises InputError if it can't be used for training and evaluation."""
     if settings.source == "csv":
-        source = catalogue.read(settings.csv, settings.split, settings.images.max_unreadable)
+        source = catalogue.read(settings.csv, settings.images.max_unreadable)
     elif settings.source == "wardrobe":
         from m3lib.prepare import wardrobe  # only here: other sources don't need the drawing code
 
-        source = wardrobe.read(settings.wardrobe, settings.split)
+        source = wardrobe.read(settings.wardrobe)
     else:
         source = public.read(DATASETS[settings.source], settings)
     source = replace(source, remedies=remedies(settings))
-    check_source(source)
+    check_source(splits.draw(source, settings.split))  # the final draw also knows which photos are near-identical
     return source
 
 

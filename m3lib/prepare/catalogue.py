@@ -12,26 +12,39 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from m3lib.config import Csv, Split
-from m3lib.data.manifest import Source, assign_roles, assign_splits
+from m3lib.config import Csv
+from m3lib.data.manifest import Source
 from m3lib.prepare.labels import label
 from m3lib.prepare.photos import PhotoLoader
 from m3lib.prepare.table import SPLITS, open_table
 from m3lib.taxonomy import one_line
 
+GROUP = "group "  # how the keys of groups start; a hash never does
 
-def read(settings: Csv, split: Split, max_unreadable: float) -> Source:
+
+def read(settings: Csv, max_unreadable: float) -> Source:
     """Return the catalogue as a source; raises InputError that names the wrong line, column or setting."""
     table = open_table(settings, max_unreadable)
     labels = label(table, settings)
     contents = [content_key(table.path.parent / name) for name in table.names]
     keys = split_keys(table.cells, contents, settings)
-    splits = given_splits(table.cells, settings) if settings.split_column else assign_splits(keys, split)
-    roles = assign_roles(keys, splits, split.query)
-    frame = pd.DataFrame({"image": table.names, "split": splits, "role": roles, "labels": labels.ids})
+    splits = given_splits(table.cells, settings) if settings.split_column else ""
+    frame = pd.DataFrame({"image": table.names, "split": splits, "role": "", "key": keys, "labels": labels.ids})
     frame, unlabelled_notes = set_apart(frame, labels.has_value)
-    load = PhotoLoader(table.path.parent, tuple(table.names))
-    return Source(labels.taxonomy, frame, load, (*table.notes, *labels.notes, *unlabelled_notes))
+    notes = (*table.notes, *labels.notes, *unlabelled_notes, *divided_groups(frame))
+    return Source(labels.taxonomy, frame, PhotoLoader(table.path.parent, tuple(table.names)), notes)
+
+
+def divided_groups(frame: pd.DataFrame) -> list[str]:
+    """Return a note on the groups of csv.group_column that the splits of csv.split_column divide."""
+    grouped = frame[(frame["split"] != "none") & frame["key"].str.startswith(GROUP)]
+    splits = grouped.groupby("key")["split"].unique()
+    divided = splits[splits.map(len) > 1]
+    if not len(divided):
+        return []
+    example = f"{divided.index[0].removeprefix(GROUP)!r} ({', '.join(divided.iloc[0])})"
+    counted = f"{len(divided)} of {len(splits)} groups of csv.group_column"
+    return [f"{counted} lie in several splits of csv.split_column, which are kept as they are, such as {example}"]
 
 
 def set_apart(frame: pd.DataFrame, has_value: np.ndarray) -> tuple[pd.DataFrame, list[str]]:
@@ -66,7 +79,7 @@ def split_keys(table: pd.DataFrame, contents: Sequence[str], settings: Csv) -> S
     if not settings.group_column:
         return contents
     groups = table[one_line(settings.group_column)].map(one_line)
-    return [f"group {group}" if group else content for group, content in zip(groups, contents, strict=True)]
+    return [GROUP + group if group else content for group, content in zip(groups, contents, strict=True)]
 
 
 def given_splits(cells: pd.DataFrame, settings: Csv) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Pack the images of a source into one store, in finished shards: an interrupted run continues at the next shard.
 
-Shards lie in the folder images-<fingerprint> of data/work. A shard is a `Header` as a line of JSON and then its images.
+Shards lie in the folder images-<fingerprint> of data/work. A shard is a `Header` as a line of JSON, then the signatures
+of its images, then the images.
 """
 
 import io
@@ -9,6 +10,7 @@ import os
 import pickle
 import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +30,7 @@ from m3lib.data import store
 from m3lib.data.files import atomic, digest, require_space
 from m3lib.data.manifest import Source
 from m3lib.errors import InputError
+from m3lib.prepare import signatures
 from m3lib.prepare.photos import fit
 
 SHARD = 128  # images; one worker packs one shard at a time
@@ -57,7 +60,7 @@ class Subset:
 
 
 def pack(source: Source, folder: Path, settings: Images, workers: int | None = None) -> Source:
-    """Write the image store into a folder and return the source restricted to the rows that are in the store.
+    """Write the image store into a folder; return the source with the rows that are in the store and their signatures.
 
     Images whose load raises InputError are left out and noted. Raises InputError if their share exceeds
     settings.max_unreadable, if the disk is too small, or if a worker process is killed.
@@ -88,9 +91,9 @@ def pack(source: Source, folder: Path, settings: Images, workers: int | None = N
         raise InputError(
             TOO_MANY.format(f"{len(bad)} of {total} images can't be read", settings.max_unreadable, bad[min(bad)])
         )
-    merge(headers, folder, settings)
+    source = replace(leave_out(source, bad) if bad else source, signatures=merge(headers, folder, settings))
     shutil.rmtree(work)
-    return leave_out(source, bad) if bad else source
+    return source
 
 
 def fingerprint(source: Source, settings: Images, inputs: Path) -> str:
@@ -110,13 +113,14 @@ def fingerprint(source: Source, settings: Images, inputs: Path) -> str:
 def check_space(work: Path, settings: Images, total: int) -> None:
     """Raise InputError unless the disk has room for the rest of the store."""
     raw = total * settings.height * settings.width * 3
+    small = total * signatures.BYTES
     done = sum(path.stat().st_size for path in work.iterdir())
     advice = "make images.height and images.width smaller (params.yaml), or free some space"
     if settings.format == "jpeg":
-        require_space(work, JPEG_SHARE * raw - done, "the image store needs up to", advice)
+        require_space(work, JPEG_SHARE * raw + small - done, "the image store needs up to", advice)
         return
     jpeg = f"set images.format to jpeg (at most {JPEG_SHARE * raw / 1e9:.1f} GB in all)"
-    require_space(work, raw - done, "the image store needs", f"{jpeg}, {advice}")
+    require_space(work, raw + small - done, "the image store needs", f"{jpeg}, {advice}")
 
 
 @contextmanager
@@ -152,15 +156,17 @@ def exit_with_parent() -> None:
 def pack_shard(path: Path, rows: range) -> Header:
     """In a worker process: load, fit, encode and write some rows."""
     load, settings = job
-    images, bad = [], []
+    signed, images, bad = [], [], []
     for row in rows:
         try:
-            images.append(store.encode(fit(load(row), settings.height, settings.width, settings.fit), settings.format))
+            photo = load(row)
+            images.append(store.encode(fit(photo, settings.height, settings.width, settings.fit), settings.format))
+            signed.append(signatures.sign(photo).tobytes())
         except InputError as error:
             bad.append((row, str(error)))
     header = Header([len(image) for image in images], bad)
     with atomic(path) as temporary:
-        temporary.write_bytes(b"\n".join([json.dumps(header).encode(), b"".join(images)]))
+        temporary.write_bytes(b"\n".join([json.dumps(header).encode(), b"".join(signed + images)]))
     return header
 
 
@@ -169,31 +175,37 @@ def read_header(shard: Path) -> Header | None:
     try:
         with shard.open("rb") as file:
             header = Header(*json.loads(file.readline()))
-            return header if file.tell() + sum(header.sizes) == shard.stat().st_size else None
+            rest = sum(header.sizes) + len(header.sizes) * signatures.BYTES
+            return header if file.tell() + rest == shard.stat().st_size else None
     except (OSError, ValueError, TypeError):
         return None
 
 
-def merge(shards: dict[Path, Header], folder: Path, settings: Images) -> None:
+def merge(shards: dict[Path, Header], folder: Path, settings: Images) -> np.ndarray:
     """Join the shards to the files of the image store, which replace any other store of the folder.
 
+    Returns the signatures (I, BYTES) uint8, mapped from a file without a name, which takes no room once it is unused.
     Each shard is removed once it is copied, so that the disk need not hold everything twice.
     """
     for name in (store.RAW, store.INDEX, store.JPEGS):
         (folder / name).unlink(missing_ok=True)
     sizes = [size for header in shards.values() for size in header.sizes]
     name = store.JPEGS if settings.format == "jpeg" else store.RAW
-    with atomic(folder / name) as temporary, temporary.open("wb") as file:
+    with atomic(folder / name) as temporary, temporary.open("wb") as file, tempfile.TemporaryFile(dir=folder) as small:
         if settings.format == "raw":
             shape = (len(sizes), settings.height, settings.width, 3)
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for shard in shards:
+        for shard, header in shards.items():
             with shard.open("rb") as images:
                 images.readline()
+                small.write(images.read(len(header.sizes) * signatures.BYTES))
                 shutil.copyfileobj(images, file)
             shard.unlink()
+        small.flush()
+        signed = np.memmap(small, np.uint8, "r", shape=(len(sizes), signatures.BYTES))
     if settings.format == "jpeg":
         np.save(folder / store.INDEX, np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
+    return signed
 
 
 def too_many(bad: int, total: int, max_unreadable: float) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from m3lib.config import Benchmark, Settings, data_path
-from m3lib.data.manifest import Source, assign_splits, unit_hash
+from m3lib.data.manifest import Source, unit_hash
 from m3lib.errors import InputError
 from m3lib.prepare import asen_split
 from m3lib.prepare.pack import check_missing
@@ -143,7 +143,7 @@ def read(dataset: Dataset, settings: Settings) -> Source:
     if asen_split.all_exist(folder, asen_split.HELD_OUT_FILES):
         frame, notes = released_split(annotations, folder)
     else:
-        frame, notes = drawn_split(annotations, folder, settings)
+        frame, notes = drawn_split(annotations, folder)
     labelled = frame["labels"].map(len) > 0
     notes = [*annotations.notes, *notes, *left_out(len(frame), labelled.sum())]
     frame = frame[labelled]
@@ -156,24 +156,21 @@ def read(dataset: Dataset, settings: Settings) -> Source:
     notes += check_missing(missing, len(frame), settings.images.max_unreadable)
     protocol = dataset.protocol if benchmark.protocol == "published" else benchmark.protocol
     notes.append(f"protocol: {protocol}")
-    frame = with_protocol(frame[exists].reset_index(drop=True), protocol)
-    load, relevance = PhotoLoader(base, tuple(frame["image"])), "any" if protocol == "any" else "pair"
-    return Source(annotations.taxonomy, frame, load, tuple(notes), relevance)
+    frame = frame[exists].assign(key=frame["image"]).reset_index(drop=True)
+    return Source(annotations.taxonomy, frame, PhotoLoader(base, tuple(frame["image"])), tuple(notes), protocol)
 
 
-def drawn_split(annotations: Annotations, folder: Path, settings: Settings) -> tuple[pd.DataFrame, list[str]]:
-    """Return one row per labelled photo: image, split, role, labels, row (the class of its role, -1 in train)."""
+def drawn_split(annotations: Annotations, folder: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Return one row per labelled photo: image, split, role (empty: `splits` draws it), labels, row (a drawn class)."""
     names = [name for name, ids in annotations.labels.items() if ids]
     labels = [annotations.labels[name] for name in names]
-    splits = assign_splits(names, settings.split)
+    splits = ""
     if annotations.splits is not None:
         if absent := [name for name in names if name not in annotations.splits]:
             raise InputError(f"{folder}: the download's partition does not name {absent[0]!r}, which has labels")
-        splits = np.array([annotations.splits[name] for name in names])
+        splits = [annotations.splits[name] for name in names]
     rows = asen_split.draw_rows(names, labels)
-    roles = asen_split.draw_roles(names, rows, splits, settings.split.query, annotations.taxonomy)
-    rows = np.where(splits == "train", -1, rows)
-    frame = pd.DataFrame({"image": names, "split": splits, "role": roles, "labels": labels, "row": rows})
+    frame = pd.DataFrame({"image": names, "split": splits, "role": "", "labels": labels, "row": rows})
     note = "no released split files: valid and test, queries and candidates are drawn; data/prepared/split/ has them"
     return frame, [note, *left_out(len(annotations.labels), len(names))]
 
@@ -222,13 +219,6 @@ def released_train_labels(annotations: Annotations, folder: Path, splits: dict[s
         return {name: labels[name] for name in names}
     rows = asen_split.read_rows(folder / "label_train.txt", len(names), annotations.taxonomy)
     return {name: rows[i][1] if i in rows else [] for i, name in enumerate(names)}
-
-
-def with_protocol(frame: pd.DataFrame, protocol: str) -> pd.DataFrame:
-    """Under the protocol `row`, keep only the class of the row as the label of a valid or test photo."""
-    if protocol != "row":
-        return frame
-    return frame.assign(labels=[[m] if m >= 0 else ids for ids, m in zip(frame["labels"], frame["row"], strict=True)])
 
 
 def left_out(total: int, used: int) -> list[str]:

@@ -6,7 +6,6 @@ smooth noise of about DeepFashion's size. One process; ratios are within one run
 
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 
 from m3lib import config
 from m3lib.data import manifest, store
-from m3lib.prepare import deepfashion, pack, public
+from m3lib.prepare import deepfashion, pack, public, splits
 from m3lib.prepare import photos as images
 from tests.bench.measure import peak_gb, seconds
 
@@ -48,12 +47,13 @@ def read_labels(photos: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_labels(folder, photos)
-        settings = replace(settings, source="deepfashion", benchmark=replace(settings.benchmark, folder=name))
 
         def prepare() -> None:
             source = deepfashion.read(folder)
-            frame, _ = public.drawn_split(source, folder, settings)
-            manifest.save(manifest.Source(source.taxonomy, frame, images.decode), folder)
+            frame, _ = public.drawn_split(source, folder)
+            frame = frame.assign(key=frame["image"])
+            given = manifest.Source(source.taxonomy, frame, images.decode)
+            manifest.save(splits.draw(given, settings.split), folder)
 
         spent, size = seconds(prepare), (folder / "Anno/list_attr_img.txt").stat().st_size
     print(f"labels of {photos:,} photos x {sum(SIZES):,} classes ({size / 1e6:.0f} MB): read, split, checked, written")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from m3lib import config, systems
 from m3lib import prepare as sources
 from m3lib.data import manifest
-from m3lib.prepare import pack
+from m3lib.prepare import pack, splits
 from m3lib.retrieval import metrics, ranking
 from m3lib.retrieval.embeddings import Embeddings
 from m3lib.training import checkpoint, inference, trainer
@@ -60,7 +60,8 @@ def prepare(folder: Path, settings: config.Settings) -> str:
     source = sources.read(settings)
     prepared = folder / "prepared"
     prepared.mkdir()
-    manifest.save(pack.pack(source, prepared, settings.images, workers=1), prepared)
+    packed = pack.pack(source, prepared, settings.images, workers=1)
+    manifest.save(splits.draw(packed, settings.split), prepared)
     return f"{len(source.manifest):,} photos at {SIDE} px"
 
 

@@ -12,7 +12,7 @@ from m3lib.data.manifest import LABELLED, SUBSETS, Source
 from m3lib.errors import InputError
 from tiny import TAXONOMY, make_prepared, random_labels
 
-SPLIT = Split(valid=0.1, test=0.25, query=0.2)
+SPLIT = Split(valid=0.1, test=0.25, query=0.2, group_duplicates=True)
 KEYS = [f"photo {i}.jpg" for i in range(6000)]
 
 

@@ -139,7 +139,7 @@ def content(data: bytes) -> Callable[[Path], None]:
 
 
 def prepare_photos(source: object, folder: Path) -> None:
-    images = catalogue.read(source.settings, source.split, 0.0)
+    images = catalogue.read(source.settings, 0.0)
     pack.pack(images, folder, config.Images(16, 16, "crop", "raw", 0.0), 1)
 
 

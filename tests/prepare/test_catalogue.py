@@ -146,15 +146,29 @@ def test_paths_follow_the_repository_that_a_person_works_in(tmp_path, monkeypatc
     assert config.data_path("/photos/b.csv") == Path("/photos/b.csv")
 
 
+def test_a_given_split_wins_over_groups_and_the_divided_groups_are_counted(tiny_catalogue):
+    def edit(rows):
+        rows[0].append("part")
+        for i, row in enumerate(rows[1:]):
+            row.append(["train", "valid", "test"][i % 3] if i < 30 else "train")
+
+    tiny_catalogue.change(edit)
+    source = read(tiny_catalogue, group_column="product", split_column="part")
+    assert source.manifest["split"].tolist() == ["train", "valid", "test"] * 10 + ["train"] * 30
+    counted = "10 of 20 groups of csv.group_column lie in several splits of csv.split_column"
+    assert source.notes[-1] == f"{counted}, which are kept as they are, such as 'p0' (train, valid, test)"
+    assert not any("several splits" in note for note in read(tiny_catalogue, group_column="product").notes)
+
+
 def test_read_checks_the_source(tiny_catalogue):
     given = replace(SETTINGS, source="csv", csv=tiny_catalogue.settings, split=tiny_catalogue.split)
     assert len(prepare.read(given).manifest) == 60
-    without_valid = replace(given, split=config.Split(valid=0.0, test=0.5, query=0.5))
+    without_valid = replace(given, split=config.Split(valid=0.0, test=0.5, query=0.5, group_duplicates=True))
     assert len(prepare.read(without_valid).manifest) == 60  # nothing can be validated
-    without_test = replace(given, split=config.Split(valid=0.5, test=0.0, query=0.5))
+    without_test = replace(given, split=config.Split(valid=0.5, test=0.0, query=0.5, group_duplicates=True))
     with pytest.raises(InputError, match=r"2 faults:\n  no test query .* raise split\.test.*\n  no test candidate"):
         prepare.read(without_test)
-    without_train = replace(given, split=config.Split(valid=0.0, test=1.0, query=0.5))
+    without_train = replace(given, split=config.Split(valid=0.0, test=1.0, query=0.5, group_duplicates=True))
     check_refused(lambda: prepare.read(without_train), "no train image has a label", "lower split.valid and split.test")
 
 

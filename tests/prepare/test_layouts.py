@@ -60,7 +60,7 @@ def by_csv(folder: Path, names: list[str], rows: list[dict[str, str]]) -> Source
     table.to_csv(folder / "table.csv", index=False)
     path, changes = str(folder / "table.csv"), {"attributes": columns, "multi": columns, "min_images": 1}
     settings = replace(SETTINGS.csv, table=path, split_column="part", **changes)
-    source = sources.catalogue.read(settings, SETTINGS.split, 0.0)
+    source = sources.catalogue.read(settings, 0.0)
     return replace(source, manifest=source.manifest.assign(role=[split_of(i)[1] for i in range(len(names))]))
 
 
@@ -78,7 +78,7 @@ def read_benchmark(name: str, folder: Path, protocol: str) -> Source:
 
 def prepare(source: Source, folder: Path) -> Prepared:
     folder.mkdir()
-    manifest.save(pack.pack(source, folder, STORE), folder)
+    manifest.save(sources.splits.draw(pack.pack(source, folder, STORE), SETTINGS.split), folder)
     return manifest.open_prepared(folder)
 
 

@@ -21,7 +21,7 @@ from downloads import check_refused
 from drawn import SMALL, Drawn, source
 from m3lib.data import files, store
 from m3lib.errors import InputError
-from m3lib.prepare import pack, photos
+from m3lib.prepare import pack, photos, signatures
 from notebook_runs import MAX_WAIT
 
 FILES = {"raw": ["images.npy"], "jpeg": ["images.bin", "images.idx.npy"]}
@@ -71,7 +71,7 @@ def work_files(folder):
 
 def test_the_store_holds_every_row_in_order(folder):
     given = source(37, Drawn())
-    assert pack.pack(given, folder, SMALL) is given
+    assert pack.pack(given, folder, SMALL).manifest is given.manifest
     images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
     assert (images.shape, images.dtype) == ((37, 16, 20, 3), np.uint8)
     for i in range(37):
@@ -309,7 +309,7 @@ def test_too_little_disk_is_reported_before_anything_is_drawn(tmp_path, folder, 
 def test_finished_shards_need_no_more_disk(folder, monkeypatch):
     given = source(300, Drawn())
     interrupt(given, folder, SMALL, 2)
-    rest = 300 * 16 * 20 * 3 - sum(path.stat().st_size for path in work_files(folder))
+    rest = 300 * (16 * 20 * 3 + signatures.BYTES) - sum(path.stat().st_size for path in work_files(folder))
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=rest - 1))
     check_refused(lambda: pack.pack(given, folder, SMALL, 1), "free some space")
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=rest))

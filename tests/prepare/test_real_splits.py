@@ -11,7 +11,8 @@ from m3lib.data.manifest import Prepared, multi_hot
 from m3lib.errors import InputError
 from m3lib.prepare import asen_split, darn, deepfashion, fashionai
 from m3lib.prepare.asen_split import by_photo
-from m3lib.prepare.public import Annotations, check_row, with_protocol
+from m3lib.prepare.public import Annotations, check_row
+from m3lib.prepare.splits import with_protocol
 from m3lib.retrieval import metrics, ranking
 from m3lib.taxonomy import Taxonomy
 from tiny import ROOT

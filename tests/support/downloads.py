@@ -16,10 +16,11 @@ from m3lib.data.manifest import Source
 from m3lib.errors import InputError
 from m3lib.prepare import darn as darn_reader
 from m3lib.prepare import fashionai as fashionai_reader
+from m3lib.prepare import splits
 from m3lib.taxonomy import Attribute, Taxonomy
 from tiny import SETTINGS
 
-SPLIT = config.Split(valid=0.3, test=0.3, query=0.2)
+SPLIT = config.Split(valid=0.3, test=0.3, query=0.2, group_duplicates=True)
 SIZE = (24, 18)  # of a photo, height and width
 CLOTH = (  # name and type, in the order of the file: the types are mixed
     ("crew neck", 4), ("floral print", 1), ("a-line", 3), ("cotton blend", 2), ("boho chic", 5), ("striped", 1),
@@ -56,7 +57,9 @@ class Download:
         return replace(SETTINGS, source=self.name, benchmark=benchmark, images=images, split=split)
 
     def read(self, **changes: object) -> Source:
-        return prepare.read(self.settings(**changes))
+        """Read the download and draw what it does not give, without looking at the photos."""
+        settings = self.settings(**changes)
+        return splits.draw(prepare.read(settings), settings.split)
 
     def lines(self, path: str) -> list[str]:
         return (self.folder / path).read_text().splitlines()

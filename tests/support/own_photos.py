@@ -2,7 +2,7 @@
 
 from downloads import labels_of
 from m3lib.data.manifest import Source
-from m3lib.prepare import catalogue, table
+from m3lib.prepare import catalogue, splits, table
 
 
 def class_names(source: Source) -> list[dict[str, list[str]]]:
@@ -11,7 +11,8 @@ def class_names(source: Source) -> list[dict[str, list[str]]]:
 
 
 def read(tiny_catalogue, max_unreadable: float = 0.0, **changes: object) -> Source:
-    return catalogue.read(tiny_catalogue.set(**changes), tiny_catalogue.split, max_unreadable)
+    """Read a catalogue and draw its splits, without looking at the photos."""
+    return splits.draw(catalogue.read(tiny_catalogue.set(**changes), max_unreadable), tiny_catalogue.split)
 
 
 def open_table(tiny_catalogue, max_unreadable: float = 0.0, **changes: object) -> table.Table:

@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from m3lib import config
-from m3lib.data.manifest import Source, assign_roles, assign_splits
+from m3lib.data.manifest import Source
 from m3lib.prepare.wardrobe import multi_track, partial_track, single_track
 from m3lib.prepare.wardrobe.garments import Garment
 from m3lib.prepare.wardrobe.rendering import render
@@ -71,7 +71,7 @@ class GarmentRenderer:
         return render(garment, self.size, np.random.default_rng([self.seed, row, 1]))
 
 
-def read(settings: config.Wardrobe, split: config.Split) -> Source:
+def read(settings: config.Wardrobe) -> Source:
     """Return the taxonomy and the manifest (with `factor_*` columns) of the track; images are drawn when loaded."""
     taxonomy, label_share = taxonomy_of(settings.track), TRACKS[settings.track][2]
     labels, factors = [], []
@@ -81,8 +81,6 @@ def read(settings: config.Wardrobe, split: config.Split) -> Source:
         labels.append([id_ for id_ in ids if rng.random() < label_share])
         factors.append([getattr(garment, name) for name in HIDDEN_FACTORS])
     names = [f"{settings.track}-{row:06d}" for row in range(settings.images)]
-    splits = assign_splits(names, split)
-    roles = assign_roles(names, splits, split.query)
-    manifest = pd.DataFrame({"image": names, "split": splits, "role": roles, "labels": labels})
+    manifest = pd.DataFrame({"image": names, "split": "", "role": "", "key": names, "labels": labels})
     manifest[[f"factor_{name}" for name in HIDDEN_FACTORS]] = np.array(factors, dtype=float)
     return Source(taxonomy, manifest, GarmentRenderer(settings.track, settings.size, settings.seed))
