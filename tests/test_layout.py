@@ -229,8 +229,10 @@ def test_a_download_without_git_is_refused_before_anything_is_installed(tmp_path
     if installed:
         (folder / ".venv").mkdir()
         (folder / ".venv" / ".ready").touch()
-    command = ["make", target, "PYTHON=false", "MAKEFLAGS="]
-    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path)}
+    command = ["make", target, "PYTHON=false"]
+    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "SHUFFLE")  # of the make that runs this test
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    environment |= {"GIT_CEILING_DIRECTORIES": str(tmp_path), "LC_ALL": "C"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert done.stdout == ""
