@@ -95,6 +95,8 @@ LONG = (
     "test_killed.py",
     "test_stale.py",
     "test_clones.py",
+    "test_lopsided.py",
+    "test_environment.py",
     "test_security.py",
     "test_explore_browser.py",
 )
