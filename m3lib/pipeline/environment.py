@@ -49,6 +49,7 @@ def enter(root: Path) -> None:
     environment = clean(os.environ, root)
     os.environ.clear()
     os.environ.update(environment)
+    (root / "data" / "work" / "environment").mkdir(parents=True, exist_ok=True)  # IPython warns if it can't write there
     os.chdir(root)
 
 
