@@ -5,7 +5,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -30,8 +30,8 @@ class PhotoLoader:
         return decode(self.folder / self.names[i])
 
 
-def decode(path: Path | BinaryIO, name: str = "") -> np.ndarray:
-    """Return a photo as `to_array` does; name: of an open file, for the sentences.
+def decode(path: Path | io.BytesIO, name: str = "") -> np.ndarray:
+    """Return the photo of a file, or of its bytes, as `to_array` does; name: of the bytes, for the sentences.
 
     Raises InputError, naming the file, if it is missing, is no photo, is damaged, or has too many pixels.
     """
@@ -57,12 +57,11 @@ def decode(path: Path | BinaryIO, name: str = "") -> np.ndarray:
     raise InputError(f"{name or str(path)!r}: {problem}") from None
 
 
-def first_bytes(path: Path | BinaryIO) -> bytes:
+def first_bytes(path: Path | io.BytesIO) -> bytes:
     if isinstance(path, Path):
         with path.open("rb") as file:
             return file.read(file_kinds.FIRST)
-    path.seek(0)
-    return path.read(file_kinds.FIRST)
+    return path.getvalue()[: file_kinds.FIRST]
 
 
 def check(image: Image.Image) -> None:

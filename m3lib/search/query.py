@@ -4,6 +4,7 @@ import io
 import operator
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,7 +14,8 @@ from PIL import Image
 from m3lib.errors import InputError, shown
 from m3lib.prepare import photos
 
-# A file; the name or the manifest row of an image of the index; the bytes of a file; an image; (H, W, 3) uint8.
+# A file's path; the name or row in the manifest of an image of the index; a file's bytes; an open file, also one that
+# can't seek; an image; (H, W, 3) uint8.
 Query = str | os.PathLike | int | bytes | BinaryIO | Image.Image | np.ndarray
 
 
@@ -27,14 +29,25 @@ def decode(image: Query) -> np.ndarray:
         return photos.decode(Path(image))
     if isinstance(image, bytes | bytearray | memoryview):
         return photos.decode(io.BytesIO(image), f"the {len(image)} bytes given")
-    if isinstance(image, io.BufferedIOBase | io.RawIOBase):
-        return photos.decode(image, str(getattr(image, "name", "the open file")))
+    if hasattr(image, "read") and not isinstance(image, Image.Image):
+        name = getattr(image, "name", None)  # of a temporary file: a number or None
+        return photos.decode(io.BytesIO(content(image)), name if isinstance(name, str) else "the open file")
     try:
         return photos.to_array(image if isinstance(image, Image.Image) else from_array(image))
     except Exception as error:  # PIL decodes pixels late, and raises any exception on damaged files
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         advice = "give a file, its bytes, a PIL image or an (H, W, 3) uint8 array"
         raise InputError(f"the image can't be read ({reason}): {advice}") from None
+
+
+def content(file: BinaryIO) -> bytes:
+    """Return all bytes of an open file, from its beginning if it can seek; raises InputError if there are none."""
+    try:
+        with suppress(OSError, AttributeError):
+            file.seek(0)
+        return bytes(file.read())
+    except Exception as error:  # it is closed, or gives text
+        raise InputError(f"the open file can't be read ({error}): open it with mode 'rb'") from None
 
 
 def from_array(values: Any) -> Image.Image:

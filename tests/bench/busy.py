@@ -13,6 +13,7 @@ from m3lib.search import Index
 
 QUERIES, WARM_UP = 100, 10
 PAUSE = 0.02  # seconds before each query, which comes from a person
+START = 0.5  # seconds until the processes are busy
 SPIN = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"  # until this process ends
 
 
@@ -22,7 +23,7 @@ def busy_cores() -> Iterator[int]:
     cores = len(os.sched_getaffinity(0))
     processes = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(cores)]
     try:
-        time.sleep(0.5)
+        time.sleep(START)
         yield cores
     finally:
         for process in processes:

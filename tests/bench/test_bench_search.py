@@ -44,8 +44,8 @@ def test_the_bench_at_a_small_size(tmp_path, monkeypatch, capsys):
 def test_a_photos_search_on_an_idle_and_a_busy_machine(tmp_path, monkeypatch):
     """Measured twice, the second time beside one running process per core; they end with the measurement."""
     prepared, started, running = noise_images(), [], []
-    monkeypatch.setattr(busy, "QUERIES", 2)
-    monkeypatch.setattr(busy, "WARM_UP", 1)
+    for name, value in {"QUERIES": 2, "WARM_UP": 1, "PAUSE": 0, "START": 0}.items():
+        monkeypatch.setattr(busy, name, value)
     popen, p50 = busy.subprocess.Popen, busy.p50_ms
     monkeypatch.setattr(busy.subprocess, "Popen", lambda *given: started.append(popen(*given)) or started[-1])
     monkeypatch.setattr(busy, "p50_ms", lambda *given: running.append([p.poll() for p in started]) or p50(*given))

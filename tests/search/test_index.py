@@ -1,14 +1,20 @@
 """Index: results against loops in float64, how images are read, and one sentence for each mistake."""
 
+import gzip
 import io
 import json
 import math
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import NamedTemporaryFile, SpooledTemporaryFile
+from threading import Barrier
+from typing import BinaryIO
 
 import faiss
 import numpy as np
@@ -23,8 +29,9 @@ from m3lib.errors import InputError
 from m3lib.prepare import photos
 from m3lib.retrieval import metrics
 from m3lib.retrieval.scores import VECTORS
-from m3lib.search import Index, vector_index
+from m3lib.search import Index, threads, vector_index
 from m3lib.training import inference
+from notebook_runs import MAX_WAIT
 from tiny import TAXONOMY
 
 PREPARED = noise_images()
@@ -258,7 +265,7 @@ MISTAKES = [
     ({"image": b"photo.jpg"}, r"'the 9 bytes given': a text file, not a photo"),
     ({"image": b""}, r"'the 0 bytes given': an empty file, not a photo"),
     ({"image": io.BytesIO(JPEG[:900])}, r"'the open file': damaged or cut off"),
-    ({"image": io.StringIO("photo")}, ARRAYS),
+    ({"image": io.StringIO("photo")}, r"the open file can't be read \(.*\): open it with mode 'rb'"),
     ({"image": ["003.jpg"]}, r"list of shape \(1,\) and type <U7"),
     ({"image": [[0, 255], [255]]}, ARRAYS),
     ({"image": {}}, ARRAYS),
@@ -306,6 +313,16 @@ def test_classes_of_other_types(indexed):
             assert indexed().search("003.jpg", "details", classes) == expected[number], classes
 
 
+@contextmanager
+def pipe(data: bytes) -> Iterator[BinaryIO]:
+    """An open file that can't seek; data: what it gives, at most 64 kB."""
+    reading, writing = os.pipe()
+    with open(reading, "rb") as stream:
+        with open(writing, "wb") as file:
+            file.write(data)
+        yield stream
+
+
 def test_images_of_other_types(indexed, tmp_path):
     pixels = PREPARED.images[4]
     path = tmp_path / "a.png"
@@ -313,10 +330,18 @@ def test_images_of_other_types(indexed, tmp_path):
     data = path.read_bytes()
     alpha = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
     expected = indexed().search(pixels, "sleeve")
-    with path.open("rb") as file:
-        images = (str(path), path, np.str_(path), data, bytearray(data), memoryview(data), io.BytesIO(data), file)
+    with (
+        path.open("rb") as file,
+        pipe(data) as stream,
+        NamedTemporaryFile() as named,
+        SpooledTemporaryFile() as spooled,
+    ):
+        for temporary in (named, spooled):
+            temporary.write(data)
+        images = (str(path), path, np.str_(path), data, bytearray(data), memoryview(data))
         for image in (
             *images,
+            *(io.BytesIO(data), file, named, spooled, stream, gzip.GzipFile(fileobj=io.BytesIO(gzip.compress(data)))),
             torch.from_numpy(pixels.copy()),
             alpha,
             Image.fromarray(alpha),
@@ -327,6 +352,18 @@ def test_images_of_other_types(indexed, tmp_path):
     expected = indexed().search(np.dstack([grey] * 3), "sleeve")
     for image in (grey, grey[:, :, None], Image.fromarray(grey), Image.fromarray(grey.astype(np.uint16) * 257)):
         assert indexed().search(image, "sleeve") == expected
+
+
+def test_an_open_file_that_is_no_photo_is_named(indexed):
+    closed = io.BytesIO(JPEG)
+    closed.close()
+    with pipe(b"<html>not found") as page:
+        for file, sentence in (
+            (page, r"^'the open file': an HTML page, not a photo"),
+            (closed, r"^the open file can't be read \(I/O operation on closed file"),
+        ):
+            with pytest.raises(InputError, match=sentence):
+                indexed().search(file, "sleeve")
 
 
 def test_a_clear_pixel_is_white_and_a_dark_picture_of_16_bits_is_not_black(indexed):
@@ -382,8 +419,9 @@ def set_threads(of_torch: int, of_faiss: int) -> None:
 
 
 @pytest.fixture
-def two_threads():
+def two_threads(indexed):
     """Two threads of torch and of faiss, some builds of which share the setting."""
+    indexed()  # building one sets the number of threads
     before = settings_of_threads()
     set_threads(2, 2)
     yield
@@ -421,13 +459,38 @@ def test_queries_in_several_threads_at_a_time(indexed, two_threads):
         assert pool.submit(torch.get_num_threads).result() == 2
 
 
+def test_threads_with_unequal_settings_that_search_at_the_same_time(indexed, two_threads, monkeypatch):
+    """Each keeps its own, and a thread that starts meanwhile gets the latest setting."""
+    index, predict, together = indexed(), inference.predict, Barrier(2)
+
+    def predict_together(*given):
+        together.wait(MAX_WAIT)
+        started_meanwhile.append(threads.in_new_thread(torch.get_num_threads))
+        together.wait(MAX_WAIT)
+        return predict(*given)
+
+    def query(count: int) -> tuple[int, int]:
+        torch.get_num_threads()  # a thread's first use of torch would overwrite what it has set
+        set_threads(count, count)
+        together.wait(MAX_WAIT)
+        index.search(PREPARED.images[0], "colour")
+        return settings_of_threads()
+
+    monkeypatch.setattr(inference, "predict", predict_together)
+    for counts in ([8, 4], [3, 5]):
+        started_meanwhile: list[int] = []
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(query, counts)) == [(count, count) for count in counts]
+        assert set(started_meanwhile) < set(counts)  # both the same
+
+
 def test_a_search_in_a_forked_process(indexed, two_threads):
     """A forked process lacks the threads that torch has started, and would wait for them forever."""
     index, photo = indexed(), PREPARED.images[5]
     torch.rand(999, 999) @ torch.rand(999, 999)
     expected = index.search(photo, "colour")
     if not (child := os.fork()):
-        signal.alarm(60)  # ends a child that waits
+        signal.alarm(MAX_WAIT)  # ends a child that waits
         found = [searched.search(photo, "colour") for searched in (index, Index.open(index.folder))]
         os._exit(found != [expected, expected])
     assert os.waitpid(child, 0)[1] == 0
