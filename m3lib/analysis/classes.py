@@ -3,10 +3,15 @@
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.model_selection import train_test_split
+from sklearn.neighbors import KNeighborsClassifier
 
 from m3lib.data.manifest import Prepared
 from m3lib.retrieval.embeddings import Embeddings
 from m3lib.retrieval.metrics import QueryMetrics, expected_random_ap
+
+NEIGHBOURS = 15  # that vote
+MIN_POINTS = 6 * NEIGHBOURS  # half of them may vote; if most of these did, the embeddings would not matter
 
 
 def class_means(prepared: Prepared, results: dict[str, QueryMetrics]) -> dict[str, float]:
@@ -55,3 +60,14 @@ def class_points(
     else:
         vectors = of_images.posterior
     return vectors.float().numpy(), np.array([prepared.taxonomy.class_name(classes.start + m) for m in class_id])
+
+
+def vote(vectors: np.ndarray, labels: np.ndarray, seed: int) -> float:
+    """Return the share of a random half of the points whose class a vote of NEIGHBOURS of the other half predicts.
+
+    vectors: (A, d), compared by cosine; labels: (A,). The share is NaN for fewer than MIN_POINTS points.
+    """
+    if len(labels) < MIN_POINTS:
+        return np.nan
+    voters, others, of_voters, of_others = train_test_split(vectors, labels, test_size=0.5, random_state=seed)
+    return KNeighborsClassifier(NEIGHBOURS, metric="cosine").fit(voters, of_voters).score(others, of_others)

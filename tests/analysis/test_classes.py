@@ -60,3 +60,20 @@ def test_class_points_draws_no_more_than_the_limit_and_by_the_seed():
     assert np.array_equal(points(0), points(0))
     assert not np.array_equal(points(0), points(1))
     assert len(np.unique(points(0), axis=0)) == 7
+
+
+def class_centres(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points of three classes around three centres, sorted by class as in many tables."""
+    labels = np.arange(count) * 3 // max(count, 1)
+    return np.eye(3)[labels] + 0.1 * np.random.default_rng(0).normal(size=(count, 3)), labels.astype(str)
+
+
+def test_a_vote_depends_on_the_embeddings_and_not_on_the_order():
+    vectors, labels = class_centres(classes.MIN_POINTS)
+    assert classes.vote(vectors, labels, 0) == 1
+    assert classes.vote(np.random.default_rng(1).permutation(vectors), labels, 0) < 0.6
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 15, 30, classes.MIN_POINTS - 1])
+def test_a_vote_in_which_most_points_would_vote_is_not_measured(count):
+    assert np.isnan(classes.vote(*class_centres(count), 0))

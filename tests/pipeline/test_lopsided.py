@@ -52,6 +52,8 @@ def test_a_catalogue_with_many_gaps_goes_through_every_notebook(tmp_path, monkey
     for row in ROWS:
         assert f"{row} keeps its last epoch, " in said[f"02_train-{row}"]
     assert "nan" not in re.sub("<[^>]*>", "", words(said, "02", "03", "05")).lower()
+    assert "Not measured for m3" in said["04_umap-m3"]
+    assert "neighbours predicts" not in words(said, "04")
     metrics = json.loads((tmp_path / "w" / "data" / "metrics" / "m3.json").read_text())
     by_attribute = metrics["test"]["weighted"]["map_all"]["attributes"]
     assert by_attribute["trained only"] is by_attribute["two in test"] is None
