@@ -68,4 +68,8 @@ def test_a_setting_at_its_lowest_value_is_no_advice(min_images, helps):
         assert ("lower csv.min_images" in sentence) == helps
         assert "split." in sentence
     given = replace(catalogue, csv=replace(catalogue.csv, split_column="part"))
-    assert not any("split.valid" in text or "split.test" in text for text in prepare.remedies(given).values())
+    assert prepare.remedies(given) == {
+        "train": "mark labelled photos as train in the column 'part'",
+        "test": "mark labelled photos as test in the column 'part'",
+        "role": "mark labelled photos as test in the column 'part', or set split.query nearer to 0.5",
+    }

@@ -46,7 +46,8 @@ class Source:
     load: returns the image of manifest row i, (h, w, 3) uint8 RGB; picklable, since worker processes call it.
     notes: sentences on what was dropped or folded. relevance: what makes a candidate relevant, pair | any; the reader
     may say row, until `prepare.splits` has kept only the class of the row in valid and test. remedies: what to change
-    if nothing can be trained ("train") or evaluated ("test"). signatures: of packed images, see `prepare.signatures`.
+    if nothing can be trained ("train") or evaluated ("test"), or only a role of test is empty ("role"). signatures: of
+    packed images, see `prepare.signatures`.
     """
 
     taxonomy: Taxonomy
@@ -148,10 +149,12 @@ def check_source(source: Source) -> None:
     """Raise InputError if nothing can be trained, or nothing evaluated; `data.gaps` describes lesser gaps."""
     manifest, labelled = source.manifest, source.manifest["labels"].map(len) > 0
     faults = []
-    for split, role in (("train", ""), ("test", "query"), ("test", "candidate")):
-        if not (labelled & (manifest["split"] == split) & (manifest["role"] == role)).any():
-            advice = source.remedies.get(split, f"add images with labels to {split}")
-            faults.append(f"no {f'{split} {role}'.strip()} image has a label: {advice}")
+    for split, roles in (("train", {""}), ("test", {"query", "candidate"})):
+        present = roles & set(manifest["role"][labelled & (manifest["split"] == split)])
+        if present != roles:
+            missing = f"test {min(roles - present)}" if present else split
+            advice = source.remedies.get("role" if present else split, f"add images with labels to {split}")
+            faults.append(f"no {missing} image has a label: {advice}")
     if faults:
         raise InputError(*(["the data set"] if len(faults) > 1 else []), *faults)
 

@@ -20,25 +20,47 @@ from m3lib.errors import InputError, exit_status, printable
 from m3lib.pipeline import effects, environment
 from m3lib.pipeline.changes import committed_values
 from m3lib.prepare import contents, public
+from m3lib.prepare.catalogue import assemble
 from m3lib.prepare.labels import label
 from m3lib.prepare.table import open_table
-from m3lib.taxonomy import nearest
+from m3lib.taxonomy import Taxonomy, nearest
 from m3lib.validation import read_yaml
 
 LABEL_FILES = (".txt", ".csv")
 
 
 def fingerprint(settings: Settings) -> dict[str, str | int]:
-    """Digests of the source: of the table's bytes, and of the photos' names and bytes."""
+    """Digests of the source: of the table's bytes, and of the photos' names and bytes.
+
+    Raises InputError if the source is not complete, or if it or a row's settings can't be used with its labels.
+    """
     if settings.source in prepare.DATASETS:
         return benchmark_fingerprint(settings)
     if settings.source != "csv":
+        check_held_out(settings, prepare.taxonomy_of(settings))
         return {"source": settings.source}
     table = open_table(settings.csv, settings.images.max_unreadable)
-    for note in (*table.notes, *label(table, settings.csv).notes):
+    labels = label(table, settings.csv)
+    check_held_out(settings, labels.taxonomy)
+    prepare.check(assemble(table, labels, table.names, settings.csv), settings)
+    for note in (*table.notes, *labels.notes):
         print(f"note: {printable(note)}")
     photos = photos_digest(table.path.parent, table.names)
     return {"source": "csv", "table": digest(table.path), "photos": photos, "rows": len(table.names)}
+
+
+def check_held_out(settings: Settings, taxonomy: Taxonomy) -> None:
+    """Raise InputError for every class of a row's train.held_out that the source does not have."""
+    faults = []
+    for row in map(settings.variant, settings.variants):
+        name = f"systems.{row.name}.train.held_out" if "train.held_out" in row.own else "train.held_out"
+        for class_ in row.train.held_out:
+            try:
+                taxonomy.class_ids(class_)
+            except InputError as error:
+                faults.append(f"{name}: {class_!r} is no `attribute: class` of the source: {error}")
+    if faults:
+        raise InputError("params.yaml", *dict.fromkeys(faults))
 
 
 def photos_digest(folder: Path, names: Sequence[str]) -> str:
@@ -56,6 +78,7 @@ def benchmark_fingerprint(settings: Settings) -> dict[str, str | int]:
     print(report)
     if not complete:
         raise InputError(f"{dataset.name} is not complete in {folder}; the missing files are listed above")
+    check_held_out(settings, prepare.taxonomy_of(settings))
     labels, photos = [], []
     for path in walk(folder):
         name = path.relative_to(folder).as_posix()

@@ -20,6 +20,7 @@ from dataclasses import replace
 from m3lib.config import Settings
 from m3lib.data.manifest import Source, check_source
 from m3lib.prepare import catalogue, darn, deepfashion, fashionai, public, splits
+from m3lib.taxonomy import Taxonomy
 
 DATASETS = {dataset.name: dataset for dataset in (deepfashion.DATASET, fashionai.DATASET, darn.DATASET)}
 
@@ -34,17 +35,33 @@ def read(settings: Settings) -> Source:
         source = wardrobe.read(settings.wardrobe)
     else:
         source = public.read(DATASETS[settings.source], settings)
+    return check(source, settings)
+
+
+def check(source: Source, settings: Settings) -> Source:
+    """Return a source with its remedies; raises InputError if its splits leave nothing to train or to evaluate."""
     source = replace(source, remedies=remedies(settings))
     check_source(splits.draw(source, settings.split))  # the final draw also knows which photos are near-identical
     return source
 
 
+def taxonomy_of(settings: Settings) -> Taxonomy:
+    """Return the classes of a source other than csv, without reading labels."""
+    if settings.source == "wardrobe":
+        from m3lib.prepare import wardrobe  # only here: other sources don't need the drawing code
+
+        return wardrobe.taxonomy_of(settings.wardrobe.track)
+    dataset = DATASETS[settings.source]
+    return dataset.taxonomy(public.folder_of(dataset.name, settings.benchmark))
+
+
 def remedies(settings: Settings) -> dict[str, str]:
-    """Return what a person can change if no image with a label is for training ("train") or evaluation ("test")."""
-    ways = {"train": "lower split.valid and split.test", "test": "raise split.test, or set split.query nearer to 0.5"}
+    """Return what a person can change if no image with a label is in "train" or "test", or has one "role" of test."""
+    ways = {"train": "lower split.valid and split.test", "test": "raise split.test"}
+    ways["role"] = f"{ways['test']}, or set split.query nearer to 0.5"
     if settings.source == "csv" and (column := settings.csv.split_column):
-        ways = {split: f"mark more photos as {split} in the column {column!r}" for split in ways}
-        ways["test"] += ", or set split.query nearer to 0.5"
+        given = {split: f"mark labelled photos as {split} in the column {column!r}" for split in ("train", "test")}
+        return given | {"role": f"{given['test']}, or set split.query nearer to 0.5"}
     if settings.source == "wardrobe":
         return {split: f"raise wardrobe.images, or {way}" for split, way in ways.items()}
     if settings.source == "csv":

@@ -14,9 +14,9 @@ import pandas as pd
 
 from m3lib.config import Csv
 from m3lib.data.manifest import Source
-from m3lib.prepare.labels import label
+from m3lib.prepare.labels import Labels, label
 from m3lib.prepare.photos import PhotoLoader
-from m3lib.prepare.table import SPLITS, open_table
+from m3lib.prepare.table import SPLITS, Table, open_table
 from m3lib.taxonomy import one_line
 
 GROUP = "group "  # how the keys of groups start; a hash never does
@@ -25,8 +25,12 @@ GROUP = "group "  # how the keys of groups start; a hash never does
 def read(settings: Csv, max_unreadable: float) -> Source:
     """Return the catalogue as a source; raises InputError that names the wrong line, column or setting."""
     table = open_table(settings, max_unreadable)
-    labels = label(table, settings)
     contents = [content_key(table.path.parent / name) for name in table.names]
+    return assemble(table, label(table, settings), contents, settings)
+
+
+def assemble(table: Table, labels: Labels, contents: Sequence[str], settings: Csv) -> Source:
+    """Return the source of a table and its labels; contents: a text per row that is equal for equal photos."""
     keys = split_keys(table.cells, contents, settings)
     splits = given_splits(table.cells, settings) if settings.split_column else ""
     frame = pd.DataFrame({"image": table.names, "split": splits, "role": "", "key": keys, "labels": labels.ids})

@@ -62,4 +62,5 @@ DATASET = Dataset(
     origin="Official: by request to the authors; README of github.com/Maryeon/asen links the addresses of the photos.",
     protocol="row",
     read=read,
+    taxonomy=lambda folder: TAXONOMY,
 )

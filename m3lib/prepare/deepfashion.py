@@ -109,4 +109,5 @@ DATASET = Dataset(
     origin="Official: mmlab.ie.cuhk.edu.hk/projects/DeepFashion/AttributePrediction.html.",
     protocol="pair",
     read=read,
+    taxonomy=lambda folder: read_classes(CLASSES.find(folder))[0],
 )

@@ -89,5 +89,6 @@ DATASET = Dataset(
     origin="Official: the FashionAI data sets at tianchi.aliyun.com, attribute recognition, train1 and train2.",
     protocol="row",
     read=read,
+    taxonomy=lambda folder: TAXONOMY,
     faults=faults,
 )

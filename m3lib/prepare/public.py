@@ -67,7 +67,7 @@ class Dataset:
     """A public benchmark.
 
     files: what a download holds; photos: where paths of photos start; origin: a sentence on where to download it;
-    faults: yields sentences on files that are missing beside others.
+    taxonomy: returns the classes; faults: yields sentences on files that are missing beside others.
     """
 
     name: str
@@ -76,6 +76,7 @@ class Dataset:
     origin: str
     protocol: str  # of the published results
     read: Callable[[Path], Annotations]
+    taxonomy: Callable[[Path], Taxonomy]
     faults: Callable[[Path], Iterator[str]] = never
 
 

@@ -213,6 +213,44 @@ def test_settings_that_do_not_fit_a_rows_network_stop_it(workspace, capsys, old,
     assert "Traceback" not in printed
 
 
+@pytest.mark.parametrize(
+    ("source", "old", "held_out", "sentence"),
+    [
+        ("csv", "  held_out: []", "  held_out: ['colour: blu']", "params.yaml, train.held_out: 'colour: blu' is no"),
+        ("csv", "{lr: 0.016}", "{lr: 0.016, held_out: [sleeve]}", "systems.m3.train.held_out: 'sleeve' is no"),
+        ("csv", "  held_out: []", "  held_out: ['a: b', 'colour: grey', 'colour: red']", "params.yaml has 2 faults:"),
+        ("wardrobe", "  held_out: []", "  held_out: ['texture: plad']", "did you mean 'plaid'"),
+    ],
+)
+def test_a_held_out_class_that_the_source_lacks_stops_it(workspace, capsys, source, old, held_out, sentence):
+    edit_params(workspace, "source: csv", f"source: {source}")
+    edit_params(workspace, old, held_out)
+    assert check_inputs.main() == 1
+    assert sentence in capsys.readouterr().err
+    assert not (workspace / "data/inputs.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("splits", "sentences"),
+    [
+        (["train"], ["no test image has a label: mark labelled photos as test in the column 'product'"]),
+        (["test"], ["no train image has a label: mark labelled photos as train in the column 'product'"]),
+        (["valid"], ["has 2 faults", "no train image", "no test image"]),
+        (["test", *["train"] * 59], ["no test ", "mark labelled photos as test", "or set split.query"]),
+    ],
+)
+def test_a_split_column_that_leaves_nothing_to_train_or_evaluate_stops_it(
+    workspace, tiny_catalogue, capsys, splits, sentences
+):
+    edit_params(workspace, "split_column: ''", "split_column: product")
+    tiny_catalogue.change(lambda rows: [row.__setitem__(4, splits[i % len(splits)]) for i, row in enumerate(rows[1:])])
+    assert check_inputs.main() == 1
+    printed = capsys.readouterr().err
+    assert all(sentence in printed for sentence in sentences)
+    assert printed.count("image has a label") == 1 + (splits == ["valid"])
+    assert not (workspace / "data/inputs.json").exists()
+
+
 def test_a_weight_file_is_part_of_the_rows_that_start_from_it(workspace, capsys):
     edit_params(workspace, "  weights: ''", "  weights: start.safetensors")
     assert check_inputs.main() == 1
