@@ -1,7 +1,6 @@
-"""README: the stage `index` embeds every readable photo, labelled or not, and each is found by name and by class."""
+"""What README promises of the index: it holds every photo, labelled or not; each is found by name and by class."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from safetensors.torch import save_file
 from catalogues import build_index, noise_images
 from m3lib import config, systems
 from m3lib.data.manifest import Prepared, Source, open_prepared, save
-from tiny import ROOT, SETTINGS, TAXONOMY
+from tiny import MODEL, ROOT, TAXONOMY, VALUES
 
 ROLES = [("train", ""), ("valid", "query"), ("valid", "candidate"), ("test", "query"), ("test", "candidate"),
          ("none", "unlabelled"), ("none", "rare")]  # fmt: skip
@@ -28,27 +27,29 @@ def catalogue(size: int, test_labels: bool = True) -> Prepared:
 
 
 def test_the_index_holds_every_readable_photo_and_finds_each_by_name_and_by_photo(tmp_path):
-    prepared = catalogue(42)
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert "The stage `index` builds a searchable index of every readable photo, labelled or not:" in text
+    prepared = catalogue(14)
     index = build_index(tmp_path, prepared, "m3", "concat")  # with this score a photo is most similar to itself
     assert index.images == prepared.manifest["image"].tolist()
     for row, name in enumerate(index.images):
-        matches = index.search(name, "colour", k=42)
-        assert index.search(row, "colour", k=42) == matches
+        matches = index.search(name, "colour", k=14)
+        assert index.search(row, "colour", k=14) == matches
         scores = {match.path: match.score for match in matches}
-        assert len(scores) == 42
+        assert len(scores) == 14
         assert scores[name] == pytest.approx(matches[0].score, abs=2e-3)  # up to half precision
-    photo = index.search(prepared.images[5], "colour", k=42)
-    by_name = {match.path: match.score for match in index.search("005.jpg", "colour", k=42)}
+    photo = index.search(prepared.images[5], "colour", k=14)
+    by_name = {match.path: match.score for match in index.search("005.jpg", "colour", k=14)}
     assert {match.path: match.score for match in photo} == pytest.approx(by_name, abs=4e-3)
     index.check(prepared)
 
 
 @pytest.mark.parametrize("network", ["m3", "classifier"])
 def test_unlabelled_and_rare_photos_are_found_by_class(tmp_path, network):
-    prepared = catalogue(42)
+    prepared = catalogue(14)
     index = build_index(tmp_path, prepared, network)
-    found = index.search(5, "details", "hood", k=42)
-    assert sorted(match.row for match in found) == list(range(42))
+    found = index.search(5, "details", "hood", k=14)
+    assert sorted(match.row for match in found) == list(range(14))
     assert {prepared.manifest["role"][match.row] for match in found} >= {"unlabelled", "rare"}
     assert {match.class_ for match in found} == {"hood"}
 
@@ -60,11 +61,11 @@ def run_notebook(folder, prepared: Prepared, monkeypatch, capsys) -> str:
     (data / "models").mkdir()
     save(Source(TAXONOMY, prepared.manifest, prepared.images.__getitem__), data / "prepared")
     np.save(data / "prepared" / "images.npy", prepared.images)
-    shutil.copy(ROOT / "params.yaml", folder)
+    (folder / "params.yaml").write_text(json.dumps(VALUES | {"model": VALUES["model"] | MODEL}))
     (folder / "dvc.yaml").touch()
     monkeypatch.chdir(folder)
     monkeypatch.setattr(config, "find_root", lambda *_: folder)
-    system = systems.build(SETTINGS.variant("m3"), TAXONOMY)
+    system = systems.build(config.load(folder / "params.yaml").variant("m3"), TAXONOMY)
     save_file(system.state_dict(), data / "models" / "m3.safetensors")
     assert len(open_prepared(data / "prepared").images) == len(prepared.images)
     scope: dict = {}
@@ -78,8 +79,8 @@ def run_notebook(folder, prepared: Prepared, monkeypatch, capsys) -> str:
 @pytest.mark.parametrize(
     ("size", "test_labels", "counts"),
     [
-        (42, True, "30 labelled, 6 unlabelled, 6 with rare classes only"),
-        (14, False, "10 labelled, 2 unlabelled, 2 with rare classes only"),  # no test query has a label
+        (14, True, "10 labelled, 2 unlabelled, 2 with rare classes only"),
+        (7, False, "5 labelled, 1 unlabelled, 1 with rare classes only"),  # no test query has a label
         (7, True, "5 labelled, 1 unlabelled, 1 with rare classes only"),
     ],
 )
