@@ -6,6 +6,7 @@ import unicodedata
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -131,8 +132,14 @@ def has_invisible(text: str) -> bool:
 
 
 def caption(text: str, longest: int = 40) -> str:
-    """Return a name for a figure: shortened if long, with `$` escaped, since matplotlib reads `$...$` as a formula."""
-    return (text if len(text) <= longest else text[: longest - 1] + "…").replace("$", r"\$")
+    """Return a name for a figure, with `$` escaped, since matplotlib reads `$...$` as a formula.
+
+    A name wider than `longest` letters is shortened; a Chinese, Japanese or Korean character is as wide as two.
+    """
+    widths = list(accumulate(1 + (unicodedata.east_asian_width(character) in "WF") for character in text))
+    if widths[-1:] > [longest]:
+        text = text[: sum(width < longest for width in widths)] + "…"
+    return text.replace("$", r"\$")
 
 
 def nearest(name: str, known: list[str] | tuple[str, ...], what: str) -> str:

@@ -54,7 +54,7 @@ def attention_panel(images: np.ndarray, maps: np.ndarray, names: Sequence[str]) 
         for axis, attribute_map in zip(row[1:], attention, strict=True):
             axis.imshow(overlay(image, attribute_map))
     for axis, name in zip(axes[0, 1:], names, strict=True):
-        axis.set_title(caption(name), fontsize=8)
+        axis.set_title(caption(name, 16), fontsize=8)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         sns.despine(ax=axis, left=True, bottom=True)
