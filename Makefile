@@ -23,7 +23,7 @@ lab: $(READY)  ## open JupyterLab (on this machine only) with the kernel of .ven
 	jupyter lab --ip=127.0.0.1 notebooks
 
 data: $(READY)  ## list which files of SOURCE=deepfashion (fashionai, darn) exist, and where to get the missing ones
-	python -m m3lib.pipeline.check_inputs $(SOURCE)
+	python -m m3lib.pipeline.check_inputs "$(SOURCE)"
 
 bench: $(READY)  ## seconds and memory of the last run's stages; WHAT=data|ranking|search|train|load measures those
 	python -m tests.bench.$(or $(WHAT),stages)

@@ -89,6 +89,7 @@ def fault(cls: type, error: dict, where: str) -> str:
         "literal_error": f"expected {context.get('expected')}, got {value}",
         "greater_than_equal": f"must be at least {context.get('ge', 0):g}, got {value}",
         "less_than_equal": f"must be at most {context.get('le', 0):g}, got {value}",
+        "too_short": "must not be empty",
         "finite_number": f"must be a finite number, got {value}",
         "value_error": str(context.get("error")),
     }

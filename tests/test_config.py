@@ -124,6 +124,7 @@ BAD = [
     (("csv", "multi"), "colour", "csv.multi", "expected a list, got 'colour'"),
     (("csv", "table"), "a\x1bb", "csv.table", "a character that can't be printed"),
     (("variants",), [], "variants", "empty"),
+    (("csv", "separator"), "", "csv.separator", "must not be empty"),
     (("variants",), ["m3", "asn"], "variants", "'asn'; did you mean 'asen'"),
     (("variants",), ["m3", "m3"], "variants", "'m3' is listed twice"),
     (("variants",), [3], "variants.0", "expected text, got 3"),

@@ -153,6 +153,8 @@ def write(path: Path, content: str | dict) -> None:
 
 def show_benchmark(name: str) -> int:
     """Print which files of a public benchmark exist, which are missing and where to get them; 1 if some are missing."""
+    if not name:
+        raise InputError(f"name a public benchmark: make data SOURCE={' | '.join(prepare.DATASETS)}")
     settings = load(find_root() / "params.yaml")
     dataset = prepare.DATASETS[nearest(name, list(prepare.DATASETS), "public benchmark")]
     report, complete = public.survey(dataset, public.folder_of(dataset.name, settings.benchmark))

@@ -8,10 +8,12 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import tempfile
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -35,8 +37,10 @@ from m3lib.prepare.photos import fit
 
 SHARD = 128  # images; one worker packs one shard at a time
 JPEG_SHARE = 0.2  # upper bound of JPEG size / raw size; measured: 0.08 (enlarged photos) to 0.18 (detailed ones)
-TOO_MANY = "{}, more than the share images.max_unreadable = {:g} in params.yaml allows; the first is {}"
+TOO_MANY = "{}, more than the share images.max_unreadable = {:g} in params.yaml allows{}"
 LISTED = 5  # unreadable images named in the notes
+KINDS = 8  # of unreadable images named in the error
+NAMED = re.compile(r"(?:(['\"].*['\"]): )?(.*?)(?: \(.*)?", re.DOTALL)  # a photo's name, its problem, the detail
 
 Load = Callable[[int], np.ndarray]
 
@@ -89,7 +93,7 @@ def pack(source: Source, folder: Path, settings: Images, workers: int | None = N
     if too_many(len(bad), total, settings.max_unreadable):
         shutil.rmtree(work)  # the user will change the photos or the table
         raise InputError(
-            TOO_MANY.format(f"{len(bad)} of {total} images can't be read", settings.max_unreadable, bad[min(bad)])
+            TOO_MANY.format(f"{len(bad)} of {total} images can't be read", settings.max_unreadable, kinds(bad))
         )
     source = replace(leave_out(source, bad) if bad else source, signatures=merge(headers, folder, settings))
     shutil.rmtree(work)
@@ -213,11 +217,25 @@ def too_many(bad: int, total: int, max_unreadable: float) -> bool:
     return bad > 0 and (bad / total > max_unreadable or bad == total)
 
 
+def kinds(bad: dict[int, str]) -> str:
+    """Return the end of a sentence: how many photos have each problem, the most frequent first, and up to three names.
+
+    A detail in brackets, such as the number of bytes that lack, makes no kind of its own.
+    """
+    names = defaultdict(list)
+    for row in sorted(bad):
+        name, problem = NAMED.fullmatch(bad[row]).groups()
+        names[problem].append(name or f"image {row}")
+    most = sorted(names, key=lambda problem: -len(names[problem]))[:KINDS]
+    listed = [f"{len(names[kind])} x {kind} (such as {', '.join(names[kind][:3])})" for kind in most]
+    return f": {'; '.join(listed)}" + "; ..." * (len(names) > KINDS)
+
+
 def check_missing(missing: list[str], total: int, max_unreadable: float) -> list[str]:
     """Return a note on the missing photos of a source, if any; raises InputError if they are too many."""
     counted = f"{len(missing)} of {total} photos are missing"
     if too_many(len(missing), total, max_unreadable):
-        raise InputError(TOO_MANY.format(counted, max_unreadable, missing[0]))
+        raise InputError(TOO_MANY.format(counted, max_unreadable, f"; the first is {missing[0]}"))
     return [f"{counted} and left out, the first is {missing[0]}"] if missing else []
 
 

@@ -53,7 +53,8 @@ class RequiredFile:
         return not (self.find(folder) or replaced)
 
     def fault(self, folder: Path) -> str:
-        instead = f", and so is a file of the released split ({', '.join(self.instead)})" if self.instead else ""
+        lacking = [name for name in self.instead if not asen_split.is_filled(folder / name)]
+        instead = f", and the released split, which could replace it, lacks {', '.join(lacking)}" if lacking else ""
         return asen_split.fault(folder, *self.paths) + instead
 
 

@@ -26,14 +26,18 @@ from m3lib.search.index import Index
 def export(index: Index, folder: Path) -> None:
     """Write the files named above, or none; raises InputError if the folder is not empty or can't be written to."""
     try:
+        if folder.is_file():
+            raise InputError(f"{folder} is a file: name a new folder")
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder} is not empty: name a new folder")
         folder.mkdir(parents=True, exist_ok=True)
         with remove_on_error(folder):
             write(index, folder)
-    except (OSError, UnicodeEncodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{folder} can't be written to ({reason}): name another folder") from None
+    except UnicodeEncodeError as error:
+        problem = f"no folder can have the name {str(folder)!r}"
+        raise InputError(f"{problem}, which {error.encoding}, the file system's encoding, can't write") from None
+    except OSError as error:
+        raise InputError(f"{folder} can't be written to ({error.strerror or error}): name another folder") from None
 
 
 @contextmanager

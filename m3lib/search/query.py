@@ -3,6 +3,7 @@
 import io
 import operator
 import os
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,8 @@ from PIL import Image
 
 from m3lib.errors import InputError, shown
 from m3lib.prepare import photos
+
+PATH = re.compile(rb"[^\0-\x1f<>{}]{1,4096}\.[A-Za-z]{3,4}")  # bytes that are no photo, but the path of one
 
 # A file's path; the name or row in the manifest of an image of the index; a file's bytes; an open file, also one that
 # can't seek; an image; (H, W, 3) uint8.
@@ -28,6 +31,8 @@ def decode(image: Query) -> np.ndarray:
             )
         return photos.decode(Path(image))
     if isinstance(image, bytes | bytearray | memoryview):
+        if PATH.fullmatch(image):
+            raise InputError(f"the bytes given are the name {os.fsdecode(bytes(image))!r}: give a path as text")
         return photos.decode(io.BytesIO(image), f"the {len(image)} bytes given")
     if hasattr(image, "read") and not isinstance(image, Image.Image):
         name = getattr(image, "name", None)  # of a temporary file: a number or None

@@ -138,6 +138,12 @@ def test_the_wardrobes_fingerprint_is_its_name():
     assert check_inputs.fingerprint(config.load(ROOT / "params.yaml")) == {"source": "wardrobe"}
 
 
+def test_without_a_name_make_data_lists_the_benchmarks(workspace, capsys):
+    assert check_inputs.main([""]) == 1
+    error = "error: name a public benchmark: make data SOURCE=deepfashion | fashionai | darn\n"
+    assert capsys.readouterr() == ("", error)
+
+
 def test_the_first_stage_runs_as_a_module(workspace):
     shutil.copytree(ROOT / "m3lib", workspace / "m3lib", ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-m", "m3lib.pipeline.check_inputs"]

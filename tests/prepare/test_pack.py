@@ -146,6 +146,19 @@ def test_a_failed_pack_is_one_sentence_and_keeps_the_old_store(folder, load, max
     assert not work_files(folder)
 
 
+def test_the_error_counts_unreadable_images_by_kind_and_names_three_of_each():
+    bad = {4: "'a/4.heic': an HEIC photo, convert it", 1: "'1.jpg': an empty file, download it again"}
+    bad |= {i: f"'a/{i}.heic': an HEIC photo, convert it" for i in (2, 6, 8)}
+    bad |= {9: '"it\'s": damaged or cut off (7 bytes lack)', 10: "'it (2)': damaged or cut off (8 bytes lack)"}
+    assert pack.kinds(bad) == (
+        ": 4 x an HEIC photo, convert it (such as 'a/2.heic', 'a/4.heic', 'a/6.heic'); "
+        "2 x damaged or cut off (such as \"it's\", 'it (2)'); 1 x an empty file, download it again (such as '1.jpg')"
+    )
+    many = pack.kinds({i: f"problem {i}" for i in range(20)})
+    assert many.count(" x problem ") == 8
+    assert many.endswith("(such as image 7); ...")
+
+
 def test_a_bug_in_a_loader_leaves_no_store(folder):
     with pytest.raises(RuntimeError, match="a bug"):
         pack.pack(source(200, Drawn(bug=150)), folder, SMALL)
@@ -277,7 +290,7 @@ def test_a_shard_that_a_power_failure_cut_is_packed_again(tmp_path, folder, kind
 def test_unreadable_images_of_two_runs_are_counted_together(folder):
     given, settings = source(300, Drawn(bad=(5, 290))), replace(SMALL, max_unreadable=0.005)
     interrupt(given, folder, replace(settings, max_unreadable=1), 2)
-    with pytest.raises(InputError, match=r"2 of 300 images .*; the first is photo 5 is spoilt"):
+    with pytest.raises(InputError, match=r"2 of 300 images .*: 1 x photo 5 is spoilt .*; 1 x photo"):
         pack.pack(given, folder, settings, 1)
     assert not work_files(folder)
 

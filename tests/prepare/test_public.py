@@ -302,6 +302,14 @@ def test_what_lies_in_a_folder_further_down_or_in_an_archive_is_found(download, 
     assert "unpack Img/img.zip" in public.survey(prepare.DATASETS[download.name], deeper)[0]
 
 
+def test_what_the_released_split_lacks_is_named_beside_missing_labels(without_labels):
+    download, _ = without_labels
+    (download.folder / "filenames_test.txt").unlink()
+    (download.folder / "query_test.txt").write_bytes(b"")
+    lacking = "and the released split, which could replace it, lacks filenames_test.txt, query_test.txt"
+    download.check_refused(f"{LABELS[download.name][-1]} is missing, {lacking}")
+
+
 def test_an_incomplete_download_is_one_sentence(download):
     for path in prepare.DATASETS[download.name].photos.paths:
         shutil.rmtree(download.folder / path, ignore_errors=True)

@@ -44,10 +44,10 @@ def test_mistakes_of_the_command_line(index, tmp_path, capsys):
     mistakes = {
         (tmp_path / "full", index.folder): "is not empty: name a new folder",
         (tmp_path / "new", tmp_path): "no search index",
-        (tmp_path / "file", index.folder): "file can't be written to (Not a directory): name another folder",
+        (tmp_path / "file", index.folder): "file is a file: name a new folder",
         (tmp_path / "file" / "below", index.folder): "below can't be written to (Not a directory)",
         ("/proc/m3", index.folder): "/proc/m3 can't be written to",  # refused to root too
-        (tmp_path / "x\ud800", index.folder): "can't be written to ('utf-8' codec can't encode",
+        (tmp_path / "x\ud800", index.folder): "which utf-8, the file system's encoding, can't write",
     }
     for arguments, sentence in mistakes.items():
         with pytest.raises(SystemExit, match="2"):
