@@ -227,13 +227,14 @@ class Variant:
 
     def resolved(self) -> dict:
         """Everything that decides this row's training, for JSON: only settings that its network reads, only losses
-        with a weight, so that a setting added for another network does not make this row stale."""
+        with a weight, so that a setting added for another network does not make this row stale. Where a value is set
+        does not count."""
         read = COMMON_SETTINGS | declaration(self.network).settings
-        values = asdict(replace(self, changes=()))
+        values = asdict(replace(self, changes=(), own=()))
         values["model"] = {key: value for key, value in values["model"].items() if key in read}
         for section in (values, *values["stages"]):
             section["loss"] = {key: value for key, value in section["loss"].items() if value or key not in LOSSES}
-        del values["changes"]
+        del values["changes"], values["own"]
         return values
 
 

@@ -375,7 +375,21 @@ def test_find_root_outside_any_repository(tmp_path, monkeypatch):
 )
 def test_a_row_knows_which_general_settings_do_not_reach_it(row, own):
     assert set(SETTINGS.variant(row).own) == own
-    assert set(SETTINGS.variant(row).resolved()["own"]) == own
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("asen_v2", "train"), {"lr": 0.008}),  # the general value
+        (("m3_a", "loss"), {"m3_cluster": 1}),  # the value of m3, which it is like
+        (("asen", "loss"), {"asen_triplet": 1, "margin": 0.2}),
+        (("asen_pp", "stages", 0), {"epoch_share": 0.5, "loss": {}, "train": {"lr": 0.004}}),
+    ],
+)
+def test_a_present_value_written_into_a_row_changes_nothing_that_its_training_depends_on(tmp_path, path, value):
+    row = path[0]
+    loaded = load(tmp_path, changed((("systems", *path), value)))
+    assert loaded.variant(row).resolved() == SETTINGS.variant(row).resolved()
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,20 @@ def attention_examples(
     return rows[usable], {name: maps[usable, attribute] for name, maps in stored.items() if name != "rows"}
 
 
+def settings_that_differ(rows: list[dict]) -> pd.DataFrame:
+    """The settings that have different values in rows (`Variant.resolved`) or in their stages, by (row, stage).
+
+    A setting that a row does not read, and a loss without a weight, is an empty text.
+    """
+    stages = [
+        {"row": row["name"], "stage": number} | {key: {**row, **stage}[key] for key in ("model", "loss", "train")}
+        for row in rows
+        for number, stage in enumerate(row["stages"])
+    ]
+    table = pd.json_normalize(stages).set_index(["row", "stage"]).astype(object)
+    return table.loc[:, table.map(str).where(table.notna()).nunique() > 1].fillna("")
+
+
 # ---- sentences
 
 

@@ -13,7 +13,7 @@ from m3lib.errors import InputError
 from m3lib.figures import panels
 from m3lib.retrieval.metrics import to_json
 from m3lib.retrieval.ranking import Ranking
-from tiny import ROOT, TAXONOMY, make_prepared
+from tiny import ROOT, SETTINGS, TAXONOMY, make_prepared
 
 PUBLISHED = pd.read_csv(ROOT / "data/results/published.csv")
 METRICS = ["map_all", "map_100_hits", "map_100_min", "recall_100"]
@@ -292,3 +292,15 @@ def test_on_a_public_benchmark_every_row_is_compared_with_the_published_one(data
     for row in overall.itertuples():
         column = "overall" if row.metric == "MAP@all" else row.metric
         assert table.loc[(row.system, "published"), column] == row.percent
+
+
+def test_settings_that_differ_are_those_of_the_rows_and_of_their_stages():
+    rows = [SETTINGS.variant(name).resolved() for name in ("asen_v2", "asen_pp", "modc", "m3")]
+    table = comparison.settings_that_differ(rows)
+    assert set(table) == {"model.attention_batch_norm", "train.lr", "train.crop", "train.jitter"}
+    assert list(table.index) == [
+        ("asen_v2", 0), ("asen_pp", 0), ("asen_pp", 1), ("modc", 0), ("modc", 1), ("modc", 2), ("m3", 0)
+    ]  # fmt: skip
+    assert table["train.lr"].tolist() == [0.008, 0.004, 0.004, 0.008, 0.008, 0.008, 0.016]
+    assert table["train.crop"].tolist() == [1, 1, 1, 1, 1, 0.5, 1]
+    assert comparison.settings_that_differ(rows[:1]).empty

@@ -30,16 +30,19 @@ def test_a_setting_makes_stale_what_it_reaches(whole):
     assert whole.stale() == set()
     m3_row = r"(?ms)^(  m3:\n.*?    train: {)lr: 0.016"
 
-    # Directly; umap and report depend on the embeddings and metrics that these stages write.
+    # Directly; umap depends on the embeddings that these stages write.
     assert after(whole, lambda: whole.edit("params.yaml", m3_row, r"\g<1>lr: 0.5")) == {
         "train@m3",
         "evaluate@m3",
+        "report",
         "index",
     }
-    assert after(whole, lambda: whole.put("loss.margin", "0.3")) == every("train", "evaluate") | {"index"}
+    assert after(whole, lambda: whole.put("loss.margin", "0.3")) == every("train", "evaluate") | {"report", "index"}
     assert after(whole, lambda: whole.put("umap.neighbors", "14")) == every("umap")
     assert after(whole, lambda: whole.put("wardrobe.seed", "1")) == {"prepare"}
     assert after(whole, lambda: whole.edit("params.yaml", "^# Every", "# All")) == set()
+    own = r"\g<0>train: {lr: 0.008}, "  # the general value
+    assert after(whole, lambda: whole.edit("params.yaml", r"(?m)^  classifier: {", own)) == set()
 
 
 def test_an_edit_of_a_parent_row_retrains_exactly_its_heirs(whole):
@@ -49,7 +52,7 @@ def test_an_edit_of_a_parent_row_retrains_exactly_its_heirs(whole):
         whole.check_inputs()
         heir = json.loads((whole.folder / "data/rows/asen.json").read_text())["settings"]
         assert (heir["network"], heir["train"]["lr"]) == ("m3_a", 0.016)
-        whole.dvc("commit", "--force", "train@asen", "evaluate@asen", "index")
+        whole.dvc("commit", "--force", "train@asen", "evaluate@asen", "report", "index")
         assert whole.stale() == set()
         whole.edit("params.yaml", r"(?m)^  m3_no_loss2: {like: m3", "  m3_no_loss2: {like: m3, train: {lr: 0.5}")
         whole.edit("params.yaml", r"(?m)^  classifier: {", "  classifier: {train: {lr: 0.5}, ")
