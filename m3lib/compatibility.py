@@ -55,11 +55,7 @@ class Declaration(NamedTuple):
 @cache
 def registry() -> dict[str, str]:
     """Network name to "module.Class", the literal SYSTEMS of systems/__init__.py."""
-    path = SYSTEMS_FOLDER / "__init__.py"
-    systems = literals(parsed(path)).get("SYSTEMS")
-    if not (isinstance(systems, dict) and all(isinstance(name, str) for item in systems.items() for name in item)):
-        raise InputError(f"{path}: write SYSTEMS as a literal dictionary of texts, such as {{'asen': 'asen.ASEN'}}")
-    return systems
+    return literals(parsed(SYSTEMS_FOLDER / "__init__.py"))["SYSTEMS"]
 
 
 @cache

@@ -66,7 +66,7 @@ def of_split(prepared: Prepared, split: str) -> list[str]:
     if split == "valid" and sum(map(len, unmeasured.values())) == taxonomy.num_attributes:
         sentences.append("nothing can be validated, so that each training keeps its last epoch")
     if constant:
-        sentences.append(f"every {split} candidate is relevant, so that any ranking is perfect: {listed(constant)}")
+        sentences.append(f"all {split} candidates share the class, so every ranking scores 100 %: {listed(constant)}")
     if unanswered:
         what = f"classes with {split} queries and no {split} candidate; these queries score 0"
         sentences.append(f"{what} ({len(unanswered)}): {listed(unanswered)}")

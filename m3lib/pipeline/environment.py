@@ -5,19 +5,24 @@ and not what is computed. A list of what to keep out would miss the variable tha
 """
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 PASSED = {
     *("PATH", "LD_LIBRARY_PATH", "USER", "LOGNAME", "DVC_ROOT"),
     *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_HOME", "CUDA_PATH", "CUDA_CACHE_PATH"),
-    *("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
+    *("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"),
+    *("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"),
     *("XDG_CACHE_HOME", "TORCH_HOME", "HUGGINGFACE_HUB_CACHE", "HUGGING_FACE_HUB_TOKEN", "NUMBA_CACHE_DIR"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
     *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
-    "GLOO_SOCKET_IFNAME",
+    *("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_TOPO_FILE", "NCCL_CROSS_NIC"),
 }
-PREFIXES = ("HF_", "NCCL_SOCKET_", "NCCL_IB_", "NCCL_NET", "NCCL_P2P_", "NCCL_SHM_", "NCCL_DEBUG")
+PREFIXES = (  # not all of NCCL_: its algorithm and its number of channels change the order of sums
+    *("HF_", "HSA_", "ROCM_", "FI_", "UCX_"),
+    *("NCCL_SOCKET_", "NCCL_IB_", "NCCL_NET", "NCCL_P2P_", "NCCL_SHM_", "NCCL_DEBUG"),
+)
 FIXED = {
     "LC_ALL": "C.UTF-8",
     "TZ": "UTC",
@@ -47,6 +52,8 @@ def clean(outside: Mapping[str, str], root: Path) -> dict[str, str]:
 def enter(root: Path) -> None:
     """Make the clean environment that of this process and its children, with the repository as working directory."""
     environment = clean(os.environ, root)
+    if "TMPDIR" in os.environ.keys() - environment.keys():
+        print(f"note: TMPDIR is not used: its path has more than {LONGEST_TMPDIR} bytes", file=sys.stderr)
     os.environ.clear()
     os.environ.update(environment)
     (root / "data" / "work" / "environment").mkdir(parents=True, exist_ok=True)  # IPython warns if it can't write there

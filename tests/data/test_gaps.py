@@ -51,7 +51,7 @@ def test_attributes_and_classes_that_training_does_not_show():
         ([(QUERY, [0, 7]), (CANDIDATE, [0, 3, 8])], [
             "not evaluated, since no query has a label: details",
             "not evaluated, since no query has a relevant candidate: sleeve",
-            "every test candidate is relevant, so that any ranking is perfect: colour",
+            "all test candidates share the class, so every ranking scores 100 %: colour",
         ]),
         ([(QUERY, [0, 3]), (QUERY, [1]), (CANDIDATE, [0]), (CANDIDATE, [2])], [
             "not evaluated, since no candidate has a label: details",

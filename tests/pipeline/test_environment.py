@@ -44,7 +44,10 @@ TRAPS = {  # files in the home folder of a person
 
 
 def set_traps(home: Path) -> dict[str, str]:
-    """Write the files; return the variables of a person who uses them."""
+    """Write the files; return the variables of a person who uses them.
+
+    The Turkish locale is built if `localedef` and its sources are installed; else its variables name none.
+    """
     for name, text in TRAPS.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(text)
@@ -59,7 +62,12 @@ def set_traps(home: Path) -> dict[str, str]:
         "XDG_CONFIG_HOME": ".config",
         "PYTHONSTARTUP": "startup.py",
         "PYTHONPATH": "modules",
+        "LOCPATH": "locales",
     }
+    if command := shutil.which("localedef"):
+        (home / "locales").mkdir()
+        options = ["--inputfile=tr_TR", "--charmap=ISO-8859-9", str(home / "locales" / "tr_TR.ISO-8859-9")]
+        subprocess.run([command, *options], check=False, capture_output=True)
     return {name: str(home / place) for name, place in places.items()} | {
         **{"MPLBACKEND": "TkAgg", "LC_ALL": "tr_TR.ISO-8859-9", "LANGUAGE": "tr", "TZ": "Asia/Kathmandu"},
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "3"),
@@ -146,7 +154,17 @@ DROPPED = {
     *("PYTHONWARNINGS", "OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "MKL_NUM_THREADS", "MKL_CBWR", "NUMBA_NUM_THREADS"),
     *("NUMBA_DISABLE_JIT", "NVIDIA_TF32_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
     *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE", "NCCL_ALGO", "NCCL_PROTO", "LANG", "LANGUAGE"),
-    *("LC_NUMERIC", "COLUMNS", "IPY_TEST", "PAPERMILL_TRANSLATOR", "TQDM_DISABLE", "LD_PRELOAD", "XDG_CONFIG_DIRS"),
+    *(
+        "NCCL_MIN_NCHANNELS",
+        "NCCL_NTHREADS",
+        "LC_NUMERIC",
+        "COLUMNS",
+        "IPY_TEST",
+        "PAPERMILL_TRANSLATOR",
+        "TQDM_DISABLE",
+        "LD_PRELOAD",
+        "XDG_CONFIG_DIRS",
+    ),
 }
 NEEDED = {
     *(
@@ -168,6 +186,15 @@ NEEDED = {
         "GLOO_SOCKET_IFNAME",
         "TMPDIR",
     ),
+    *("HSA_OVERRIDE_GFX_VERSION", "ROCM_PATH", "NVIDIA_VISIBLE_DEVICES", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"),
+    *(
+        "NCCL_TOPO_FILE",
+        "NCCL_CROSS_NIC",
+        "TP_SOCKET_IFNAME",
+        "FI_PROVIDER",
+        "FI_EFA_USE_DEVICE_RDMA",
+        "UCX_NET_DEVICES",
+    ),
 }
 
 
@@ -178,9 +205,14 @@ def test_what_names_a_place_passes_and_what_changes_a_result_does_not(tmp_path):
     assert found == environment.clean(dict.fromkeys(NEEDED, "x") | dict.fromkeys(found.keys() - NEEDED, "y"), tmp_path)
 
 
-def test_a_temporary_folder_too_long_for_a_socket_is_not_used(tmp_path):
-    assert "TMPDIR" not in environment.clean({"TMPDIR": "/" + "é" * 40}, tmp_path)
-    assert environment.clean({"TMPDIR": "/" + "é" * 30}, tmp_path)["TMPDIR"] == "/" + "é" * 30
+@pytest.mark.parametrize(("letters", "used"), [(30, True), (40, False)])
+def test_a_temporary_folder_too_long_for_a_socket_is_not_used_and_named(tmp_path, monkeypatch, capfd, letters, used):
+    folder = "/" + "é" * letters
+    monkeypatch.setattr(os, "environ", {"TMPDIR": folder})
+    monkeypatch.chdir(tmp_path)
+    environment.enter(tmp_path)
+    assert os.environ.get("TMPDIR") == (folder if used else None)
+    assert capfd.readouterr().err == ("" if used else "note: TMPDIR is not used: its path has more than 70 bytes\n")
 
 
 def test_a_home_folder_is_kept_and_another_place_found_for_what_it_can_not_take(tmp_path, monkeypatch):
