@@ -8,30 +8,37 @@ network, loss, sampler or schedule does not use.
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import cached_property
 from typing import Any
 
-from m3lib.compatibility import COMMON_SETTINGS, LOSS_SETTINGS, LOSSES, active_losses, declaration, registry
-from m3lib.config import Settings, Variant
+from m3lib.compatibility import COMMON_SETTINGS, LOSS_SETTINGS, LOSSES, active_losses, declaration, losses_of, registry
+from m3lib.config import Settings, Stage, Variant
 from m3lib.errors import InputError, shown
 from m3lib.pipeline.changes import MISSING, Keys, changes, dotted, lookup, with_value
 from m3lib.validation import ROW_SECTIONS, validate, with_preset
 
 SOURCES = {"wardrobe": ("wardrobe",), "csv": ("csv",), "benchmark": ("deepfashion", "fashionai", "darn")}
-IMAGE_SAMPLERS = ("uniform", "balanced")
-TRAIN_SETTINGS = {  # a setting of `train` that only some values of another one use
-    "triplets": ("sampler", ("asen", "asen_pp", "asen_pp_exact")),
-    "warmup": ("schedule", ("cosine",)),
-    "step_epochs": ("schedule", ("step",)),
-    "step_factor": ("schedule", ("step",)),
-}
-UNUSED = {  # a section or a setting of one: why a run may not use it
-    "preset": "this run does not read what the preset sets",
-    "rendezvous": "nodes is 1",
-    "split": "csv.split_column gives the splits",
-    "images": "the drawn images are square and none is missing",
-    "pretrained": "model.weights is set",
-    "local_weights": "model.local_from_global copies the global branch",
+BY_SAMPLER = ("asen", "asen_pp", "asen_pp_exact")
+SQUARE = "the drawn images are square"
+GIVEN = ("csv.split_column gives the splits", lambda run: run.source != "csv" or not run.csv.split_column)
+STEP = ("no row has train.schedule step", lambda stage: stage.train.schedule == "step")
+NEEDS = {  # a setting that another one switches off: why it has no effect then, and whether the run (config.Settings),
+    # a row of it (Variant) or a stage of a row's training (Stage) reads it
+    "preset": ("this run does not read what the preset sets", lambda run: False),
+    "rendezvous": ("nodes is 1", lambda run: run.nodes > 1),
+    "split.valid": GIVEN,
+    "split.test": GIVEN,
+    "images.max_unreadable": ("the photos are drawn", lambda run: run.source != "wardrobe"),
+    "images.fit": (SQUARE, lambda run: run.source != "wardrobe" or run.images.height != run.images.width),
+    "model.pretrained": ("model.weights is set", lambda row: not row.model.weights or has_own_local_branch(row)),
+    "model.local_weights": ("model.local_from_global copies the global branch", lambda row: has_own_local_branch(row)),
+    "loss.hardness": (
+        "train.sampler draws the triplets by itself",
+        lambda stage: not triplets(stage) or stage.loss.modc_pseudo,
+    ),
+    "train.triplets": (f"no row has train.sampler {' or '.join(BY_SAMPLER)}", lambda stage: triplets(stage)),
+    "train.warmup": ("no row has train.schedule cosine", lambda stage: stage.train.schedule == "cosine"),
+    "train.step_epochs": STEP,
+    "train.step_factor": STEP,
 }
 
 
@@ -46,7 +53,7 @@ def notes(values: dict, committed: dict | None = None) -> list[str]:
             partial.append(reach(path, values, [name for name in reached if name], owners))
         mentioned.add(path)
     unread = [f"{', '.join(names)}: changed without effect, since {reason}" for reason, names in without.items()]
-    return [*partial, *unread, *replaced_by_rows(run, mentioned), *replaced_by_preset(run)]
+    return [*partial, *unread, *replaced_by_rows(run, mentioned)]
 
 
 # ---- what a run reads
@@ -59,12 +66,9 @@ class Run:
         self.values = values
         self.settings = validate(Settings, with_preset(values))
         self.preset = self.settings.preset
+        self.preset_values = values["presets"][self.preset]
         self.rows = {name: row_values(self.settings.variant(name)) for name in self.settings.variants}
         self.reads = {"": run_values(self.settings), **self.rows}
-
-    @cached_property
-    def preset_values(self) -> dict:
-        return self.values["presets"][self.preset]
 
     def reached(self, path: Keys, committed: dict) -> list[str]:
         """The keys of `reads` that differ from those without the change of one setting."""
@@ -128,80 +132,66 @@ class Run:
         if section == "presets":
             return f"preset is {self.preset}"
         if inner == path and len(path) > 1 and path[1] in self.preset_values.get(section, {}):
-            return f"the preset {self.preset} replaces it: use -S {self.command(path)}"
+            full = ("presets", self.preset, *path)
+            plus = "+" if lookup(self.values, full) is MISSING else ""  # for a key that is not listed yet
+            return f"the preset {self.preset} replaces it: use -S {plus}{dotted(full)}=..."
         if section in SOURCES:
             return f"source is {self.settings.source}"
         if section == "systems" and not self.heirs(inner[1]):
             return f"{inner[1]} is not in variants"
         if owners := self.owners(path):
             return f"rows set their own: {listed(owners)}"
-        return self.unread(inner[2] if section == "systems" and len(inner) > 2 else section, key)
+        return self.unread(inner[2] if section == "systems" and len(inner) > 2 else section, key, dotted(inner[-2:]))
 
-    def command(self, path: Keys) -> str:
-        """What sets a setting in the preset: a key that is not listed yet needs a plus sign."""
-        full = ("presets", self.preset, *path)
-        return f"{'+' * (lookup(self.values, full) is MISSING)}{dotted(full)}=..."
-
-    def unread(self, section: str, key: str) -> str:
+    def unread(self, section: str, key: str, name: str) -> str:
         """Why no row, or nothing else, reads a setting."""
-        variants = [self.settings.variant(name) for name in self.rows]
-        if section == "loss" and key in LOSS_SETTINGS:
-            active = {name for variant in variants for stage in variant.stages for name in active_losses(stage.loss)}
-            if active & set(LOSS_SETTINGS[key]):
-                return "train.sampler draws the triplets by itself"
-            return f"no row has a loss that reads it ({', '.join(LOSS_SETTINGS[key])})"
-        if section == "train" and key in TRAIN_SETTINGS:
-            other, needed = TRAIN_SETTINGS[key]
-            return f"no row has train.{other} {' or '.join(needed)}"
-        readers = [name for name in registry() if key in declaration(name).settings | COMMON_SETTINGS]
+        variants = [self.settings.variant(row) for row in self.rows]
+        losses = LOSS_SETTINGS.get(key, ()) if section == "loss" else ()
+        if losses and not any(set(losses_of(variant)) & set(losses) for variant in variants):
+            return f"no row has a loss that reads it ({', '.join(losses)})"
+        readers = [network for network in registry() if key in declaration(network).settings | COMMON_SETTINGS]
         if section == "model" and not any(variant.network in readers for variant in variants):
             return f"no row has a network that reads it ({', '.join(readers)})"
-        return UNUSED.get(key, UNUSED.get(section, "nothing of this run reads it"))
+        return NEEDS.get(name, ("nothing of this run reads it",))[0]
+
+
+def triplets(stage: Stage) -> bool:
+    return stage.train.sampler in BY_SAMPLER
+
+
+def has_own_local_branch(variant: Variant) -> bool:
+    return "local_weights" in declaration(variant.network).settings and not variant.model.local_from_global
+
+
+def used(name: str, reader: Settings | Variant | Stage) -> bool:
+    """Whether nothing switches a setting off; reader: what may read it, as in NEEDS."""
+    section, _, key = name.partition(".")
+    if section == "loss" and not set(LOSS_SETTINGS.get(key, (key,))) & set(active_losses(reader.loss)):
+        return False
+    return name not in NEEDS or bool(NEEDS[name][1](reader))
 
 
 def row_values(variant: Variant) -> dict[str, Any]:
     """What the training and evaluation of a row read, by dotted name; a list has one value per stage."""
-    stages, network = variant.stages, declaration(variant.network).settings | COMMON_SETTINGS
-    shares = [(stage.epoch_share, stage.restart, stage.global_lr) for stage in stages]
-    values: dict[str, Any] = {"network": variant.network, "score": variant.score, "stages": shares}
-    values |= {f"model.{key}": value for key, value in asdict(variant.model).items() if key in network}
-    if variant.model.local_from_global:
-        values.pop("model.local_weights", None)
-    if variant.model.weights and "model.local_weights" not in values:
-        values.pop("model.pretrained")
+    row = variant.resolved()
+    values = {key: row[key] for key in ("network", "score")}
+    values["stages"] = [(stage.epoch_share, stage.restart, stage.global_lr) for stage in variant.stages]
+    values |= {name: value for key, value in row["model"].items() if used(name := f"model.{key}", variant)}
     for section in ("loss", "train"):
-        for key in asdict(getattr(variant, section)):
-            if reading := [stage for stage in stages if reads(stage, section, key)]:
+        for key in vars(getattr(variant, section)):
+            if reading := [stage for stage in variant.stages if used(f"{section}.{key}", stage)]:
                 values[f"{section}.{key}"] = [getattr(getattr(stage, section), key) for stage in reading]
     return values
 
 
-def reads(stage: Any, section: str, key: str) -> bool:
-    """Whether a stage of a training reads a setting of `loss` or `train`."""
-    if section == "train":
-        other, needed = TRAIN_SETTINGS.get(key, ("schedule", (stage.train.schedule,)))
-        return getattr(stage.train, other) in needed
-    active = set(active_losses(stage.loss))
-    if key == "hardness" and stage.train.sampler not in IMAGE_SAMPLERS:
-        active &= {"modc_pseudo"}  # the other triplets are the sampler's
-    return key in active or bool(active & set(LOSS_SETTINGS.get(key, ())))
-
-
 def run_values(settings: Settings) -> dict[str, Any]:
-    """What a run reads besides its rows: everything but sections of other sources and settings that nothing uses."""
-    values = asdict(settings)
-    unused = [name for name, sources in SOURCES.items() if settings.source not in sources]
-    for section in ("preset", "presets", "systems", *ROW_SECTIONS, *unused):
-        del values[section]
-    if settings.nodes == 1:
-        del values["rendezvous"]
-    if settings.source == "csv" and settings.csv.split_column:
-        del values["split"]["valid"], values["split"]["test"]
-    if settings.source == "wardrobe":
-        del values["images"]["max_unreadable"]
-        if settings.images.height == settings.images.width:
-            del values["images"]["fit"]
-    return values
+    """What a run reads besides its rows, by dotted name: no section of another source, and nothing that is unused."""
+    left_out = {"presets", "systems", *ROW_SECTIONS}
+    left_out |= {name for name, sources in SOURCES.items() if settings.source not in sources}
+    sections = {name: value for name, value in asdict(settings).items() if name not in left_out}
+    values = {name: value for name, value in sections.items() if not isinstance(value, dict)}
+    values |= {f"{name}.{key}": v for name, value in sections.items() if name not in values for key, v in value.items()}
+    return {name: value for name, value in values.items() if used(name, settings)}
 
 
 # ---- sentences
@@ -233,15 +223,3 @@ def replaced_by_rows(run: Run, mentioned: set[Keys]) -> list[str]:
                 by_place[places].append(f"{section}.{key}")
     groups = [f"{', '.join(names)} (in {', '.join(places)})" for places, names in by_place.items()]
     return ["rows replace these general settings: " + "; ".join(groups)] if groups else []
-
-
-def replaced_by_preset(run: Run) -> list[str]:
-    """A sentence on what the preset replaces, of what this run reads."""
-    names = [
-        f"{section}.{key}"
-        for section, values in run.preset_values.items()
-        for key in values
-        if section in run.reads[""] or section in ROW_SECTIONS or (section == "systems" and run.heirs(key))
-    ]
-    where = f"presets.{run.preset}"
-    return [f"the preset {run.preset} replaces {', '.join(names)}: change them in {where}"] if names else []

@@ -34,7 +34,7 @@ def changed(*settings: str, values: dict = VALUES) -> dict:
 def new_notes(*settings: str) -> list[str]:
     """The notes on these changes, without those on the general settings that rows always replace."""
     found = effects.notes(changed(*settings), VALUES)
-    return [note for note in found if not note.startswith(("rows replace", "the preset"))]
+    return [note for note in found if not note.startswith("rows replace")]
 
 
 def test_the_committed_settings_give_one_short_note():
@@ -95,7 +95,7 @@ def test_the_committed_settings_give_one_short_note():
             ["source=csv", "csv.split_column=part", "split.test=0.3"],
             f"split.test: {NO_EFFECT} csv.split_column gives the splits",
         ),
-        (["images.fit=pad"], f"images.fit: {NO_EFFECT} the drawn images are square and none is missing"),
+        (["images.fit=pad"], f"images.fit: {NO_EFFECT} the drawn images are square"),
         (["rendezvous='a:1'"], f"rendezvous: {NO_EFFECT} nodes is 1"),
         (["preset=mini"], f"preset: {NO_EFFECT} this run does not read what the preset sets"),
         (["presets.mini.benchmark.fraction=0.1"], f"presets.mini.benchmark.fraction: {NO_EFFECT} preset is none"),
