@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 
 from m3lib.figures import fonts
 from m3lib.taxonomy import caption
@@ -57,6 +57,7 @@ def class_frequencies(shares: Mapping[str, np.ndarray]) -> Figure:
         falling = 100 * np.sort(values[values > 0])[::-1]
         axis.plot(1 + np.arange(len(falling)), falling, marker=".", color=color, label=caption(name))
     axis.set(yscale="log", xlabel="class, from the most to the least frequent", ylabel="share of training images (%)")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left", fontsize=8)

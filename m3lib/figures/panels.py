@@ -29,7 +29,9 @@ def overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
 def contact_sheet(images: Mapping[str, np.ndarray], title: str, columns: int = 2) -> Figure:
     """One row of images per class, `columns` of them side by side; images: (k, H, W, 3) uint8 by class name."""
     rows = max(1, -(-len(images) // columns))
-    figure, axes = plt.subplots(rows, columns, figsize=(4.5 * columns, 1.15 * rows), squeeze=False)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(4.5 * columns, 0.25 + 1.05 * rows), squeeze=False, layout="constrained"
+    )
     for axis in axes.flat:
         axis.axis("off")
     if not images:
@@ -38,7 +40,6 @@ def contact_sheet(images: Mapping[str, np.ndarray], title: str, columns: int = 2
         axis.imshow(np.hstack(of_class))
         axis.set_title(caption(name), fontsize=9, loc="left", pad=2)
     figure.suptitle(caption(title), fontsize=11)
-    figure.tight_layout(h_pad=0.9)
     return figure
 
 
@@ -68,6 +69,7 @@ def retrieval_panel(
     relevant: np.ndarray,
     captions: Sequence[str],
     maps: Mapping[str, np.ndarray] | None = None,
+    title: str = "",
 ) -> Figure:
     """One row per query: its image, then its top results, framed green if relevant and red if not; a sentence if none.
 
@@ -78,6 +80,7 @@ def retrieval_panel(
         figure, axis = plt.subplots(figsize=(4, 0.6))
         axis.axis("off")
         axis.text(0, 0.5, "no query has a label", va="center")
+        axis.set_title(caption(title, 80), fontsize=10, loc="left")
         return figure
     maps = maps or {}
     rows, columns = len(relevant), 1 + len(maps) + relevant.shape[1]
@@ -94,4 +97,6 @@ def retrieval_panel(
     for column, name in enumerate(maps, 1):
         axes[-1, column].set_xlabel(name, fontsize=7)
     figure.subplots_adjust(wspace=0.06, hspace=0.28)
+    left, above = figure.subplotpars.left, figure.subplotpars.top + 0.2 / figure.get_figheight()
+    figure.suptitle(caption(title, 80), fontsize=10, x=left, y=above, ha="left", va="bottom")
     return figure

@@ -83,11 +83,11 @@ def describe(frame: pd.DataFrame, pairs: np.ndarray) -> list[str]:
     groups = frame.groupby(join(np.arange(len(frame)), pairs))  # named by their first row
     sizes = groups.size()
     several = sizes[sizes > 1]
-    counted = f"{several.sum()} of {len(frame)} photos have identical or near-identical ones, in {len(several)} groups"
+    counted = f"{several.sum()} of {len(frame)} photos have identical or near-identical ones (groups: {len(several)})"
     largest = f"the largest has {several.max()} photos, such as {frame['image'][several.idxmax()]!r}"
     divided = groups["split"].nunique() > 1
     if not divided.any():
         return [f"{counted}, each in one split; {largest}"]
     example = frame.loc[groups.groups[divided.idxmax()]].drop_duplicates("split")
     named = " and ".join(f"{name!r} ({split})" for name, split in zip(example["image"], example["split"], strict=True))
-    return [f"{counted}; {largest}", f"{divided.sum()} of these groups lie in several splits, such as {named}"]
+    return [f"{counted}; {largest}", f"groups of these that lie in several splits: {divided.sum()}, such as {named}"]

@@ -56,6 +56,15 @@ def test_classes_without_an_image_have_no_dot():
     figure.canvas.draw()
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 20])
+def test_the_ranks_of_classes_are_whole_numbers(count):
+    axis = charts.class_frequencies({"a": np.linspace(0.1, 0.5, count)}).axes[0]
+    low, high = axis.get_xlim()
+    ticks = [tick for tick in axis.get_xticks() if low <= tick <= high]
+    assert ticks
+    assert all(tick == round(tick) for tick in ticks)
+
+
 def test_scores_and_differences_that_are_not_measured():
     percent = pd.DataFrame({"attribute": [NAN], "segment": [NAN]}, index=["modc"])
     charts.score_heatmap(percent, {"modc": "segment"}, "MAP@all").canvas.draw()
@@ -87,3 +96,15 @@ def test_panels_without_an_image_say_so():
     assert texts(panels.contact_sheet({}, "colour")) == ["no image has a label"]
     image = np.zeros((4, 4, 3), np.uint8)
     panels.retrieval_panel([image], [[]], np.zeros((1, 0), bool), ["red"]).canvas.draw()
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 64, 3), (6, 64, 64, 3), (6, 96, 64, 3), (6, 40, 64, 3)])
+@pytest.mark.parametrize("count", [1, 3, 4, 8])
+def test_no_title_of_a_contact_sheet_lies_on_an_image(count, shape):
+    figure = panels.contact_sheet({f"class {i}": np.zeros(shape, np.uint8) for i in range(count)}, "colour")
+    figure.canvas.draw()
+    shown = [axis for axis in figure.axes if axis.images]
+    for axis in shown:
+        title = axis._left_title.get_window_extent()
+        others = [other.get_window_extent() for other in shown if other is not axis]
+        assert not any(title.overlaps(other) for other in [*others, figure._suptitle.get_window_extent()])

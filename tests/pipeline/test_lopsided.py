@@ -59,7 +59,9 @@ def test_a_catalogue_with_many_gaps_goes_through_every_notebook(tmp_path, monkey
     assert by_attribute["trained only"] is by_attribute["two in test"] is None
     assert by_attribute["alike"] == 1
     assert metrics["valid"]["weighted"]["map_all"]["overall_by_query"] is None
-    assert "42 images can be searched by 6 attributes" in said["07_index"]
+    assert "random ranking (query images: " in said["01_prepare"]
+    assert re.search(r"takes [\d,]+( to [\d,]+)? bytes", said["07_index"])
+    assert "42 images can be searched by category, two in test, " in said["07_index"]
 
 
 def test_a_catalogue_on_which_nothing_can_be_learned_or_measured_goes_through(tmp_path, monkeypatch):
@@ -72,4 +74,5 @@ def test_a_catalogue_on_which_nothing_can_be_learned_or_measured_goes_through(tm
     assert "Nothing can be measured on the test images." in said["01_prepare"]
     assert "keeps the weights that it started with" in said["02_train-asen"]
     assert "m3 can't be measured: no test query has a relevant candidate." in said["03_evaluate-m3"]
+    assert said["05_report"].count("No system can be measured") == 1
     assert "No system can be measured: no test query has a relevant candidate." in said["05_report"]

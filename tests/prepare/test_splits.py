@@ -49,8 +49,8 @@ def test_without_grouping_copies_are_drawn_as_other_photos_and_counted():
     source = splits.draw(make_source(), replace(SPLIT, group_duplicates=False))
     assert source.manifest["split"].tolist() == assign_splits(NAMES, SPLIT).tolist()
     apart = {i for i in range(len(COPIED)) if len({source.manifest["split"][i], source.manifest["split"][40 + i]}) > 1}
-    assert "20 of 50 photos have identical or near-identical ones, in 10 groups" in source.notes[0]
-    assert source.notes[1].startswith(f"{len(apart)} of these groups lie in several splits, such as '0")
+    assert "20 of 50 photos have identical or near-identical ones (groups: 10)" in source.notes[0]
+    assert source.notes[1].startswith(f"groups of these that lie in several splits: {len(apart)}, such as '0")
     assert len(apart) > 1
 
 
@@ -61,7 +61,7 @@ def test_forty_copies_in_forty_groups_share_a_split_and_a_role():
     assert len(set(map(tuple, found[:40]))) == 1
     assert {split for split, _ in found} == {"train", "valid", "test"}
     assert "40 of 50 photos" in source.notes[0]
-    assert "in 1 groups, each in one split; the largest has 40 photos" in source.notes[0]
+    assert "(groups: 1), each in one split; the largest has 40 photos" in source.notes[0]
 
 
 def test_groups_and_copies_are_joined():
@@ -84,9 +84,9 @@ def test_a_given_split_is_kept_and_its_leaks_are_counted():
     given = ["train"] * 25 + ["valid"] * 5 + ["test"] * 10 + ["train"] * 6 + ["test"] * 4
     source = splits.draw(make_source(given=given), SPLIT)
     assert source.manifest["split"].tolist() == given
-    assert "20 of 50 photos have identical or near-identical ones, in 10 groups; the largest has 2" in source.notes[0]
+    assert "20 of 50 photos have identical or near-identical ones (groups: 10); the largest has 2" in source.notes[0]
     named = "'06.jpg' (train) and '46.jpg' (test)"
-    assert source.notes[1] == f"4 of these groups lie in several splits, such as {named}"
+    assert source.notes[1] == f"groups of these that lie in several splits: 4, such as {named}"
 
 
 def test_unlabelled_rows_join_no_group():
@@ -148,4 +148,4 @@ def test_copies_of_photos_on_the_disk_are_found_while_they_are_packed(tiny_catal
     source = splits.draw(packed, tiny_catalogue.split)
     found = places(source)
     assert all(found[f"photos/{i:02}.jpg"] == found[f"photos/{i:02}-copy.png"] for i in range(60))
-    assert "120 of 120 photos have identical or near-identical ones, in 60 groups, each in one split" in source.notes[0]
+    assert "120 of 120 photos have identical or near-identical ones (groups: 60), each in one split" in source.notes[0]

@@ -91,4 +91,4 @@ def test_07_index_counts_the_photos_and_needs_no_labelled_query(
         monkeypatch.setattr("m3lib.data.manifest.check_source", lambda source: None)
     text = run_notebook(tmp_path, catalogue(size, test_labels), monkeypatch, capsys)
     assert counts in text
-    assert f"{size} images can be searched by 3 attributes" in text
+    assert f"{size} images can be searched by " in text
