@@ -126,7 +126,7 @@ pathlib.Path("shown.json").write_text(json.dumps(found))
 """
 ADDED = {"JPY_PARENT_PID", "JPY_SESSION_NAME", "MPLBACKEND", "LC_CTYPE", "PYDEVD_USE_FRAME_EVAL"}  # by Jupyter, Python
 ADDED |= {"CLICOLOR", "CLICOLOR_FORCE", "FORCE_COLOR", "TERM", "PAGER", "GIT_PAGER", "_", "KMP_INIT_AT_FORK"}
-ADDED |= {"KMP_DUPLICATE_LIB_OK", "PWD", "SHLVL"}
+ADDED |= {"KMP_DUPLICATE_LIB_OK", "PWD", "SHLVL", "LINES", "COLUMNS"}  # the last two by readline in Python 3.13
 
 
 def test_a_kernel_and_its_processes_have_the_clean_environment_wherever_they_start(tmp_path):
