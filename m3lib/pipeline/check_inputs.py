@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from m3lib import prepare
@@ -75,6 +76,8 @@ def benchmark_fingerprint(settings: Settings) -> dict[str, str | int]:
     dataset = prepare.DATASETS[settings.source]
     folder = public.folder_of(dataset.name, settings.benchmark)
     report, complete = public.survey(dataset, folder)
+    if complete and dataset.quick:
+        prepare.read(settings)
     print(report)
     if not complete:
         raise InputError(f"{dataset.name} is not complete in {folder}; the missing files are listed above")
@@ -158,6 +161,8 @@ def show_benchmark(name: str) -> int:
     settings = load(find_root() / "params.yaml")
     dataset = prepare.DATASETS[nearest(name, list(prepare.DATASETS), "public benchmark")]
     report, complete = public.survey(dataset, public.folder_of(dataset.name, settings.benchmark))
+    if complete:
+        prepare.read(replace(settings, source=dataset.name))  # raises InputError for wrong labels and missing photos
     print(report)
     return 0 if complete else 1
 

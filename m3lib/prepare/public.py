@@ -79,6 +79,7 @@ class Dataset:
     read: Callable[[Path], Annotations]
     taxonomy: Callable[[Path], Taxonomy]
     faults: Callable[[Path], Iterator[str]] = never
+    quick: bool = True  # whether its label files are read in seconds
 
 
 SPLIT_FILES = {

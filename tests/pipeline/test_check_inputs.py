@@ -11,6 +11,7 @@ import pytest
 import timm
 from safetensors.numpy import save_file
 
+from downloads import darn, fashionai
 from m3lib import config
 from m3lib.pipeline import check_inputs
 from m3lib.prepare import contents
@@ -142,6 +143,31 @@ def test_without_a_name_make_data_lists_the_benchmarks(workspace, capsys):
     assert check_inputs.main([""]) == 1
     error = "error: name a public benchmark: make data SOURCE=deepfashion | fashionai | darn\n"
     assert capsys.readouterr() == ("", error)
+
+
+@pytest.mark.parametrize(
+    ("draw", "spoil", "sentence"),
+    [
+        (fashionai, lambda folder: [path.unlink() for path in sorted(folder.rglob("*.jpg"))[5:]], "photos are missing"),
+        (fashionai, lambda folder: put_first(folder, "label.csv", "path,name,letters"), "label.csv, line 1: "),
+        (darn, lambda folder: put_first(folder, "labels.csv", "path,a,b,c,d,e,f,g,h,i"), "the header must be path,"),
+    ],
+)
+def test_a_download_whose_labels_or_photos_are_wrong_is_not_called_complete(workspace, capsys, draw, spoil, sentence):
+    download = draw(workspace / "set")
+    edit_params(workspace, "source: csv", f"source: {download.name}")
+    edit_params(workspace, "  folder: ''", f"  folder: {download.folder}")
+    spoil(download.folder)
+    for arguments in ([], [download.name]):
+        assert check_inputs.main(arguments) == 1
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert sentence in shown.err
+
+
+def put_first(folder: Path, name: str, line: str) -> None:
+    for path in folder.rglob(name):
+        path.write_text(f"{line}\n{path.read_text()}")
 
 
 def test_the_first_stage_runs_as_a_module(workspace):
