@@ -62,11 +62,12 @@ def remedies(settings: Settings) -> dict[str, str]:
     if settings.source == "csv" and (column := settings.csv.split_column):
         given = {split: f"mark labelled photos as {split} in the column {column!r}" for split in ("train", "test")}
         return given | {"role": f"{given['test']}, or set split.query nearer to 0.5"}
+    ways = {split: way if ", or " in way else f"or {way}" for split, way in ways.items()}
     if settings.source == "wardrobe":
-        return {split: f"raise wardrobe.images, or {way}" for split, way in ways.items()}
+        return {split: f"raise wardrobe.images, {way}" for split, way in ways.items()}
     if settings.source == "csv":
         lower = "lower csv.min_images, " * (settings.csv.min_images > 1)
-        return {split: f"add photos with labels, {lower}or {way}" for split, way in ways.items()}
+        return {split: f"add photos with labels, {lower}{way}" for split, way in ways.items()}
     complete = f"complete the download (`make data SOURCE={settings.source}` lists its files)"
     in_preset = "fraction" in settings.presets[settings.preset].get("benchmark", {})
     fraction = f"raise presets.{settings.preset}.benchmark.fraction" if in_preset else "raise benchmark.fraction"

@@ -8,7 +8,7 @@ import numpy as np
 
 from m3lib.config import Csv
 from m3lib.errors import InputError
-from m3lib.prepare.spelling import Values, listed, read_values
+from m3lib.prepare.spelling import Values, listed, read_values, spelling_key
 from m3lib.prepare.table import Table
 from m3lib.taxonomy import Attribute, Taxonomy, one_line
 
@@ -41,11 +41,11 @@ def label(table: Table, settings: Csv) -> Labels:
         notes += reading
         has_value |= np.array([bool(classes) for classes in values])
         multi = is_multi(name, values, table, settings)
-        values, rare = without_rare(values, settings)
+        values, rare, other = without_rare(values, settings)
         classes = tuple(sorted(set().union(*values)))
         if len(classes) > 1:
             values_of[Attribute(name, classes, multi)] = values
-            notes += [describe_rare(name, rare, settings)] if rare else []
+            notes += [describe_rare(name, rare, other, settings)] if rare else []
             continue
         problem = f"fewer than two classes with {settings.min_images} or more images"
         if settings.attributes:
@@ -73,20 +73,22 @@ def is_multi(name: str, values: Values, table: Table, settings: Csv) -> bool:
     return True
 
 
-def without_rare(values: Values, settings: Csv) -> tuple[Values, dict[str, int]]:
+def without_rare(values: Values, settings: Csv) -> tuple[Values, dict[str, int], str]:
     """Drop or fold classes with fewer than csv.min_images images; also return them with their number of images.
 
-    `other`, the class they are folded into, is dropped if it is rare too.
+    Also return the class that they are folded into: OTHER, or a spelling of it that exists. It is dropped if it is
+    rare too.
     """
     counts = Counter(chain.from_iterable(values))
+    other = max((class_ for class_ in sorted(counts) if spelling_key(class_) == OTHER), key=counts.get, default=OTHER)
     rare = {class_: n for class_, n in counts.items() if n < settings.min_images}
     if settings.rare == "fold":
-        values = [sorted({OTHER if class_ in rare else class_ for class_ in classes}) for classes in values]
+        values = [sorted({other if class_ in rare else class_ for class_ in classes}) for classes in values]
         counts = Counter(chain.from_iterable(values))
-    return [[class_ for class_ in classes if counts[class_] >= settings.min_images] for classes in values], rare
+    return [[class_ for class_ in classes if counts[class_] >= settings.min_images] for classes in values], rare, other
 
 
-def describe_rare(name: str, rare: dict[str, int], settings: Csv) -> str:
+def describe_rare(name: str, rare: dict[str, int], other: str, settings: Csv) -> str:
     """Describe the rare classes of an attribute in a note."""
-    action = "dropped" if settings.rare == "drop" else f"folded into {OTHER!r}"
+    action = "dropped" if settings.rare == "drop" else f"folded into {other!r}"
     return f"{name}: classes with fewer than {settings.min_images} images are {action}: {listed(rare, Counter(rare))}"

@@ -21,6 +21,8 @@ LETTER, DIGIT = r"[^\W\d_]", r"\d"
 JOINED = re.compile(  # what may be written as a blank, a hyphen or an underscore; never the sign of a number
     rf"(?<={LETTER})[\s_-]+(?={LETTER})|(?<={LETTER})_(?={DIGIT})|(?<={DIGIT})[\s_-]+(?={LETTER})"
 )
+TIGHT = re.compile(r"\s*([/.])\s*")
+OUTER = " .#'\"`()<>[]{}\u201c\u201d\u201e\u00ab\u00bb\u2039\u203a"  # around a word for an unknown label
 NUMBER = re.compile(r"(-?\d+)[.,](\d{1,2})")  # three digits behind a comma may be thousands
 
 Values = list[list[str]]  # of one attribute: the classes of each row in order, none if unknown
@@ -29,11 +31,13 @@ Values = list[list[str]]  # of one attribute: the classes of each row in order, 
 def read_values(column: pd.Series, settings: Csv) -> tuple[Values, list[str]]:
     """Return the classes of each cell of a column, and notes on how they were read."""
     name, written, lists = str(column.name), {}, []
+    unknown = missing_keys(settings)
     cells = Counter(column)  # few cells differ in most columns
     for cell in cells:
         items = list_items(cell)
         lists += [] if items is None else [cell]
-        written[cell] = cell.split(settings.separator) if items is None else items
+        whole = items is None and missing_key(cell) in unknown  # `n/a` has one part, even if the separator is `/`
+        written[cell] = [cell] if whole else cell.split(settings.separator) if items is None else items
     rows = {cell: {one_line(part) for part in parts} - {""} for cell, parts in written.items()}
     counts, hidden = Counter(), Counter()
     for cell, times in cells.items():
@@ -69,8 +73,8 @@ def read_classes(name: str, counts: Counter[str], settings: Csv) -> tuple[dict[s
     counts: images per spelling.
     """
     class_of = rename(name, counts, settings)
-    words = {spelling_key(one_line(word)) for word in settings.missing}
-    unknown = [text for text in counts if text not in class_of and spelling_key(text) in words]
+    words = missing_keys(settings)
+    unknown = [text for text in counts if text not in class_of and missing_key(text) in words]
     class_of |= dict.fromkeys(unknown, "")
     notes = []
     if unknown:
@@ -80,7 +84,24 @@ def read_classes(name: str, counts: Counter[str], settings: Csv) -> tuple[dict[s
     if settings.spellings == "merge":
         class_of, merged = merge(class_of, counts, set(renames(name, settings).values()))
         notes += [f"{name}: spellings of one class are merged (csv.spellings): {merged}"] if merged else []
-    return class_of, notes + separator_notes(name, counts, settings)
+    named = Counter({text: n for text, n in counts.items() if text not in unknown})
+    return class_of, notes + separator_notes(name, named, settings)
+
+
+def missing_keys(settings: Csv) -> set[str]:
+    return {missing_key(word) for word in settings.missing}
+
+
+@lru_cache(2**16)
+def missing_key(text: str) -> str:
+    """Return what all spellings of a word for an unknown label have in common: `N/A`, `n / a`, `#N/A`, `"<n/a>."`.
+
+    A text with a digit keeps its signs, which may be those of a number.
+    """
+    key = TIGHT.sub(r"\1", spelling_key(one_line(text)))
+    if not any(map(str.isdigit, key)):
+        key = key.strip(OUTER) or key
+    return key if any(map(str.isalnum, key)) or len(set(key)) > 1 else key[:1]
 
 
 def renames(name: str, settings: Csv) -> dict[str, str]:

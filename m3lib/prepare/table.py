@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from m3lib.taxonomy import nearest, one_line
 
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
 EXCEL = re.compile(r'"?sep=([^\w\s"]|\t)"?\s*', re.IGNORECASE)  # a first line that names the delimiter
+LINE_BREAK = re.compile(r"\r\n?|\n")
+ROW_NUMBERS = "column 1"  # the name of a first column without one
 SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("valid", "val", "validation", "dev"), "valid")
 
 Faults = dict[int, str]  # a sentence for each broken row, by its line
@@ -50,15 +53,16 @@ def open_table(settings: Csv, max_unreadable: float) -> Table:
     cells, faults = read_cells(path, settings.delimiter, column)
     if column not in cells:
         columns = ", ".join(map(repr, cells))
-        advice = f"split at csv.delimiter = {settings.delimiter}, its columns are: {columns}"
+        advice = f"with csv.delimiter = {settings.delimiter}, the columns are: {columns}"
         raise InputError(f"{path}: no column {column!r} (csv.image_column); {advice}")
     for setting in ("group_column", "split_column"):
         if getattr(settings, setting):
             find_column(cells, getattr(settings, setting), f"csv.{setting}", path)
-    attributes, total = choose_attributes(cells, settings), len(cells) + len(faults)
-    faults |= split_faults(cells, settings)
+    attributes, notes = choose_attributes(cells, settings)
+    faults |= split_faults(cells, settings) | quote_faults(cells, one_line_columns(cells, attributes, settings), path)
+    total = len({*cells.index, *faults})
     photos = find_photos(cells[column].drop(list(faults), errors="ignore"), path)
-    notes = leave_out(path, total, faults | photos.faults, settings.max_broken)
+    notes += leave_out(path, total, faults | photos.faults, settings.max_broken)
     notes += check_missing(photos.missing, len(photos.names) + len(photos.missing), max_unreadable) + photos.notes
     names = np.array(list(photos.names.values()), dtype=object)
     return Table(path, cells.loc[list(photos.names)], names, attributes, notes)
@@ -75,7 +79,7 @@ def read_table(path: Path) -> pd.DataFrame:
 def read_cells(path: Path, delimiter: str = "comma", column: str = "") -> tuple[pd.DataFrame, Faults]:
     """Read a CSV file into text cells, indexed by the line on which each row starts; also return the broken rows.
 
-    delimiter: a key of DELIMITERS, or auto: the one that Excel's first line names or that gives a column of this name.
+    delimiter: a key of DELIMITERS, or auto: the one in a `sep=` line, else the one that yields csv.image_column.
     Rows without text are skipped. Raises InputError if the file is no UTF-8 text or its header is wrong.
     """
     lines = list(io.StringIO(read_text(path), newline=""))
@@ -91,7 +95,8 @@ def read_cells(path: Path, delimiter: str = "comma", column: str = "") -> tuple[
     width, first = len(columns), min(rows)
     for line, row in rows.items():
         if len(row) != width:
-            faults[line] = f"line {line}: {len(row)} values for the {width} columns of the header"
+            what, breaks = f"{len(row)} values for the {width} columns of the header", sum(map(count_breaks, row))
+            faults |= spanned(line, line + breaks, what) if breaks else {line: f"line {line}: {what}"}
     good = [line for line in rows if line not in faults and line != first]
     cells = pd.DataFrame([rows[line] for line in good], good, columns, dtype=object)
     return cells.loc[:, [name != "" for name in columns]], faults
@@ -156,6 +161,38 @@ def guess_delimiter(lines: Sequence[str], column: str) -> str:
     return max(DELIMITERS.values(), key=columns)
 
 
+def count_breaks(cell: str) -> int:
+    return len(LINE_BREAK.findall(cell))
+
+
+def spanned(first: int, last: int, what: str) -> Faults:
+    """Return a fault for each line of a quoted cell that spans several lines: it may hold rows."""
+    inside = {line: f"line {line}: it lies inside the quotes of line {first}" for line in range(first + 1, last + 1)}
+    return {first: f"line {first}: {what}; the quote on this line closes on line {last}"} | inside
+
+
+def quote_faults(cells: pd.DataFrame, one_line_columns: set[str], path: Path) -> Faults:
+    """Return a fault for each line of a cell with a line break, if its column allows none or the cell holds a row."""
+    faults = {}
+    with_break = cells.apply(lambda column: column.str.contains(LINE_BREAK)).any(axis=1)
+    for line, row in cells[with_break].iterrows():
+        first = line
+        for name, cell in row.items():
+            last, (_, *others) = first + count_breaks(cell), LINE_BREAK.split(cell.strip())
+            if others and (name in one_line_columns or any(names_photo(text, path.parent) for text in others)):
+                found = spanned(first, last, f"column {name!r} has a line break")
+                faults |= found | {line: found[first]}
+                break
+            first = last
+    return faults
+
+
+def names_photo(text: str, folder: Path) -> bool:
+    """Return whether a line of text is a row of a table whose photo exists."""
+    parts = re.split(r'[,;|\t"]+', text)
+    return len(parts) > 1 and any(os.path.isfile(folder / part.strip()) for part in parts)
+
+
 def header(rows: dict[int, list[str]], path: Path) -> list[str]:
     """Return the names of the columns; '' for one without a name and without a value, as Excel leaves at the end.
 
@@ -164,8 +201,10 @@ def header(rows: dict[int, list[str]], path: Path) -> list[str]:
     """
     (first, names), *body = rows.items()
     columns = [one_line(name) for name in names]
-    columns[0] = columns[0] or "column 1"
+    columns[0] = columns[0] or ROW_NUMBERS
     for i, name in enumerate(columns):
+        if count_breaks(names[i].strip()):
+            raise InputError(f"{path}, line {first}: the name of column {i + 1} has a line break; check its quotes")
         if not name and any(len(row) == len(columns) and row[i].strip() for _, row in body):
             raise InputError(f"{path}, line {first}: column {i + 1} has no name")
         if name and columns.count(name) > 1:
@@ -198,14 +237,23 @@ def find_column(cells: pd.DataFrame, name: str, setting: str, path: Path) -> str
     return nearest(one_line(name), list(cells), f"column in params.yaml, {setting}: {path} has no")
 
 
-def choose_attributes(cells: pd.DataFrame, settings: Csv) -> list[str]:
-    """Return the columns listed in csv.attributes, or all columns without another meaning."""
-    path = data_path(settings.table)
-    others = {one_line(name) for name in (settings.image_column, settings.group_column, settings.split_column)}
+def other_columns(settings: Csv) -> dict[str, str]:
+    """Return the columns that are no attributes, and the setting that names each."""
+    names = ("image_column", "group_column", "split_column")
+    return {one_line(getattr(settings, name)): f"csv.{name}" for name in names if getattr(settings, name)}
+
+
+def choose_attributes(cells: pd.DataFrame, settings: Csv) -> tuple[list[str], list[str]]:
+    """Return the columns listed in csv.attributes, or all columns that may be attributes, and notes on the others."""
+    path, others = data_path(settings.table), other_columns(settings)
     listed = [find_column(cells, name, "csv.attributes", path) for name in settings.attributes]
     if twice := [name for name in listed if listed.count(name) > 1]:
         raise InputError(f"params.yaml, csv.attributes: {twice[0]!r} is listed twice")
-    attributes = listed or [name for name in cells if name not in others]
+    if clash := [name for name in listed if name in others]:
+        raise InputError(f"params.yaml, csv.attributes: {clash[0]!r} is listed, but it is {others[clash[0]]}")
+    free = [name for name in cells if name not in others]
+    left_out = [] if listed else [name for name in free if name == ROW_NUMBERS or is_identifier(cells[name])]
+    attributes = listed or [name for name in free if name not in left_out]
     for setting in ("multi", "single", "rename"):
         for name in getattr(settings, setting):
             column = find_column(cells, name, f"csv.{setting}", path)
@@ -213,7 +261,21 @@ def choose_attributes(cells: pd.DataFrame, settings: Csv) -> list[str]:
     both = {one_line(name) for name in settings.multi} & {one_line(name) for name in settings.single}
     if both:
         raise InputError(f"params.yaml, csv: {min(both)!r} is listed as multi and as single")
-    return attributes
+    why = "its values number or name the rows; if it is an attribute, list it in csv.attributes"
+    return attributes, [f"column {name!r} is left out: {why}" for name in left_out]
+
+
+def is_identifier(column: pd.Series) -> bool:
+    """Return whether a column has several values, each of them once."""
+    values = column.map(one_line)
+    values = values[values != ""]
+    return len(values) > 1 and values.is_unique
+
+
+def one_line_columns(cells: pd.DataFrame, attributes: list[str], settings: Csv) -> set[str]:
+    """Return the columns without line breaks: those of a setting, and others whose values make two classes."""
+    classes = {name for name in attributes if (cells[name].value_counts() >= settings.min_images).sum() > 1}
+    return {*other_columns(settings), *map(one_line, settings.attributes), *classes}
 
 
 def split_faults(cells: pd.DataFrame, settings: Csv) -> Faults:

@@ -62,6 +62,17 @@ def test_rare_classes_fold_into_other(tiny_catalogue):
     assert "other" not in read(tiny_catalogue, min_images=4, rare="fold").taxonomy.attributes[0].classes
 
 
+@pytest.mark.parametrize("own", ["Other", "OTHER", "other"])
+@pytest.mark.parametrize("spellings", ["merge", "keep"])
+def test_rare_classes_fold_into_a_persons_own_class_other(tiny_catalogue, own, spellings):
+    rare_colours(tiny_catalogue)
+    tiny_catalogue.change(lambda rows: [row.__setitem__(1, own) for row in rows[4:10]])
+    source = read(tiny_catalogue, min_images=3, rare="fold", spellings=spellings)
+    assert source.taxonomy.attributes[0].classes == tuple(sorted(["blue", "green", own, "red"]))
+    assert all(row["colour"] == [own] for row in class_names(source)[:9])
+    assert f"folded into {own!r}: 'y' (2), 'x' (1)" in source.notes[0]
+
+
 def test_a_long_list_of_rare_classes_is_shortened(tiny_catalogue):
     tiny_catalogue.change(lambda rows: [row.__setitem__(1, f"c{i}") for i, row in enumerate(rows[1:13])])
     (note,) = read(tiny_catalogue).notes
@@ -76,8 +87,8 @@ def test_an_attribute_without_two_classes(tiny_catalogue):
     check_refused(lambda: read(tiny_catalogue), "column 'sleeve': fewer than two classes", "csv.min_images")
 
 
-AWKWARD = st.sampled_from(['"', "a,b", "a\nb", "x\r\ny", "<b>&amp;</b>", "=1+1", "é", "e\u0301", "日本", " a ", ""])
-CELLS = st.lists(AWKWARD | st.text("ab,\"\n\u2028'|", max_size=4), max_size=3).map("|".join)
+AWKWARD = st.sampled_from(['"', "a,b", "<b>&amp;</b>", "=1+1", "é", "e\u0301", "日本", " a ", ""])
+CELLS = st.lists(AWKWARD | st.text("ab,\"\u2028'|", max_size=4), max_size=3).map("|".join)
 
 
 def naive_labels(cells: list[str]) -> list[set[str]]:
@@ -87,7 +98,7 @@ def naive_labels(cells: list[str]) -> list[set[str]]:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(cells=st.lists(CELLS, min_size=60, max_size=60))
+@given(cells=st.lists(CELLS, min_size=30, max_size=30).map(lambda cells: cells * 2))
 def test_any_label_that_csv_can_hold_comes_back(tiny_catalogue, cells):
     tiny_catalogue.change(lambda rows: [row.__setitem__(3, cell) for row, cell in zip(rows[1:], cells, strict=True)])
     rows = class_names(read(tiny_catalogue, attributes=[], min_images=1))
@@ -107,6 +118,34 @@ def read_cells(cells: list[str], name: str = "colour", **changes: object) -> tup
 
 MISSING = ["nan", "NaN", " None ", "N/A", "n/a", "NA", "null", "#N/A", "<NA>", "-", "--", "\u2014", "?", "Unknown"]
 MISSING += ["UNSPECIFIED", "not specified", "Not_Specified", "not available", "Missing", "\uff2e\uff21", "n.a.", "NaT"]
+MISSING += [
+    "N.A",
+    "n.a",
+    "N / A",
+    "n/a.",
+    "NA.",
+    "N. A.",
+    "NaN.",
+    "none.",
+    '"nan"',
+    "'None'",
+    "\\N",
+    "(null)",
+    "<null>",
+]
+MISSING += [
+    "<none>",
+    "(blank)",
+    "{NULL}",
+    "\u201cn/a\u201d",
+    "#VALUE!",
+    "#NULL!",
+    "#REF!",
+    "#DIV/0!",
+    "#N/A N/A",
+    "#NA",
+]
+MISSING += ["-nan", "no data", "No_Data", "UNK", "<unk>", "tbd", "---", "???", "(-)", "\u2013 "]
 
 
 @pytest.mark.parametrize("word", MISSING)
@@ -114,6 +153,26 @@ def test_a_word_for_missing_is_unknown_and_noted(word):
     found, notes = read_cells(["red", word, "blue", f"red|{word}", "", word])
     assert found == ["red", "", "blue", "red", "", ""]
     assert notes == [f"colour: read as unknown (csv.missing): {word.strip()!r} (3)"]
+
+
+@pytest.mark.parametrize(
+    "word", ["-5", "-1", "0", "no", "nana", "N", "a", "value", "ref", "x", "no sleeve", "!", "()", "..."]
+)
+def test_a_class_that_looks_like_a_word_for_missing_stays(word):
+    assert read_cells(["red", word, word]) == (["red", word, word], [])
+
+
+def test_signs_around_a_number_are_kept_in_words_for_missing():
+    cells = [".5", "5", "(5)", "#5", "-5", "5.0"]
+    assert read_cells(cells, missing=["5"], spellings="keep")[0] == [".5", "", "(5)", "#5", "-5", ""]
+
+
+@pytest.mark.parametrize("word", ["N / A", "n/a", "N/A."])
+def test_a_word_for_missing_is_not_divided(word):
+    for separator in ("|", "/"):
+        _, notes = read_cells([word] * 3 + ["red"], separator=separator)
+        assert notes == [f"colour: read as unknown (csv.missing): {word!r} (3)"]
+    assert not any("may be divided" in note for note in read_cells(["n", "a", word, word])[1])
 
 
 def test_the_words_for_missing_are_a_setting():

@@ -31,18 +31,34 @@ BAD_ROWS = {
     "no photo named": (edit_cell(2, 0, "  "), {}, ["line 3", "'image'", "empty"]),
     "twice": (edit_cell(9, 0, "./photos//03.jpg"), {}, ["line 10", "line 5", "photos/03.jpg"]),
     "missing photo": (
-        edit_cell(9, 0, "photos/no\n.jpg"),
+        edit_cell(9, 0, "photos/no\t.jpg"),
         {},
-        ["line 10", r"no\n.jpg", "1 of 60", "images.max_unreadable"],
+        ["line 10", r"no\t.jpg", "1 of 60", "images.max_unreadable"],
     ),
     "ragged": (lambda rows: rows[6].append("x"), {}, ["line 7", "6 values", "5 columns"]),
-    "quoted newline": (lambda rows: (rows[1].__setitem__(1, "a\nb\r\nc"), rows[2].pop()), {}, ["line 5", "4 values"]),
+    "quoted newline": (lambda rows: (rows[1].__setitem__(4, "a\nb\r\nc"), rows[2].pop()), {}, ["line 5", "4 values"]),
     "column twice": (edit_cell(0, 2, "colour"), {}, ["line 1", "'colour'"]),
     "column without a name": (edit_cell(0, 2, ""), {}, ["line 1", "column 3"]),
     "no image column": (edit_cell(0, 0, "file"), {}, ["'image'", "csv.image_column", "'file', 'colour'"]),
     "no class twice": (None, {"attributes": [], "min_images": 99}, ["no column has two classes with 99"]),
     "missing attribute": (None, {"attributes": ["color"]}, ["csv.attributes", "'color'", "'colour'"]),
     "attribute twice": (None, {"attributes": ["colour", " colour "]}, ["csv.attributes: 'colour' is listed twice"]),
+    "photos as attribute": (
+        None,
+        {"attributes": ["colour", " image"]},
+        ["csv.attributes: 'image'", "csv.image_column"],
+    ),
+    "group as attribute": (
+        None,
+        {"attributes": ["product"], "group_column": "product"},
+        ["csv.attributes: 'product'", "csv.group_column"],
+    ),
+    "split as attribute": (
+        split_words("train", 0, ""),
+        {"attributes": ["product"], "split_column": " product "},
+        ["csv.attributes: 'product'", "csv.split_column"],
+    ),
+    "line break in a column's name": (edit_cell(0, 4, "a\nb"), {}, ["line 1", "column 5", "line break", "quotes"]),
     "column to rename": (None, {"rename": {"color": {"red": "rot"}}}, ["csv.rename", "'color'", "'colour'"]),
     "class to rename": (None, {"rename": {"colour": {"rad": "rot"}}}, ["csv.rename", "'rad'", "'red'"]),
     "missing multi": (None, {"multi": ["detail"]}, ["csv.multi", "'details'"]),
@@ -187,6 +203,59 @@ def test_a_long_list_of_broken_rows_is_shortened_but_counted(tiny_catalogue):
     lines = str(raised.value).split("\n")
     assert "has 40 faults" in lines[0]
     assert (len(lines), lines[-1]) == (32, "  and 10 more")
+
+
+QUOTED = {  # lines 3 to 5 of a table, the lines that are broken, words on the first one
+    "class": (['{1},"red,', '{2},blue,y"', "{3},blue,z"], [3, 4], "line 3: 2 values"),
+    "class of whole rows": (
+        ['{1},"red', '{2},blue",y', "{3},blue,z"],
+        [3, 4],
+        "line 3: column 'colour' has a line break",
+    ),
+    "photo": (['"{1},red,x', '{2}",blue,y', "{3},blue,z"], [3, 4], "line 3: column 'image' has a line break"),
+    "three rows": (['{1},"red', "{2},blue,y", '{3},blue",z'], [3, 4, 5], "line 3: column 'colour' has a line break"),
+    "after a text": (['{1},"red', '",x', '{2},"blue', 'green",y'], [5, 6], "line 5: column 'colour' has a line break"),
+    "text that holds a row": (['{1},red,"x', '{2},blue,y"', "{3},blue,z"], [3, 4], "line 3: column 'text' has a line"),
+    "text before it": (['{1},red,"x', '{2},blue,"', "{3},blue,z"], [3, 4], "line 3: column 'text' has a line break"),
+    "text": (['{1},red,"x, y', "", '* z, 1.jpg, and more"', "{2},blue,z"], [], ""),
+}
+
+
+@pytest.mark.parametrize("attributes", [["colour"], []])
+@pytest.mark.parametrize("case", QUOTED)
+def test_a_quote_that_is_not_closed_swallows_no_row_in_silence(tiny_catalogue, case, attributes):
+    texts, broken, words = QUOTED[case]
+    names = [photo.relative_to(tiny_catalogue.table.parent).as_posix() for photo in tiny_catalogue.photos]
+    rows = [text.format(*names) for text in texts] + [
+        f"{n},{'green' if i % 2 else 'blue'},same" for i, n in enumerate(names[4:])
+    ]
+    tiny_catalogue.table.write_text("\n".join(["image,colour,text", f"{names[0]},red,x", *rows]))
+    found = open_table(tiny_catalogue, attributes=attributes, max_broken=0.2)
+    assert set(range(3, 3 + len(texts))) - set(found.cells.index) >= set(broken)
+    assert all("\n" not in cell.strip() for cell in found.cells["colour"])
+    if not broken:
+        return
+    with pytest.raises(InputError, match="quote") as raised:
+        open_table(tiny_catalogue, attributes=attributes)
+    lines = str(raised.value).split("\n")[1:]
+    assert lines[0].strip().startswith(words)
+    assert [line.split(":")[0].strip() for line in lines] == [f"line {n}" for n in broken]
+    counted = f"{len(broken)} of {len(found.cells) + len(broken)} rows are broken and left out"
+    assert any(note.startswith(counted) for note in found.notes)
+
+
+def test_a_column_that_numbers_or_names_the_rows_is_no_attribute_unless_it_is_listed(tiny_catalogue):
+    def edit(rows):
+        for i, row in enumerate(rows):
+            row[:0] = [str(i % 30) if i else ""]
+            row[5] = f"sku {i}" if i else "sku"
+
+    tiny_catalogue.change(edit)
+    found = open_table(tiny_catalogue, attributes=[], min_images=1)
+    assert found.attributes == ["colour", "sleeve", "details"]
+    assert [note.split(":")[0] for note in found.notes] == [f"column {c!r} is left out" for c in ("column 1", "sku")]
+    listed = open_table(tiny_catalogue, attributes=["column 1", "sku"], min_images=1)
+    assert (listed.attributes, listed.notes) == (["column 1", "sku"], [])
 
 
 def test_a_table_of_broken_rows_only_is_refused_whatever_is_allowed(tiny_catalogue):
