@@ -177,7 +177,7 @@ def test_advice_on_a_given_split_names_its_column(tiny_catalogue, only, missing)
     tiny_catalogue.change(lambda rows: [row.__setitem__(4, only) for row in rows[1:]])
     table = replace(tiny_catalogue.settings, attributes=["colour"], split_column="product")
     given = replace(SETTINGS, source="csv", csv=table, split=tiny_catalogue.split)
-    with pytest.raises(InputError, match=f"mark more photos as {missing} in the column 'product'"):
+    with pytest.raises(InputError, match=f"mark labelled photos as {missing} in the column 'product'"):
         prepare.read(given)
 
 
