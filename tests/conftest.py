@@ -14,6 +14,7 @@ from hypothesis import settings
 from PIL import Image
 
 from m3lib import config
+from m3lib.prepare import contents
 
 torch.set_num_threads(1)  # tiny tensors gain nothing from more
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests with `&` has it ignored
@@ -53,6 +54,14 @@ class Catalogue:
 
     def set(self, **changes: object) -> config.Csv:
         return replace(self.settings, **changes)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept_digests(tmp_path_factory):
+    """Digests of photos that tests read stay out of the repository's own data folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contents, "KEPT", str(tmp_path_factory.mktemp("contents")))
+        yield
 
 
 @pytest.fixture

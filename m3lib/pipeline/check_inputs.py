@@ -66,8 +66,7 @@ def check_held_out(settings: Settings, taxonomy: Taxonomy) -> None:
 
 def photos_digest(folder: Path, names: Sequence[str]) -> str:
     """One digest of photos' names and bytes, in this order. Unchanged photos are not read again, as `contents` says."""
-    kept = data_path("data/work/contents")  # in the original repository, for all experiments
-    pairs = zip(names, contents.digests(folder, names, kept), strict=True)
+    pairs = zip(names, contents.digests(folder, names), strict=True)
     return digest(*(json.dumps(pair) for pair in pairs))
 
 

@@ -4,16 +4,14 @@ Each column is an attribute, each value a class; `|` separates several classes i
 a hash of the photo's bytes, or of its group, so neither another name nor another order of rows moves a photo.
 """
 
-import hashlib
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from m3lib.config import Csv
 from m3lib.data.manifest import Source
+from m3lib.prepare import contents
 from m3lib.prepare.labels import Labels, label
 from m3lib.prepare.photos import PhotoLoader
 from m3lib.prepare.table import SPLITS, Table, open_table
@@ -25,13 +23,12 @@ GROUP = "group "  # how the keys of groups start; a hash never does
 def read(settings: Csv, max_unreadable: float) -> Source:
     """Return the catalogue as a source; raises InputError that names the wrong line, column or setting."""
     table = open_table(settings, max_unreadable)
-    contents = [content_key(table.path.parent / name) for name in table.names]
-    return assemble(table, label(table, settings), contents, settings)
+    return assemble(table, label(table, settings), contents.digests(table.path.parent, table.names), settings)
 
 
-def assemble(table: Table, labels: Labels, contents: Sequence[str], settings: Csv) -> Source:
-    """Return the source of a table and its labels; contents: a text per row that is equal for equal photos."""
-    keys = split_keys(table.cells, contents, settings)
+def assemble(table: Table, labels: Labels, digests: Sequence[str], settings: Csv) -> Source:
+    """Return the source of a table and its labels; digests: a text per row that is equal for equal photos."""
+    keys = split_keys(table.cells, digests, settings)
     splits = given_splits(table.cells, settings) if settings.split_column else ""
     frame = pd.DataFrame({"image": table.names, "split": splits, "role": "", "key": keys, "labels": labels.ids})
     frame, unlabelled_notes = set_apart(frame, labels.has_value)
@@ -67,23 +64,12 @@ def set_apart(frame: pd.DataFrame, has_value: np.ndarray) -> tuple[pd.DataFrame,
     return frame, [note + "but a search finds them"] if count else []
 
 
-def content_key(path: Path) -> str:
-    """Return a hash of a photo's bytes; empty if it can't be read or is no regular file."""
-    try:
-        if path.is_file():
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
-    except (OSError, ValueError):  # ValueError: no file system accepts the name
-        pass
-    return ""
-
-
-def split_keys(table: pd.DataFrame, contents: Sequence[str], settings: Csv) -> Sequence[str]:
+def split_keys(table: pd.DataFrame, digests: Sequence[str], settings: Csv) -> Sequence[str]:
     """Return what decides each row's split: its group, or the photo's bytes if it has none."""
     if not settings.group_column:
-        return contents
+        return digests
     groups = table[one_line(settings.group_column)].map(one_line)
-    return [GROUP + group if group else content for group, content in zip(groups, contents, strict=True)]
+    return [GROUP + group if group else digest for group, digest in zip(groups, digests, strict=True)]
 
 
 def given_splits(cells: pd.DataFrame, settings: Csv) -> np.ndarray:

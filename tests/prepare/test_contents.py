@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import resource
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,18 +22,19 @@ class Folder:
         self.photos.mkdir()
         for name in NAMES:
             (self.photos / name).write_bytes(name.encode())
-        real = contents.digest
-        monkeypatch.setattr(contents, "digest", lambda item: self.read.append(item) or real(item))
+        real = contents.digest_of
+        monkeypatch.setattr(contents, "digest_of", lambda path: self.read.append(path) or real(path))
         monkeypatch.setattr(contents, "SETTLED", -1)  # files just written count as settled
+        monkeypatch.setattr(contents, "KEPT", str(self.kept))
 
-    def digests(self) -> list[str]:
+    def digests(self, names: Sequence[str] = NAMES) -> list[str]:
         """The digests, which are right; `files` are the names of the files that were read for them."""
         self.read.clear()
-        found = contents.digests(self.photos, NAMES, self.kept)
-        for name, text in zip(NAMES, found, strict=True):
+        found = contents.digests(self.photos, names)
+        for name, text in zip(names, found, strict=True):
             path = self.photos / name
-            assert text == (hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "")
-        self.files = {item.name for item in self.read if isinstance(item, Path)}
+            assert text == (hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() if path.is_file() else "")
+        self.files = {path.name for path in self.read}
         return found
 
 
@@ -49,7 +52,12 @@ def test_unchanged_files_are_not_read_again(folder):
 
 
 def overwrite(path: Path) -> None:
-    path.write_bytes(b"X" * path.stat().st_size)
+    """At a later time by the file system's clock, which some systems advance every few milliseconds only."""
+    before, probe = path.stat(), path.with_name("probe")
+    probe.touch()
+    while probe.stat().st_ctime_ns <= before.st_ctime_ns:
+        probe.touch()
+    path.write_bytes(b"X" * before.st_size)
 
 
 def overwrite_and_restore_the_time(path: Path) -> None:
@@ -119,8 +127,8 @@ def test_what_is_kept_may_be_damaged_or_lost(folder, damage):
     assert folder.files == set()
 
 
-def test_a_folder_that_can_not_be_written_to_only_costs_time(folder):
-    folder.kept = folder.photos / NAMES[0] / "no folder"
+def test_a_folder_that_can_not_be_written_to_only_costs_time(folder, monkeypatch):
+    monkeypatch.setattr(contents, "KEPT", str(folder.photos / NAMES[0] / "no folder"))
     folder.digests()
     folder.digests()
     assert folder.files == set(NAMES)
@@ -129,12 +137,42 @@ def test_a_folder_that_can_not_be_written_to_only_costs_time(folder):
 def test_names_that_are_no_files_have_no_digest(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     names = ["pipe", ".", "missing", "nul\0byte", "x" * 300, "\udcff"]
-    assert contents.digests(tmp_path, names, tmp_path / "kept") == [""] * len(names)
+    assert contents.digests(tmp_path, names) == [""] * len(names)
 
 
-def test_several_processes_may_keep_digests_at_once(folder):
+def test_several_threads_may_keep_digests_at_once(folder, monkeypatch):
     expected = folder.digests()
+    monkeypatch.setattr(contents, "KEPT", str(folder.kept / "new"))
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: contents.digests(folder.photos, NAMES, folder.kept / "new"), range(40)))
+        found = list(pool.map(lambda _: contents.digests(folder.photos, NAMES), range(40)))
     assert all(digests == expected for digests in found)
     assert len(list((folder.kept / "new").iterdir())) == 1
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(folder):
+    """A limit on the size of files acts as a full disk does: a write fails halfway."""
+    (store,), limits = folder.kept.iterdir(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = store.read_bytes()
+    overwrite(folder.photos / NAMES[1])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        folder.digests()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(folder.kept.iterdir()) == [store]
+    assert store.read_bytes() == before
+
+
+def test_two_tables_over_one_folder_keep_each_others_digests(folder):
+    for names in (NAMES[:3], NAMES[2:], NAMES[:1], NAMES):
+        folder.digests(names)
+        assert folder.files == set()
+    overwrite(folder.photos / NAMES[5])
+    (folder.photos / NAMES[4]).unlink()
+    (folder.photos / NAMES[0]).touch()
+    folder.digests(NAMES[:3])
+    assert folder.files == {NAMES[0]}
+    (store,) = folder.kept.iterdir()
+    assert contents.read(store).keys() == set(NAMES) - {NAMES[4]}
+    folder.digests()
+    assert folder.files == {NAMES[5]}
