@@ -188,7 +188,7 @@ def read_header(shard: Path) -> Header | None:
 def merge(shards: dict[Path, Header], folder: Path, settings: Images) -> np.ndarray:
     """Join the shards to the files of the image store, which replace any other store of the folder.
 
-    Returns the signatures (I, BYTES) uint8, mapped from a file without a name, which takes no room once it is unused.
+    Returns the signatures (I, BYTES) uint8, mapped from a temporary file.
     Each shard is removed once it is copied, so that the disk need not hold everything twice.
     """
     for name in (store.RAW, store.INDEX, store.JPEGS):

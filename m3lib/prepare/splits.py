@@ -3,55 +3,81 @@
 Photos that belong together share a split: those with equal keys (the same bytes, or one product by csv.group_column),
 and identical or near-identical ones (`duplicates`). They share their role too: a query whose copy is a candidate would
 be answered without having learnt anything. A split that is given is followed, and the notes say what it separates.
+
+One photo in many products, such as a size chart or "no photo available", says nothing about them: it joins none.
 """
 
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from m3lib.config import Split
-from m3lib.data.manifest import Source, assign_roles, assign_splits
+from m3lib.data.manifest import Source, assign_roles, assign_splits, check_source
+from m3lib.errors import InputError
 from m3lib.prepare import asen_split, duplicates
 from m3lib.taxonomy import Taxonomy
 
+MOST = 3  # products that one photo connects
+
 
 def draw(source: Source, settings: Split) -> Source:
-    """Return the source with a split and a role in every row, and a note on its near-identical photos.
+    """Return the source with a split and a role in every row, and notes on its near-identical photos.
 
     Rows with the split none are left as they are and join no group. Without signatures only equal keys make groups.
     """
     frame = source.manifest
     rows = np.flatnonzero(frame["split"] != "none")
     used = frame.iloc[rows].reset_index(drop=True)
-    pairs = np.zeros((0, 2), int)
-    if source.signatures is not None:
-        pairs = duplicates.find(source.signatures if len(rows) == len(frame) else source.signatures[rows])
-    keys = join(used["key"].to_numpy(object), pairs if settings.group_duplicates else pairs[:0])
-    used["split"] = used["split"].mask(used["split"] == "", assign_splits(keys, settings))
-    used["role"] = used["role"].mask(used["role"] == "", draw_roles(used, keys, settings.query, source.taxonomy))
-    if "row" in used:
-        used["row"] = used["row"].mask(used["split"] == "train", -1)
-    used = with_protocol(used, source.relevance)
-    manifest = pd.concat([used.assign(key=keys).set_axis(rows), frame[frame["split"] == "none"]]).sort_index()
-    return replace(
-        source,
-        manifest=manifest,
-        notes=(*source.notes, *describe(used, pairs)),
-        relevance="any" if source.relevance == "any" else "pair",
-    )
+    pairs = np.zeros((0, 2), int) if source.signatures is None else duplicates.find(source.signatures, rows)
+    own, photos = used["key"].to_numpy(object), duplicates.connect(len(rows), pairs)
+    keys, common = join(own, photos) if settings.group_duplicates else (own, np.zeros(len(rows), bool))
+    drawn = assign(source, used, keys, settings)
+    if settings.group_duplicates and not usable(drawn) and usable(assign(source, used, own, settings)):
+        ways = {split: f"set split.group_duplicates to false, or {way}" for split, way in source.remedies.items()}
+        drawn = replace(drawn, remedies=ways)
+    manifest = pd.concat([drawn.manifest.set_axis(rows), frame[frame["split"] == "none"]]).sort_index()
+    notes = (*source.notes, *describe(drawn.manifest, photos), *describe_common(used, photos, common))
+    return replace(drawn, manifest=manifest, notes=notes)
 
 
-def join(keys: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Return (I,) the smallest key of each row's group; equal keys and pairs (P, 2) of rows connect rows."""
-    values, which = np.unique(keys, return_inverse=True)
-    edges, count = which[pairs], len(values)
-    graph = coo_array((np.ones(len(pairs)), (edges[:, 0], edges[:, 1])), shape=(count, count))
-    group = connected_components(graph, directed=False)[1]
-    smallest = np.unique(group, return_index=True)[1]  # the values are sorted
-    return values[smallest[group[which]]]
+def join(keys: np.ndarray, photos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (I,) the smallest key of each row's group, and (I,) whether a row's photo is too common to connect keys.
+
+    keys: equal ones connect rows. photos: (I,) a number, equal for near-identical photos. Keys with equal sets of
+    photos are one product. A photo connects its products, unless more than MOST of them have other photos as well.
+    """
+    sets: dict[str, set[int]] = {}
+    for key, photo in zip(keys, photos, strict=True):
+        sets.setdefault(key, set()).add(photo)
+    product = pd.factorize(pd.Series([frozenset(sets[key]) for key in keys], dtype=object))[0]
+    several = np.array([len(sets[key]) > 1 for key in keys], dtype=bool)
+    products = pd.Series(product[several]).groupby(photos[several]).nunique()
+    common = several & np.isin(photos, products.index[products > MOST])
+    edges = np.stack([product, len(keys) + photos], axis=1)[~common]
+    group = duplicates.connect(2 * len(keys), edges)[product]
+    values, which = np.unique(keys, return_inverse=True)  # sorted
+    return values[pd.Series(which).groupby(group).transform("min").to_numpy()], common
+
+
+def assign(source: Source, frame: pd.DataFrame, keys: np.ndarray, settings: Split) -> Source:
+    """Return the source with a frame's rows; rows with equal keys share the split and the role that are drawn."""
+    frame = frame.assign(key=keys)
+    frame["split"] = frame["split"].mask(frame["split"] == "", assign_splits(keys, settings))
+    frame["role"] = frame["role"].mask(frame["role"] == "", draw_roles(frame, keys, settings.query, source.taxonomy))
+    if "row" in frame:
+        frame["row"] = frame["row"].mask(frame["split"] == "train", -1)
+    relevance = "any" if source.relevance == "any" else "pair"
+    return replace(source, manifest=with_protocol(frame, source.relevance), relevance=relevance)
+
+
+def usable(source: Source) -> bool:
+    """Return whether something can be trained and something evaluated."""
+    try:
+        check_source(source)
+    except InputError:
+        return False
+    return True
 
 
 def draw_roles(frame: pd.DataFrame, keys: np.ndarray, query: float, taxonomy: Taxonomy) -> np.ndarray:
@@ -76,13 +102,16 @@ def with_protocol(frame: pd.DataFrame, protocol: str) -> pd.DataFrame:
     return frame.assign(labels=[[m] if m >= 0 else ids for ids, m in zip(frame["labels"], frame["row"], strict=True)])
 
 
-def describe(frame: pd.DataFrame, pairs: np.ndarray) -> list[str]:
-    """Return a note on the groups of near-identical photos, and one on the groups that lie in several splits."""
-    if not len(pairs):
-        return []
-    groups = frame.groupby(join(np.arange(len(frame)), pairs))  # named by their first row
+def describe(frame: pd.DataFrame, photos: np.ndarray) -> list[str]:
+    """Return a note on the clusters of near-identical photos, and one on those that lie in several splits.
+
+    photos: (I,) the first row of each row's cluster.
+    """
+    groups = frame.groupby(photos)
     sizes = groups.size()
     several = sizes[sizes > 1]
+    if not len(several):
+        return []
     counted = f"{several.sum()} of {len(frame)} photos have identical or near-identical ones (groups: {len(several)})"
     largest = f"the largest has {several.max()} photos, such as {frame['image'][several.idxmax()]!r}"
     divided = groups["split"].nunique() > 1
@@ -91,3 +120,12 @@ def describe(frame: pd.DataFrame, pairs: np.ndarray) -> list[str]:
     example = frame.loc[groups.groups[divided.idxmax()]].drop_duplicates("split")
     named = " and ".join(f"{name!r} ({split})" for name, split in zip(example["image"], example["split"], strict=True))
     return [f"{counted}; {largest}", f"groups of these that lie in several splits: {divided.sum()}, such as {named}"]
+
+
+def describe_common(frame: pd.DataFrame, photos: np.ndarray, common: np.ndarray) -> list[str]:
+    """Return a note on the photos that are in too many groups to join them; photos: as for `describe`."""
+    groups = frame[common].groupby(photos[common])["key"].nunique()
+    if not len(groups):
+        return []
+    example = f"{frame['image'][groups.idxmax()]!r} (in {groups.max()})"
+    return [f"photos in more than {MOST} different groups, which they don't join: {len(groups)}, such as {example}"]

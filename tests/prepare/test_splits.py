@@ -10,7 +10,8 @@ from PIL import Image
 
 from copied import COPIES, photo, signatures
 from m3lib.config import Split
-from m3lib.data.manifest import Source, assign_roles, assign_splits
+from m3lib.data.manifest import Source, assign_roles, assign_splits, check_source
+from m3lib.errors import InputError
 from m3lib.prepare import catalogue, pack, splits
 from tiny import SETTINGS, TAXONOMY
 
@@ -70,6 +71,94 @@ def test_groups_and_copies_are_joined():
     found = places(splits.draw(make_source(keys), SPLIT))
     together = [NAMES[i] for i in (0, 1, 2, 3, 20, 21, 40, 41, 42, 43)]
     assert len({tuple(found[name]) for name in together}) == 1
+
+
+def products(count: int, *shared: tuple[int, range]) -> Source:
+    """Products of two photos of their own; shared: a photo and the products that have it too."""
+    keys = [f"group p{i:02}" for i in range(count) for _ in range(2)]
+    photos = list(range(len(keys)))
+    for number, owners in shared:
+        keys += [f"group p{i:02}" for i in owners]
+        photos += [2 * count + number] * len(owners)
+    signed = np.random.default_rng(0).integers(0, 256, (2 * count + len(shared), SIGNATURES.shape[1]), np.uint8)
+    signed[:, :2] = 32  # height and width
+    names = [f"{i:03}.jpg" for i in range(len(keys))]
+    frame = pd.DataFrame({"image": names, "split": "", "role": "", "key": keys, "labels": [[0]] * len(keys)})
+    return Source(TAXONOMY, frame, load=None, signatures=signed[photos])
+
+
+def joined(source: Source) -> list[int]:
+    """The sizes of the sets of products that share a key, beginning with the largest."""
+    own = source.manifest["key"]
+    keys = splits.draw(source, SPLIT).manifest["key"]
+    return sorted(own.groupby(keys).nunique(), reverse=True)
+
+
+@pytest.mark.parametrize(
+    "shared", [[(0, range(60))], [(0, range(30)), (1, range(30, 60))], [(0, range(60)), (1, range(5))]]
+)
+def test_a_photo_of_many_products_does_not_join_them(shared):
+    """Such as a size chart, or a drawing that says that there is no photo."""
+    source = products(60, *shared)
+    assert joined(source) == [1] * 60
+    drawn = splits.draw(source, SPLIT)
+    assert drawn.manifest.groupby("key")["split"].nunique().max() == 1
+    assert {"train", "valid", "test"} == set(drawn.manifest["split"])
+    assert drawn.notes[-1] == (
+        f"photos in more than 3 different groups, which they don't join: {len(shared)}, such as '120.jpg' "
+        f"(in {len(shared[0][1])})"
+    )
+    order = np.random.default_rng(1).permutation(len(source.manifest))
+    rows = source.manifest.iloc[order].reset_index(drop=True)
+    assert places(splits.draw(replace(source, manifest=rows, signatures=source.signatures[order]), SPLIT)) == places(
+        drawn
+    )
+
+
+def test_a_photo_of_few_products_joins_them():
+    assert joined(products(20, (0, range(3)), (1, range(5, 7)))) == [3, 2] + [1] * 15
+    assert joined(products(20, (0, range(4)))) == [1] * 20
+
+
+def test_copies_without_a_product_stay_together_where_products_do_not_join():
+    source = products(20, (0, range(10)))
+    source.manifest.loc[[40, 41, 42], "key"] = ["a", "b", "b"]  # three of the copies
+    drawn = splits.draw(source, SPLIT).manifest
+    assert drawn["key"][[40, 41, 42]].tolist() == ["a"] * 3
+    assert drawn["key"].nunique() == 21
+
+
+def test_products_with_equal_photos_are_one_product():
+    """Such as one shirt in eight sizes, each with its own group."""
+    source = products(20)
+    signed = source.signatures.copy()
+    signed[:16] = np.tile(signed[:2], (8, 1))
+    assert joined(replace(source, signatures=signed)) == [8] + [1] * 12
+
+
+@pytest.mark.parametrize("others", [4, 10, 30])
+@pytest.mark.parametrize("seed", range(5))
+def test_many_copies_of_one_photo_leave_no_split_empty(others, seed):
+    """Fifty copies: more than half of all photos."""
+    signed = np.concatenate([SIGNATURES[:others], np.repeat(SIGNATURES[30:31], 50, axis=0)])
+    keys = [f"{seed} {i}" for i in range(len(signed))]
+    frame = pd.DataFrame({"image": keys, "split": "", "role": "", "key": keys, "labels": [[0]] * len(keys)})
+    found = splits.draw(Source(TAXONOMY, frame, load=None, signatures=signed), SPLIT).manifest
+    assert len(set(zip(found["split"], found["role"], strict=True))) == 5
+    assert found["key"][others:].nunique() == 1
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_advice_names_the_grouping_only_if_it_empties_a_split(on):
+    signed = np.repeat(SIGNATURES[:1], 40, axis=0)
+    source = replace(make_source(NAMES[:40], signed=signed), remedies={"test": "raise split.test"})
+    drawn = splits.draw(source, SPLIT)
+    with pytest.raises(
+        InputError, match=r"no test query .*: set split\.group_duplicates to false, or raise split\.test"
+    ):
+        check_source(drawn)
+    settings = replace(SPLIT, group_duplicates=on, test=0.0)
+    assert splits.draw(source, settings).remedies == source.remedies
 
 
 def test_the_order_of_rows_does_not_matter():
