@@ -154,7 +154,7 @@ def test_advice_names_the_grouping_only_if_it_empties_a_split(on):
     source = replace(make_source(NAMES[:40], signed=signed), remedies={"test": "raise split.test"})
     drawn = splits.draw(source, SPLIT)
     with pytest.raises(
-        InputError, match=r"no test query .*: set split\.group_duplicates to false, or raise split\.test"
+        InputError, match=r"no test image has a label: set split\.group_duplicates to false, or raise split\.test"
     ):
         check_source(drawn)
     settings = replace(SPLIT, group_duplicates=on, test=0.0)
