@@ -197,14 +197,14 @@ def header(rows: dict[int, list[str]], path: Path) -> list[str]:
     """Return the names of the columns; '' for one without a name and without a value, as Excel leaves at the end.
 
     The first one may have values without a name: pandas writes its row numbers there. Raises InputError for another
-    column without a name, and for two columns of one name.
+    column without a name, for a name that swallowed a row (its quote is not closed), and for two columns of one name.
     """
     (first, names), *body = rows.items()
     columns = [one_line(name) for name in names]
     columns[0] = columns[0] or ROW_NUMBERS
     for i, name in enumerate(columns):
-        if count_breaks(names[i].strip()):
-            raise InputError(f"{path}, line {first}: the name of column {i + 1} has a line break; check its quotes")
+        if any(names_photo(text, path.parent) for text in LINE_BREAK.split(names[i].strip())[1:]):
+            raise InputError(f"{path}, line {first}: the name of column {i + 1} holds a row; check its quotes")
         if not name and any(len(row) == len(columns) and row[i].strip() for _, row in body):
             raise InputError(f"{path}, line {first}: column {i + 1} has no name")
         if name and columns.count(name) > 1:

@@ -68,7 +68,8 @@ def test_a_catalogue_on_which_nothing_can_be_learned_or_measured_goes_through(tm
     """One photo per class in train, and other classes in test."""
     photos = [{"split": "train" if i < 8 else "test", "class": f"{i:02}"} for i in range(24)]
     rows = ["asen", "m3"]
-    catalogue = Lopsided(tmp_path / "w", photos, **GIVEN, variants=rows)
+    given = {"csv": {"split_column": "split", "attributes": ["class"]}}  # not inferred: its values number the rows
+    catalogue = Lopsided(tmp_path / "w", photos, **given, variants=rows)
     said = catalogue.run(monkeypatch, rows=rows)
     assert "classes without a training image (16): class: 08, " in said["01_prepare"]
     assert "Nothing can be measured on the test images." in said["01_prepare"]

@@ -58,7 +58,11 @@ BAD_ROWS = {
         {"attributes": ["product"], "split_column": " product "},
         ["csv.attributes: 'product'", "csv.split_column"],
     ),
-    "line break in a column's name": (edit_cell(0, 4, "a\nb"), {}, ["line 1", "column 5", "line break", "quotes"]),
+    "a row in a column's name": (
+        edit_cell(0, 4, "a\nphotos/00.jpg,red,long"),
+        {},
+        ["line 1", "column 5", "holds a row", "quotes"],
+    ),
     "column to rename": (None, {"rename": {"color": {"red": "rot"}}}, ["csv.rename", "'color'", "'colour'"]),
     "class to rename": (None, {"rename": {"colour": {"rad": "rot"}}}, ["csv.rename", "'rad'", "'red'"]),
     "missing multi": (None, {"multi": ["detail"]}, ["csv.multi", "'details'"]),
