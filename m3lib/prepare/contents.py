@@ -24,7 +24,7 @@ from tqdm import tqdm
 from m3lib.config import data_path
 from m3lib.data.files import digest
 
-KEPT = "data/work/contents"  # in the original repository, for all experiments
+KEPT = os.path.join("data", "work", "contents")  # in the original repository, for all experiments
 SETTLED = 2.0  # seconds since a file's last change after which its digest is kept
 READERS = 8  # threads: most of the time goes into waiting for the disk
 

@@ -202,7 +202,10 @@ def held_training(clone):
 
 
 def test_a_second_run_is_refused_and_a_killed_one_continues_with_the_same_bytes(whole):
-    checkpoint, command = whole.folder / "data/work/m3.safetensors", ("repro", "--force", "--single-item", "train@m3")
+    checkpoint, command = (
+        whole.folder / "data" / "work" / "m3.safetensors",
+        ("repro", "--force", "--single-item", "train@m3"),
+    )
     with held_training(whole) as reached:
         first = whole.start(*command)
         while not reached.exists():
