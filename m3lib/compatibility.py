@@ -41,7 +41,9 @@ SCORES = {  # score: the stored embeddings that it compares
     "weighted": ("classes", "posterior"),
     "posterior": ("posterior",),
 }
-COMMON_SETTINGS = {"backbone", "backbone_options", "pretrained", "weights", "input_scale"}  # every network reads these
+COMMON_SETTINGS = {  # every network reads these
+    *("backbone", "backbone_options", "pretrained", "weights", "input_scale", "trainable", "cache_frozen"),
+}
 
 
 class Declaration(NamedTuple):

@@ -119,6 +119,8 @@ class Model:
     backbone_options: dict[Text, Any]
     pretrained: Flag
     weights: Text
+    trainable: Text
+    cache_frozen: Flag
     input_scale: number(0.05, 1)
     attention_width: Count
     attribute_embedding: Count

@@ -12,9 +12,6 @@ from m3lib.data.store import JpegStore
 
 Item = TypeVar("Item")
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 def prefetch(items: Iterable[Item], read: Callable[[Item], torch.Tensor]) -> Iterator[tuple[Item, torch.Tensor]]:
     """Yield each item with `read(item)`; a thread reads the next item while the caller works on this one.
@@ -30,6 +27,8 @@ def prefetch(items: Iterable[Item], read: Callable[[Item], torch.Tensor]) -> Ite
 def read(images: np.ndarray | JpegStore, rows: np.ndarray, pin: bool = False) -> torch.Tensor:
     """Return (B, H, W, 3) uint8, the given rows of an image store; as many threads as torch uses decode JPEGs.
 
+    Or rows of any other array, such as stored outputs of frozen blocks.
+
     pin: use page-locked memory, from which a GPU can copy while it computes.
     """
     if isinstance(images, JpegStore):
@@ -42,9 +41,11 @@ def read(images: np.ndarray | JpegStore, rows: np.ndarray, pin: bool = False) ->
     return pixels.pin_memory() if pin else pixels
 
 
-def to_tensor(images: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """Convert (B, H, W, 3) uint8 to (B, 3, H, W) float32 in channels_last order, normalised by ImageNet statistics."""
-    x = torch.as_tensor(images).permute(0, 3, 1, 2).float()
-    mean = torch.tensor(IMAGENET_MEAN, device=x.device)[:, None, None]
-    std = torch.tensor(IMAGENET_STD, device=x.device)[:, None, None]
-    return x.sub_(255 * mean).div_(255 * std).contiguous(memory_format=torch.channels_last)
+def to_tensor(stored: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """Convert rows of a store to network input, float32 in channels_last order.
+
+    (B, H, W, 3) uint8, pixels: (B, 3, H, W) in [0, 1]. (B, h, w, c) float16, the output of frozen blocks: (B, c, h, w).
+    """
+    stored = torch.as_tensor(stored)
+    x = stored.permute(0, 3, 1, 2).float().contiguous(memory_format=torch.channels_last)
+    return x.div_(255) if stored.dtype == torch.uint8 else x

@@ -2,7 +2,8 @@
 
 The first stage of the pipeline runs every time and writes what the other stages depend on: data/inputs.json, a
 fingerprint of the source, and data/rows/<row>.json, the resolved settings of each row with digests of the code of its
-system and of the weight files that it starts from. A stage reruns when its file has other content.
+system and of the weight files that it starts from; and data/backbones.json, every backbone that a row needs. A stage
+reruns when its file has other content.
 """
 
 import json
@@ -13,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from m3lib import prepare
-from m3lib.compatibility import registry
+from m3lib.compatibility import COMMON_SETTINGS, declaration, registry
 from m3lib.config import Settings, Variant, data_path, find_root, load
 from m3lib.data.code import imported_files, relative_names
 from m3lib.data.files import atomic, digest
@@ -135,6 +136,18 @@ def row_file(variant: Variant) -> dict:
     }
 
 
+def distinct_backbones(settings: Settings) -> dict[str, dict]:
+    """The settings of every backbone, local ones included, by the first row that has them."""
+    found: dict[str, dict] = {}
+    for row in map(settings.variant, settings.variants):
+        local = {key for key in declaration(row.network).settings if key.startswith("local_")}
+        values = {key: value for key, value in vars(row.model).items() if key in COMMON_SETTINGS | local}
+        values["whole"] = row.network == "frozen"
+        if values not in found.values():
+            found[row.name] = values
+    return found
+
+
 def weight_digest(name: str) -> str:
     """The digest of a weight file. Raises InputError if it is missing or not safetensors: a pickle can execute code."""
     path = data_path(name)
@@ -176,6 +189,10 @@ def check_pipeline() -> None:
     for path in (root / "data" / "rows").glob("*.json"):
         if path.stem not in rows:
             path.unlink()
+    backbones = list(distinct_backbones(settings).values())
+    weights = {name: digest_ for row in rows.values() for name, digest_ in row["weights"].items()}
+    sides = [settings.images.height, settings.images.width]
+    write(root / "data" / "backbones.json", {"backbones": backbones, "weights": weights, "images": sides})
     for name, content in rows.items():
         write(root / "data" / "rows" / f"{name}.json", content)
     write(root / "data" / "inputs.json", source)

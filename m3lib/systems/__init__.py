@@ -1,7 +1,8 @@
-"""The paper: eight networks for attribute-specific retrieval, and their losses. Read this folder from top to bottom.
+"""The paper: nine networks for attribute-specific retrieval, and their losses. Read this folder from top to bottom.
 
-base        what all networks share: their outputs, the class probabilities, and the plain classifier
-backbone    a timm model up to its stride-16 features
+base        what all networks share: their outputs, the class probabilities, and the two plain classifiers
+backbone    a timm model up to its stride-16 features, of which the first blocks may be frozen
+imagenet    ImageNet weights from an installed package
 attention   spatial attention and channel attention by a query, one query per attribute or class
 asen        ASEN and ASEN_v2: attention by attribute
 asen_pp     ASEN++: a second branch reads the attended region at a higher resolution
@@ -26,6 +27,7 @@ from m3lib.systems.base import System
 from m3lib.taxonomy import Taxonomy
 
 SYSTEMS = {  # a network's name in params.yaml: its module and class in this folder
+    "frozen": "base.Frozen",
     "classifier": "base.Classifier",
     "asen": "asen.ASEN",
     "asen_v2": "asen.ASENv2",

@@ -38,7 +38,9 @@ class ASENpp(System):
         self.attributes = AttributeAttention(C, taxonomy.num_attributes, model)
         self.output = nn.Linear(C, model.attribute_embedding)
         name, options = model.local_backbone, model.local_backbone_options
-        self.local_backbone = Backbone(name, options, model.pretrained, model.local_weights, prefix="local_")
+        self.local_backbone = Backbone(
+            name, options, model.pretrained, model.local_weights, prefix="local_", trainable=model.trainable
+        )
         c, q, width = self.local_backbone.channels, self.attributes.table.width, model.local_attention_width
         self.local_spatial = SpatialAttention(c, width, q, model.attention_batch_norm)
         self.local_channel = ChannelAttention(c, model.attention_width, q, squeeze=width // 2)
@@ -73,6 +75,9 @@ class ASENpp(System):
         weights = logits.float().softmax(dim=-1).to(x.dtype)
         z = (weights[..., None] * x.unflatten(0, (size, num_attributes))).sum(dim=2)  # (B, N, c)
         return self.local_output(z * self.local_channel(z, queries))
+
+    def reads_pixels(self) -> bool:
+        return bool(self.joined)  # the regions that the local branch reads
 
     def retrieval_embedding(self, outputs: Outputs) -> Tensor:
         if outputs.local is None:

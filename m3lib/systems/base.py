@@ -1,6 +1,7 @@
 """What all networks share: their outputs, the class probabilities, and the plain classifier.
 
-Every network takes images (B, 3, H, W) and returns `Outputs`. Each class declares what the settings may combine it
+Every network takes images (B, 3, H, W) in [0, 1], or what the frozen blocks of its backbone made of them, and returns
+`Outputs`. Each class declares what the settings may combine it
 with: `outputs` (the fields it always fills, and "centers" if it keeps class centers for retrieval), `losses` (the
 losses that can train it) and `settings` (what it reads of `model`, beside what every network reads for its backbone).
 """
@@ -31,11 +32,19 @@ class Outputs(NamedTuple):
 class System(nn.Module):
     """The base class of every network; `variant` is its row of params.yaml."""
 
+    pooled = False  # whether the backbone is a whole model with pooled output, see `Backbone`
+
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__()
         model = variant.model
         self.backbone = Backbone(
-            model.backbone, model.backbone_options, model.pretrained, model.weights, model.input_scale
+            model.backbone,
+            model.backbone_options,
+            model.pretrained,
+            model.weights,
+            model.input_scale,
+            trainable=model.trainable,
+            pooled=self.pooled,
         )
         self.class_counts = [len(attribute.classes) for attribute in taxonomy.attributes]  # N numbers M_n
         self.register_buffer("attribute_of_class", torch.from_numpy(taxonomy.attribute_of_class), persistent=False)
@@ -49,6 +58,10 @@ class System(nn.Module):
 
     def enter_stage(self, loss: Loss) -> None:
         """Prepare for a stage with these losses; called before each epoch. ASEN++ starts its local branch here."""
+
+    def reads_pixels(self) -> bool:
+        """Whether the network reads images also where its backbone's frozen blocks have been computed before."""
+        return False
 
     def retrieval_embedding(self, outputs: Outputs) -> Tensor | None:
         """Return the attribute embedding that retrieval compares: (B, N, D) unit rows."""
@@ -79,3 +92,20 @@ class Classifier(System):
 
     def forward(self, images: Tensor) -> Outputs:
         return Outputs(logits=self.head(self.backbone(images).mean(dim=1)))
+
+
+class Frozen(System):
+    """The first thing that anyone would try: a linear layer on the pooled features of a whole, frozen model."""
+
+    outputs = {"logits"}
+    losses = {"m3_classification"}
+    settings = set()
+    pooled = True
+
+    def __init__(self, variant: Variant, taxonomy: Taxonomy):
+        super().__init__(variant, taxonomy)
+        self.norm = nn.BatchNorm1d(self.backbone.channels)  # brings all features to one scale
+        self.head = nn.Linear(self.backbone.channels, taxonomy.num_classes)
+
+    def forward(self, images: Tensor) -> Outputs:
+        return Outputs(logits=self.head(self.norm(self.backbone(images).flatten(1))))

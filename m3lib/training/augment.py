@@ -9,17 +9,19 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from m3lib.config import Train
-from m3lib.data.batches import to_tensor
 
 BatchSlice = tuple[int, slice]  # the size of a global batch, and this process's rows of it
 
 
-def augment(batch: Tensor, generator: Generator, train: Train, of: BatchSlice | None = None) -> Tensor:
-    """Return the batch (B, 3, H, W), augmented as the settings flip, shift, crop and jitter say.
+def augment(
+    batch: Tensor, mirrored: Tensor, generator: Generator, train: Train, of: BatchSlice | None = None
+) -> Tensor:
+    """Return the batch (B, 3, H, W) in [0, 1], augmented as the settings shift, crop and jitter say.
 
-    of: the global batch that these images belong to; None if they are all of it.
+    mirrored: (B,) bool, which images to mirror. of: the global batch that these images belong to; None if they are all
+    of it.
     """
-    batch = flip_and_shift(batch, generator, train.flip, train.shift, of)
+    batch = flip_and_shift(batch, mirrored, generator, train.shift, of)
     if train.crop < 1:
         batch = crop_randomly(batch, generator, train.crop, of)
     return jitter(batch, generator, train.jitter, of) if train.jitter else batch
@@ -32,18 +34,16 @@ def uniform(count: int, batch: Tensor, generator: Generator, of: BatchSlice | No
 
 
 def flip_and_shift(
-    batch: Tensor, generator: Generator, flip: bool, shift: float, of: BatchSlice | None = None
+    batch: Tensor, mirrored: Tensor, generator: Generator, shift: float, of: BatchSlice | None = None
 ) -> Tensor:
-    """Mirror each image with probability 1/2 (if flip), then move it by up to shift * side in each direction.
+    """Mirror the images mirrored (B,) bool, then move each image by up to shift * side in each direction.
 
     Where the move uncovers an area, border pixels are repeated.
     """
     size, _, height, width = batch.shape
     rows = shifted_indices(batch, height, shift, generator, of)  # (B, H)
     columns = shifted_indices(batch, width, shift, generator, of)  # (B, W)
-    if flip:
-        mirrored = uniform(1, batch, generator, of).T < 0.5  # (B, 1)
-        columns = torch.where(mirrored, width - 1 - columns, columns)
+    columns = torch.where(mirrored.to(batch.device)[:, None], width - 1 - columns, columns)
     image = torch.arange(size, device=batch.device)[:, None, None]
     pixel = (image * height + rows[:, :, None]) * width + columns[:, None, :]  # (B, H, W)
     pixels = batch.permute(0, 2, 3, 1).reshape(-1, 3).index_select(0, pixel.flatten())
@@ -54,6 +54,8 @@ def shifted_indices(batch: Tensor, side: int, shift: float, generator: Generator
     """Return (B, side) int64: for each pixel along one side, the index it is read from after one random move."""
     size, rows = of or (len(batch), slice(None))
     reach = int(shift * side)
+    if not reach:
+        return torch.arange(side, device=batch.device).expand(len(batch), -1)
     move = torch.randint(-reach, reach + 1, (size, 1), generator=generator, device=generator.device)[rows]
     return (torch.arange(side, device=batch.device) + move.to(batch.device)).clamp(0, side - 1)
 
@@ -76,7 +78,6 @@ def jitter(batch: Tensor, generator: Generator, amount: float, of: BatchSlice | 
     Hue and saturation are not changed, because they distinguish classes of colour and texture.
     """
     brightness, contrast = (1 + amount * (2 * uniform(2, batch, generator, of) - 1))[:, :, None, None, None]
-    black = to_tensor(torch.zeros(1, 1, 1, 3, dtype=torch.uint8, device=batch.device))  # (1, 3, 1, 1), normalised
-    bright = (batch - black) * brightness
+    bright = batch * brightness
     mean = bright.mean(dim=(2, 3), keepdim=True)
-    return (bright - mean) * contrast + mean + black
+    return (bright - mean) * contrast + mean

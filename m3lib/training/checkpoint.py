@@ -86,6 +86,6 @@ def run_fingerprint(
     images = pd.util.hash_pandas_object(prepared.manifest[["image", "split"]]).to_numpy().tobytes()
     labels = np.packbits(prepared.labels).tobytes()
     store = f"{prepared.images.shape} {type(prepared.images)}"
-    modules = code.imported_files("m3lib.training.trainer", systems.module_of(variant.network))
+    modules = code.imported_files("m3lib.training.run", systems.module_of(variant.network))
     modules = [path for path in modules if path.parts[-2:] != ("systems", "__init__.py")]
     return files.digest(settings, images, labels, store, *code.relative_names(modules), *modules)

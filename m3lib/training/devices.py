@@ -4,8 +4,6 @@ import torch
 
 from m3lib.errors import InputError
 
-CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # torch's names of CPU instructions for bf16
-
 
 def uses_gpu(accelerator: str) -> bool:
     return accelerator != "cpu" and torch.cuda.is_available()
@@ -27,11 +25,11 @@ def choose(accelerator: str, precision: str) -> torch.device:
 
 
 def precision(setting: str, device: torch.device) -> str:
-    """Return bf16 or fp32 for train.precision; auto is bf16 if the device has instructions for it."""
+    """Return bf16 or fp32 for train.precision; auto is bf16 on a GPU that computes in it.
+
+    On a CPU it is fp32: convolutions by channel, as in EfficientNet, are slower in bf16 there.
+    """
     if setting != "auto":
         return setting
-    if device.type == "cuda":
-        supported = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        supported = any(torch.cpu.get_capabilities().get(name) for name in CPU_BF16)
+    supported = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if supported else "fp32"

@@ -44,7 +44,7 @@ def launch(name: str, accelerator: str, machines: config.Machines) -> None:
     if machines.nodes > 1:  # the static backend numbers ranks by machine: rank 0 writes the checkpoint on machine 0
         endpoint = f"--rdzv-backend=static --rdzv-endpoint={machines.rendezvous} --rdzv-id={name}"
         meeting = f"--nnodes={machines.nodes} --node-rank=0 {endpoint} --rdzv-conf=timeout={TIMEOUT.seconds}"
-    command = f"-m torch.distributed.run {meeting} --nproc-per-node={machines.devices} -m m3lib.training.trainer {name}"
+    command = f"-m torch.distributed.run {meeting} --nproc-per-node={machines.devices} -m m3lib.training.run {name}"
     if machines.nodes > 1:
         others = command.replace("--node-rank=0", "--node-rank=N")
         print(f"start the other machines, N from 1 to {machines.nodes - 1}: python {others}", file=sys.stderr)

@@ -14,7 +14,7 @@ from m3lib.retrieval.embeddings import KINDS, Embeddings
 from m3lib.systems.base import Outputs, System
 from m3lib.training import devices
 
-EMBED_BATCH = 256  # images; only speed depends on it
+EMBED_BATCH = 64  # images; only speed depends on it
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
@@ -23,12 +23,12 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 @torch.no_grad()
-def predict(system: System, pixels: Tensor, precision: str) -> Outputs:
-    """Return the outputs for pixels (B, H, W, 3) uint8, in evaluation mode, on the network's device."""
+def predict(system: System, stored: Tensor, precision: str) -> Outputs:
+    """Return the outputs for rows of a store (see `batches.to_tensor`), in evaluation mode, on the network's device."""
     device = system.attribute_of_class.device
     system.eval()
     with autocast(precision, device):
-        return system(batches.to_tensor(pixels.to(device, non_blocking=True)))
+        return system(batches.to_tensor(stored.to(device, non_blocking=True)))
 
 
 def attention_maps(system: System, prepared: Prepared, rows: np.ndarray, precision: str) -> dict[str, Tensor]:
@@ -58,10 +58,15 @@ def upsample_attention(system: System, images: Tensor, maps: Tensor) -> Tensor:
     return grid.numel() / sides.numel() * F.interpolate(maps.unflatten(2, grid), sides, mode="bilinear")
 
 
-def embed(system: System, prepared: Prepared, rows: np.ndarray, precision: str) -> Embeddings:
-    """Return the embeddings of manifest rows (ascending), in evaluation mode, half precision, on the CPU."""
+def embed(
+    system: System, prepared: Prepared, rows: np.ndarray, precision: str, outputs: np.ndarray | None = None
+) -> Embeddings:
+    """Return the embeddings of manifest rows (ascending), in evaluation mode, half precision, on the CPU.
+
+    outputs: the stored outputs of the network's frozen blocks (`activations.stored`), read instead of the images.
+    """
     arrays: dict[str, Tensor] = {}
-    for block, values in iter_embeddings(system, prepared, rows, precision):
+    for block, values in iter_embeddings(system, prepared, rows, precision, outputs):
         for name, value in values.items():
             if name not in arrays:  # allocated once, because concatenating blocks would need twice the memory
                 arrays[name] = value.new_empty(len(rows), *value.shape[1:])
@@ -69,30 +74,37 @@ def embed(system: System, prepared: Prepared, rows: np.ndarray, precision: str) 
     return Embeddings(torch.from_numpy(rows), *(arrays.get(name) for name in KINDS))
 
 
-def embed_to_file(path: Path, system: System, prepared: Prepared, rows: np.ndarray, precision: str) -> None:
+def embed_to_file(
+    path: Path,
+    system: System,
+    prepared: Prepared,
+    rows: np.ndarray,
+    precision: str,
+    outputs: np.ndarray | None = None,
+) -> None:
     """Write the file that `embed(...).save(path)` writes, block by block, so that memory holds one block."""
     blocks = (
         {"rows": rows[block], **{name: value.numpy() for name, value in values.items()}}
-        for block, values in iter_embeddings(system, prepared, rows, precision)
+        for block, values in iter_embeddings(system, prepared, rows, precision, outputs)
     )
     files.write_tensors(path, len(rows), blocks)
 
 
 def iter_embeddings(
-    system: System, prepared: Prepared, rows: np.ndarray, precision: str
+    system: System, prepared: Prepared, rows: np.ndarray, precision: str, outputs: np.ndarray | None = None
 ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
     """Yield (slice of the rows, its embeddings by name) in half precision on the CPU, and read one block ahead."""
     pin = system.attribute_of_class.device.type == "cuda"
     blocks = [slice(start, start + EMBED_BATCH) for start in range(0, len(rows), EMBED_BATCH)]
 
     def read(block: slice) -> Tensor:
-        return batches.read(prepared.images, rows[block], pin)
+        return batches.read(prepared.images if outputs is None else outputs[:, 0], rows[block], pin)
 
     # A thread for one block would have nothing to overlap with, and its start costs a query milliseconds.
     loaded = batches.prefetch(blocks, read) if len(blocks) > 1 else ((block, read(block)) for block in blocks)
-    for block, pixels in loaded:
-        outputs = predict(system, pixels, precision)
+    for block, stored in loaded:
+        predicted = predict(system, stored, precision)
         with torch.no_grad():
-            values = (system.retrieval_embedding(outputs), system.class_probabilities(outputs), outputs.classes)
+            values = (system.retrieval_embedding(predicted), system.class_probabilities(predicted), predicted.classes)
         named = zip(KINDS, values, strict=True)
         yield block, {name: value.half().cpu() for name, value in named if value is not None}

@@ -53,7 +53,8 @@ def make_optimizer(system: System, train: Train) -> torch.optim.Optimizer:
     """
     groups = [{"params": [], "global": is_global} for is_global in (True, False)]
     for name, parameter in system.named_parameters():
-        groups[name.startswith("local_")]["params"].append(parameter)
+        if parameter.requires_grad:
+            groups[name.startswith("local_")]["params"].append(parameter)
     optimizer = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[train.optimizer]
     return optimizer(
         [group for group in groups if group["params"]], lr=train.lr, weight_decay=train.weight_decay, fused=True

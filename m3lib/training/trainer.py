@@ -1,28 +1,28 @@
-"""Train one variant: the step, the epoch, and the run, which resumes after any epoch."""
+"""Train one variant: the step and the epoch; `run` is the whole training."""
 
 import math
 import os
-import sys
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from m3lib import config, systems
+from m3lib import systems
 from m3lib.compatibility import losses_of
-from m3lib.config import ALONE, Loss, Machines, Stage, Variant
-from m3lib.data import batches, files, manifest
+from m3lib.config import Loss, Stage, Variant
+from m3lib.data import batches
 from m3lib.data.manifest import Prepared, hold_out
 from m3lib.errors import InputError
 from m3lib.retrieval import metrics, ranking
 from m3lib.systems import losses
-from m3lib.systems.base import Outputs, System
+from m3lib.systems.base import Outputs
 from m3lib.systems.losses import Batch
 from m3lib.systems.objective import total_loss, update_centers
-from m3lib.training import augment, checkpoint, devices, distributed, inference, samplers
+from m3lib.training import activations, augment, checkpoint, devices, distributed, inference, samplers
 from m3lib.training.schedule import StageSchedule, learning_rate, make_optimizer
 
 
@@ -38,7 +38,16 @@ class Trainer:
     is drawn on the CPU, so that a seed means the same batches, augmentation and triplets on every device.
     """
 
-    def __init__(self, prepared: Prepared, variant: Variant, seed: int, threads: int, accelerator: str = "cpu"):
+    def __init__(
+        self,
+        prepared: Prepared,
+        variant: Variant,
+        seed: int,
+        threads: int,
+        accelerator: str = "cpu",
+        cache: Path | None = None,
+    ):
+        """cache: a folder for the outputs of frozen blocks; without one, they are computed for every batch."""
         make_deterministic(seed, threads)
         self.device = devices.choose(accelerator, variant.train.precision)
         batch, processes = variant.train.batch, distributed.world_size()
@@ -58,19 +67,27 @@ class Trainer:
         distributed.convert_batch_norms(self.system)
         self.optimizer = make_optimizer(self.system, variant.train)
         self.schedule = StageSchedule(variant)
+        self.cache = cache
         self.steps_per_epoch = samplers.steps_per_epoch(len(self.rows), variant.train)
         self.history: checkpoint.History = []
         self.best: dict[str, Tensor] = {}  # the weights of the epoch with the best validation MAP
 
     def step(
-        self, batch: Batch, pixels: Tensor, stage: Stage, generator: Generator, pseudo: Tensor | None
+        self,
+        batch: Batch,
+        mirrored: Tensor,
+        stored: Tensor,
+        stage: Stage,
+        generator: Generator,
+        pseudo: Tensor | None,
     ) -> dict[str, Tensor]:
         """Take one training step and return its weighted losses.
 
-        pixels: (B, H, W, 3) uint8 from `read`; pseudo: (B, M) bool, MODC's pseudo-labels. Raises FloatingPointError
-        before any weight changes if the loss or its gradient is not finite.
+        mirrored: (B,) bool, the images to mirror; stored: from `read`, pixels (B, H, W, 3) uint8 or outputs of frozen
+        blocks (B, h, w, c) float16; pseudo: (B, M) bool, MODC's pseudo-labels. Raises FloatingPointError before any
+        weight changes if the loss or its gradient is not finite.
         """
-        outputs = self.forward(batch, pixels, stage, generator)
+        outputs = self.forward(batch, mirrored, stored, stage, generator)
         batch, pseudo = batch.to(self.device), None if pseudo is None else pseudo.to(self.device)
         values = total_loss(outputs, batch, self.system, stage.loss, generator, pseudo)
         total = sum(values.values())
@@ -85,11 +102,12 @@ class Trainer:
         update_centers(outputs, batch.labels, self.system, stage.loss)
         return {name: value.detach() for name, value in values.items()}
 
-    def forward(self, batch: Batch, pixels: Tensor, stage: Stage, generator: Generator) -> Outputs:
+    def forward(self, batch: Batch, mirrored: Tensor, stored: Tensor, stage: Stage, generator: Generator) -> Outputs:
         """Return the outputs for the global batch: augment and encode this process's slice, gather the others'."""
-        images = batches.to_tensor(pixels.to(self.device, non_blocking=True))
-        size = len(batch.labels)
-        images = augment.augment(images, generator, stage.train, (size, distributed.rank_slice(size)))
+        images, size = batches.to_tensor(stored.to(self.device, non_blocking=True)), len(batch.labels)
+        if stored.dtype == torch.uint8:
+            mine = distributed.rank_slice(size)
+            images = augment.augment(images, mirrored[mine], generator, stage.train, (size, mine))
         # losses compare images in the spaces of the batch's classes, so that only these are embedded
         class_ids = (batch.labels.any(dim=0).nonzero().flatten(),) if "classes" in self.system.outputs else ()
         with inference.autocast(stage.train.precision, self.device):
@@ -98,10 +116,34 @@ class Trainer:
         gathered = {name: distributed.gather(value) for name, value in embeddings.items() if value is not None}
         return Outputs(**gathered, class_ids=None if outputs.class_ids is None else outputs.class_ids.to(self.device))
 
-    def read(self, batch: Batch) -> Tensor:
-        """Return the pixels (b, H, W, 3) uint8 of this process's slice of a batch, on the CPU."""
-        rows = self.rows[batch.index.numpy()][distributed.rank_slice(len(batch.index))]
-        return batches.read(self.prepared.images, rows, pin=self.device.type == "cuda")
+    def read(self, batch: Batch, mirrored: Tensor, stage: Stage) -> Tensor:
+        """Return what the network reads of this process's slice of a batch, on the CPU.
+
+        The outputs of the frozen blocks (b, h, w, c) float16, mirrored (B,) bool or not, if they are stored and the
+        stage augments in no other way; else the pixels (b, H, W, 3) uint8.
+        """
+        mine, pin = distributed.rank_slice(len(batch.index)), self.device.type == "cuda"
+        rows = self.rows[batch.index.numpy()][mine]
+        if self.outputs is None or not activations.fits(stage.train):
+            return batches.read(self.prepared.images, rows, pin)
+        stored = torch.from_numpy(self.outputs[rows, mirrored[mine].long().numpy()])
+        return stored.pin_memory() if pin else stored
+
+    @cached_property
+    def stored(self) -> np.ndarray | None:
+        """The stored outputs of the frozen blocks; None if there are none."""
+        return self.cache and activations.stored(self.system, self.prepared, self.variant, self.cache)
+
+    @property
+    def outputs(self) -> np.ndarray | None:
+        """The same, but None while the network reads pixels as well."""
+        return None if self.system.reads_pixels() else self.stored
+
+    def draw(self, stage: Stage, generator: Generator) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield the batches of an epoch, and which of their images to mirror, (B,) bool."""
+        for batch in samplers.epoch(self.labels, self.attribute_of_class, self.variant.train, generator):
+            chance = 0.5 if stage.train.flip else 0.0
+            yield batch, torch.rand(len(batch.index), generator=generator) < chance
 
     def train_epoch(self, bar: tqdm) -> dict[str, float]:
         """Train for one epoch; returns the mean of each weighted loss."""
@@ -112,11 +154,12 @@ class Trainer:
         pseudo = self.refresh_centers(stage.loss)
         self.system.train()
         sums: dict[str, Tensor] = {}
-        drawn = samplers.epoch(self.labels, self.attribute_of_class, self.variant.train, generator)
-        for number, (batch, pixels) in enumerate(batches.prefetch(drawn, self.read)):
+        read = batches.prefetch(self.draw(stage, generator), lambda drawn: self.read(*drawn, stage))
+        for number, ((batch, mirrored), stored) in enumerate(read):
             self.set_learning_rate(epoch, number)
             try:
-                values = self.step(batch, pixels, stage, generator, None if pseudo is None else pseudo[batch.index])
+                guessed = None if pseudo is None else pseudo[batch.index]
+                values = self.step(batch, mirrored, stored, stage, generator, guessed)
             except FloatingPointError as error:
                 position = f"{self.variant.name}, epoch {epoch + 1}, step {number + 1}"
                 raise InputError(f"{position}: {error}; lower {advised(self.variant, 'train.lr')}") from None
@@ -148,7 +191,7 @@ class Trainer:
         rows = self.prepared.rows("valid")
         if not len(rows):
             return math.nan
-        embeddings = inference.embed(self.system, self.prepared, rows, self.variant.train.precision)
+        embeddings = inference.embed(self.system, self.prepared, rows, self.variant.train.precision, self.outputs)
         scores = ranking.evaluate(self.prepared, "valid", self.variant.score, embeddings)
         return metrics.summarise(scores)["map_all"]["overall_by_query"]
 
@@ -185,8 +228,9 @@ class Trainer:
         mine = distributed.rank_slice(len(self.rows))
         for start in range(mine.start, mine.stop, inference.EMBED_BATCH):
             block = slice(start, min(start + inference.EMBED_BATCH, mine.stop))
-            pixels = batches.read(self.prepared.images, self.rows[block])
-            yield block, inference.predict(self.system, pixels, self.variant.train.precision).attribute
+            store = self.prepared.images if self.outputs is None else self.outputs[:, 0]
+            stored = batches.read(store, self.rows[block])
+            yield block, inference.predict(self.system, stored, self.variant.train.precision).attribute
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Write a checkpoint; with several processes, only the main one writes."""
@@ -215,86 +259,3 @@ def check_finite(total: Tensor, norm: Tensor, values: dict[str, Tensor]) -> None
         listed = ", ".join(f"{name} {value.item():g}" for name, value in values.items())
         what = "gradient" if torch.isfinite(total) else "loss"
         raise FloatingPointError(f"the {what} is not a finite number ({listed})")
-
-
-def fit(
-    prepared: Prepared,
-    variant: Variant,
-    seed: int,
-    threads: int,
-    path: Path,
-    accelerator: str = "cpu",
-    machines: Machines = ALONE,
-) -> tuple[System, pd.DataFrame]:
-    """Train a variant, from its checkpoint if there is one; returns the network at its best epoch, and the curves.
-
-    Curves have one row per epoch: epoch, the mean of each weighted loss, and valid_map_all (a fraction; NaN if nothing
-    can be validated). The checkpoint at `path` is written after every epoch; the caller removes it after storing the
-    results.
-
-    With several processes (`machines`), this starts those of this machine, and continues from their checkpoint.
-    """
-    fingerprint = checkpoint.run_fingerprint(prepared, variant, seed, threads, accelerator, machines.processes)
-    epochs = StageSchedule(variant).epochs
-    if machines.processes > 1 and distributed.world_size() == 1:
-        if len(checkpoint.read_history(path, fingerprint) or []) < epochs:
-            distributed.launch(variant.name, accelerator, machines)
-        if len(checkpoint.read_history(path, fingerprint) or []) < epochs:
-            problem = f"{machines.processes} processes ended before their last epoch"
-            raise InputError(f"{variant.name}: {problem}, for the reason above")
-    if not distributed.all_equal(fingerprint):
-        raise InputError(f"{variant.name}: the machines differ in params.yaml, data/prepared or code; make them equal")
-    trainer = Trainer(prepared, variant, seed, threads, accelerator)
-    main = distributed.is_main_process()
-    if main:
-        check_disk(trainer, path)
-    if trainer.resume(path, fingerprint):
-        print(f"resumed after epoch {len(trainer.history)}", file=sys.stderr)
-    elif main and path.exists():
-        reason = "checkpoint of other settings, data or code set aside"
-        print(f"{reason}: training {variant.name} from the start", file=sys.stderr)
-    done, steps = len(trainer.history), trainer.steps_per_epoch
-    with tqdm(total=epochs * steps, initial=done * steps, desc=variant.name, disable=not main) as bar:
-        for _ in range(done, epochs):
-            trainer.run_epoch(bar)
-            trainer.save(path, fingerprint)
-            if main:
-                bar.set_postfix(valid_map=f"{100 * trainer.history[-1]['valid_map_all']:.1f}")
-    if main:
-        trainer.system.load_state_dict(trainer.best)
-    return trainer.system, pd.DataFrame(trainer.history)
-
-
-def check_disk(trainer: Trainer, path: Path) -> None:
-    """Raise InputError before the first step unless the disk has room for everything that the run will write."""
-    prepared, sample = trainer.prepared, trainer.rows[:1]
-    weights = sum(value.nbytes for value in trainer.system.state_dict().values())
-    checkpoints = 2 * 4 * weights  # the old and the new one: weights, best weights, and two moments of each
-    embeddings = vars(inference.embed(trainer.system, prepared, sample, "fp32")).values()
-    image = sum(tensor.nbytes for tensor in embeddings if tensor is not None)
-    needed = checkpoints + image * (len(prepared.rows("valid")) + len(prepared.rows("test")))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    what = f"the checkpoints and embeddings of {trainer.variant.name} take"
-    files.require_space(path.parent, needed, what, "free some space, or make model.class_embedding smaller")
-
-
-def main(name: str) -> int:
-    """Train the variant `name` of params.yaml as one of several processes (`distributed.launch`); returns exit status.
-
-    The main process leaves the checkpoint of the finished run, from which the pipeline's stage continues.
-    """
-    root = config.find_root()
-    try:
-        settings = config.load(root / "params.yaml")
-        prepared, variant = manifest.open_prepared(root / "data" / "prepared"), settings.variant(name)
-        path, accelerator = root / "data" / "work" / f"{name}.safetensors", settings.accelerator
-        with distributed.process_group(accelerator):
-            fit(prepared, variant, settings.seed, settings.threads, path, accelerator, settings.machines)
-    except InputError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

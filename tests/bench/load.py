@@ -24,7 +24,8 @@ from m3lib.data import manifest
 from m3lib.prepare import pack, splits
 from m3lib.retrieval import metrics, ranking
 from m3lib.retrieval.embeddings import Embeddings
-from m3lib.training import checkpoint, inference, trainer
+from m3lib.training import checkpoint, inference
+from m3lib.training.run import fit
 from tests.bench.measure import in_new_process
 
 PHOTOS, DISTINCT, SIDE, STEPS = 200_000, 500, 48, 100
@@ -74,7 +75,7 @@ def variant_of(settings: config.Settings) -> config.Variant:
 
 def train(folder: Path, settings: config.Settings) -> str:
     prepared, variant = manifest.open_prepared(folder / "prepared"), variant_of(settings)
-    system, _ = trainer.fit(prepared, variant, 0, 1, folder / "checkpoint.safetensors")
+    system, _ = fit(prepared, variant, 0, 1, folder / "checkpoint.safetensors")
     checkpoint.save_tensors(folder / "model.safetensors", system.state_dict())
     return f"{STEPS} steps, validation on {len(prepared.rows('valid')):,} photos"
 

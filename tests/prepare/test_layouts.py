@@ -19,7 +19,8 @@ from m3lib.prepare import asen_split, pack
 from m3lib.retrieval import metrics, ranking
 from m3lib.retrieval.embeddings import broadcast_over_attributes
 from m3lib.taxonomy import Taxonomy
-from m3lib.training import inference, trainer
+from m3lib.training import inference
+from m3lib.training.run import fit
 from tiny import ROOT, SETTINGS, make_variant
 
 CATALOGUE = ROOT.parent / "shared/catalogue"
@@ -122,7 +123,7 @@ def test_in_deepfashions_layout_a_training_gives_the_numbers_of_the_csv(tmp_path
         prepared = prepare(source, tmp_path / f"prepared-{name}")
         assert prepared.manifest["labels"].map(list).tolist() == labels
         variant = make_variant("m3", epochs=1, batch=32)
-        system, curves = trainer.fit(prepared, variant, 0, 1, tmp_path / f"{name}.safetensors")
+        system, curves = fit(prepared, variant, 0, 1, tmp_path / f"{name}.safetensors")
         test = np.sort(prepared.rows("test"))
         scores = ranking.evaluate(prepared, "test", "weighted", inference.embed(system, prepared, test, "fp32"))
         found[name] = [

@@ -103,6 +103,10 @@ def classifier(w: State, X: np.ndarray, own: np.ndarray) -> Parts:
     return {"logits": linear(w, "head", X.mean(axis=0))}
 
 
+def frozen(w: State, X: np.ndarray, own: np.ndarray) -> Parts:
+    return {"logits": linear(w, "head", batch_norm(w, "norm", X[0]))}
+
+
 def asen(w: State, X: np.ndarray, own: np.ndarray) -> Parts:
     """Methods, section 2."""
     U = np.tanh(linear(w, "project", X))  # (P, h)
@@ -190,7 +194,7 @@ def m3(w: State, X: np.ndarray, own: np.ndarray, refine: bool = True) -> Parts:
 
 FORMULAS: dict[str, Callable[..., Parts]] = {
     "modc": asen_v2,
-    **{formula.__name__: formula for formula in (classifier, asen, asen_v2, asen_pp, m3_a, m3_c, m3)},
+    **{formula.__name__: formula for formula in (frozen, classifier, asen, asen_v2, asen_pp, m3_a, m3_c, m3)},
 }
 
 

@@ -11,7 +11,7 @@ from m3lib.config import Variant
 from m3lib.data.manifest import Prepared
 from m3lib.systems.base import System
 from m3lib.taxonomy import Attribute, Taxonomy
-from m3lib.training import trainer
+from m3lib.training.run import fit
 from tiny import make_prepared, make_variant
 
 STRIPES = Taxonomy((Attribute("colour", ("red", "green", "blue")), Attribute("stripes", ("across", "down"))))
@@ -60,7 +60,7 @@ def short(network: str, epochs: int = 3, shares: tuple[float, ...] = (), **chang
 
 
 def run(variant: Variant, path: Path, seed: int = 3, prepared: Prepared = PREPARED) -> tuple[System, list[dict]]:
-    system, curves = trainer.fit(prepared, variant, seed, 1, path)
+    system, curves = fit(prepared, variant, seed, 1, path)
     return system, curves.to_dict("records")
 
 

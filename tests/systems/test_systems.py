@@ -31,6 +31,7 @@ B, SIDE = 3, 48  # a 3 x 3 map
 P = (SIDE // backbone.STRIDE) ** 2
 EMBEDDINGS = {"attribute", "local", "logits", "classes"}
 MAPS = {
+    "frozen": set(),
     "classifier": set(),
     **{network: {"attribute_maps"} for network in ("asen", "asen_v2", "asen_pp", "modc", "m3_a")},
     "m3_c": {"class_maps"},
@@ -246,7 +247,8 @@ def test_gradient_reaches_every_parameter(network):
     for seed in range(2):  # the second batch's draws reach what the first one's missed
         parts = objective.total_loss(system(make_images(16, seed)), batch, system, loss, generator(seed))
         sum(parts.values()).backward()
-    missed = {n for n, p in system.named_parameters() if p.grad is None or not (p.grad != 0).any()}
+    trained = {name: weight for name, weight in system.named_parameters() if weight.requires_grad}
+    missed = {name for name, weight in trained.items() if weight.grad is None or not (weight.grad != 0).any()}
     assert missed == set()
 
 

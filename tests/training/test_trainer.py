@@ -14,9 +14,10 @@ from m3lib.retrieval import metrics, ranking
 from m3lib.systems import losses
 from m3lib.systems.losses import Batch
 from m3lib.training import augment, inference
+from m3lib.training.run import fit
 from m3lib.training.samplers import TRIPLET_LOSSES
 from m3lib.training.schedule import StageSchedule
-from m3lib.training.trainer import Trainer, advised, fit
+from m3lib.training.trainer import Trainer, advised
 from stripes import PREPARED, SIDE, STRIPES, moved, run, short, weights
 from tiny import OWN, PUBLISHED, SETTINGS, TAXONOMY, make_prepared, make_variant, random_labels
 
@@ -123,12 +124,15 @@ def test_a_step_reads_the_images_of_its_batch_with_the_augmentation_of_its_stage
     shuffled = make_prepared(labels, parts, np.concatenate([255 - PREPARED.images[:24], PREPARED.images[:24]]), STRIPES)
     variant = short("modc", 5, (0.4, 0.2, 0.4))
     trainer, seen = Trainer(shuffled, variant, 0, 1), []
-    monkeypatch.setattr(augment, "augment", lambda images, generator, train, _: seen.append((images, train)) or images)
+    monkeypatch.setattr(
+        augment, "augment", lambda images, _mirrored, _generator, train, _: seen.append((images, train)) or images
+    )
     index = torch.tensor([3, 5, 5, 20])
     known = trainer.labels[index]
     batch = Batch(index, known, losses.find_anchors(known, trainer.system.attribute_of_class))
     for stage in variant.stages:
-        trainer.step(batch, trainer.read(batch), stage, torch.Generator().manual_seed(0), torch.zeros_like(known))
+        draws, none = torch.Generator().manual_seed(0), torch.zeros(4, dtype=torch.bool)
+        trainer.step(batch, none, trainer.read(batch, none, stage), stage, draws, torch.zeros_like(known))
     assert [train for _, train in seen] == [stage.train for stage in variant.stages]
     assert all(torch.equal(images, batches.to_tensor(PREPARED.images[[3, 5, 5, 20]])) for images, _ in seen)
 
