@@ -15,7 +15,8 @@ from m3lib.errors import InputError
 from m3lib.taxonomy import did_you_mean
 
 SYSTEMS_FOLDER = Path(__file__).parent / "systems"
-LOSSES = (  # the weights in params.yaml, `loss`; each is named by its paper
+LOSSES = (  # the weights in params.yaml, `loss`; each but the first is named by its paper
+    "classification",
     "asen_triplet",
     "asen_pp_local",
     "asen_pp_align",
@@ -25,6 +26,7 @@ LOSSES = (  # the weights in params.yaml, `loss`; each is named by its paper
     "m3_instance",
     "m3_cluster",
 )
+LOGIT_LOSSES = {"classification", "m3_classification"}
 LOSS_SETTINGS = {  # the other settings in `loss`: the losses that read them
     "margin": ("asen_triplet", "asen_pp_local", "modc_cluster", "modc_pseudo", "m3_instance", "m3_cluster"),
     "pseudo_margin": ("modc_pseudo",),
@@ -102,9 +104,9 @@ def literals(body: ast.Module | ast.ClassDef) -> dict[str, Any]:
 
 
 def outputs_of(variant: Any) -> set[str]:
-    """The outputs of a row's network; Loss 1 adds class logits to a network with attribute embeddings."""
+    """The outputs of a row's network; a loss on class logits adds them to a network with attribute embeddings."""
     outputs = declaration(variant.network).outputs
-    trains_logits = any(stage.loss.m3_classification for stage in variant.stages)
+    trains_logits = not LOGIT_LOSSES.isdisjoint(losses_of(variant))
     return outputs | ({"logits"} if "attribute" in outputs and trains_logits else set())
 
 

@@ -43,7 +43,6 @@ def require_printable(text: str) -> str:
     return text
 
 
-MAX_INT = 2**63 - 1
 Text = Annotated[str, Field(strict=True), AfterValidator(require_printable)]
 Flag = Annotated[bool, Field(strict=True)]
 Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
@@ -51,7 +50,7 @@ Weight = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 FORBID = ConfigDict(extra="forbid")
 
 
-def integer(low: int, high: int = MAX_INT) -> Any:
+def integer(low: int, high: int = 2**63 - 1) -> Any:
     return Annotated[int, Field(strict=True, ge=low, le=high)]
 
 
@@ -142,6 +141,7 @@ class Model:
 
 @dataclass(frozen=True, config=FORBID)
 class Loss:
+    classification: Weight
     asen_triplet: Weight
     asen_pp_local: Weight
     asen_pp_align: Weight

@@ -29,11 +29,10 @@ def test_declarations_and_settings_name_the_same_things():
     assert compatibility.registry() == systems.SYSTEMS
 
 
-@pytest.mark.parametrize("with_loss_1", [False, True])
+@pytest.mark.parametrize("loss", [{}, {"classification": 1.0}, {"m3_classification": 1.0}], ids=str)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_network_produces_the_outputs_that_it_declares(network, with_loss_1):
-    variant = make_variant(network, loss={"m3_classification": float(with_loss_1)} if network in ASEN_FAMILY else {})
-    system = make_system(network, loss={"m3_classification": variant.loss.m3_classification})
+def test_a_network_produces_the_outputs_that_it_declares(network, loss):
+    variant, system = make_variant(network, loss=loss), make_system(network, loss=loss)
     for stage in variant.stages:
         system.enter_stage(stage.loss)
     outputs = system(torch.randn(2, 3, 32, 32, generator=generator()))
@@ -117,12 +116,13 @@ def test_a_loss_that_a_network_cannot_be_trained_with_is_refused(loss, network):
     assert f"loss.{loss}: {network} can't be trained with this loss" in refused(network, loss={loss: 1})
 
 
+@pytest.mark.parametrize("loss", ["classification", "m3_classification"])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_every_network_can_be_trained_with_loss_1(network):
-    row(network, loss={"m3_classification": 1})
+def test_every_network_can_be_trained_with_a_loss_on_class_logits(network, loss):
+    row(network, loss={loss: 1})
 
 
-FITTING = {  # the scores of each network, without and with Loss 1
+FITTING = {  # the scores of each network, without and with a loss on class logits
     "classifier": ({"posterior"}, {"posterior"}),
     **dict.fromkeys(
         ["asen", "asen_v2", "asen_pp"], ({"attribute"}, {"attribute", "segment", "soft_segment", "posterior"})
@@ -133,12 +133,12 @@ FITTING = {  # the scores of each network, without and with Loss 1
 }
 
 
-@pytest.mark.parametrize("with_loss_1", [False, True])
+@pytest.mark.parametrize("loss", [{}, {"classification": 1}, {"m3_classification": 1}], ids=str)
 @pytest.mark.parametrize("score", list(SCORES))
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_score_is_accepted_if_the_network_produces_what_it_compares(network, score, with_loss_1):
-    changes = {"score": score, **({"loss": {"m3_classification": 1}} if with_loss_1 else {})}
-    if score in FITTING[network][with_loss_1]:
+def test_a_score_is_accepted_if_the_network_produces_what_it_compares(network, score, loss):
+    changes = {"score": score, "loss": loss}
+    if score in FITTING[network][bool(loss)]:
         row(network, **changes)
     else:
         assert f"score: {score} compares " in refused(network, **changes)

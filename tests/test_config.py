@@ -368,7 +368,8 @@ def test_find_root_outside_any_repository(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("row", "own"),
     [
-        ("classifier", {"loss.m3_classification"}),
+        ("classifier", {"loss.classification"}),
+        ("classifier_bce", {"loss.classification", "loss.m3_classification"}),
         ("m3_c", {"loss.m3_classification", "loss.m3_instance", "loss.m3_cluster", "train.lr"}),  # of m3
         ("asen_l1", {"loss.asen_triplet", "loss.m3_classification", "train.lr"}),
     ],

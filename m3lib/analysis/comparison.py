@@ -32,12 +32,9 @@ PUBLISHED_NAMES = {  # variant -> name in the published table, in the published 
     "m3": "M3-Net",
 }
 FURTHER_PAIRS = (
-    ("modc", "m3"),
-    ("classifier", "m3"),
-    ("asen_v2_l1", "m3"),
-    ("modc_l1", "m3"),
-    ("asen_pp", "asen_pp_long"),
-)
+    ("frozen", "classifier"), ("classifier", "classifier_bce"), ("classifier_bce", "m3"), ("classifier", "m3"),
+    ("modc", "m3"), ("asen_v2_l1", "m3"), ("modc_l1", "m3"), ("asen_pp", "asen_pp_long"),
+)  # fmt: skip
 
 
 def read_metrics(folder: Path, variants: list[str]) -> dict[str, dict]:

@@ -14,7 +14,7 @@ from m3lib.figures import fonts
 from m3lib.taxonomy import caption
 
 MEAN, OTHER = "#2a9d3f", "#c9ccd1"
-PLAIN = {"random": (0.8, 0.8, 0.8), "classifier": (0.55, 0.55, 0.55)}
+GREYS = {"random": 0.85, "frozen": 0.7, "classifier": 0.5, "classifier_bce": 0.25}  # the plain rows; 0 is black
 MAX_COLORS = 10  # more cannot be distinguished
 
 
@@ -65,10 +65,10 @@ def class_frequencies(shares: Mapping[str, np.ndarray]) -> Figure:
 
 
 def palette(variants: Sequence[str]) -> dict[str, tuple]:
-    """Return one colour per variant, the same in every figure: greys for the rows of PLAIN."""
-    systems = [variant for variant in variants if variant not in PLAIN]
+    """Return one colour per variant, the same in every figure: greys for the plain rows."""
+    systems = [variant for variant in variants if variant not in GREYS]
     colours = dict(zip(systems, sns.color_palette("colorblind", len(systems)), strict=True))
-    return colours | {variant: PLAIN[variant] for variant in variants if variant in PLAIN}
+    return colours | {variant: (GREYS[variant],) * 3 for variant in variants if variant in GREYS}
 
 
 def learning_curves(curves: pd.DataFrame) -> Figure:

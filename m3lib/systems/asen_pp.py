@@ -25,7 +25,7 @@ class ASENpp(System):
     """
 
     outputs = {"attribute", "local"}
-    losses = {"asen_triplet", "asen_pp_local", "asen_pp_align", "m3_classification"}
+    losses = {"asen_triplet", "asen_pp_local", "asen_pp_align", "classification", "m3_classification"}
     settings = {
         "attention_width", "queries", "attention_batch_norm", "attribute_embedding", "box_threshold", "beta",
         "local_backbone", "local_backbone_options", "local_weights", "local_from_global", "local_attention_width",

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from m3lib.compatibility import outputs_of
 from m3lib.config import Loss, Variant
 from m3lib.systems.attention import ClassHeads
 from m3lib.systems.backbone import Backbone
@@ -22,7 +23,7 @@ class Outputs(NamedTuple):
 
     attribute: Tensor | None = None  # (B, N, D) unit attribute embeddings f_n
     local: Tensor | None = None  # (B, N, D) unit attribute embeddings of ASEN++'s local branch
-    logits: Tensor | None = None  # (B, M) class logits o_m; x_m = sigmoid(o_m)
+    logits: Tensor | None = None  # (B, M) class logits o_m
     classes: Tensor | None = None  # (B, M, d) unit class-specific embeddings phi_m; (B, K, d) of selected classes
     attribute_maps: Tensor | None = None  # (B, N, P) attention alpha_n, each map sums to 1
     class_maps: Tensor | None = None  # (B, M, P) attention alpha_m, each map sums to 1
@@ -48,13 +49,12 @@ class System(nn.Module):
         )
         self.class_counts = [len(attribute.classes) for attribute in taxonomy.attributes]  # N numbers M_n
         self.register_buffer("attribute_of_class", torch.from_numpy(taxonomy.attribute_of_class), persistent=False)
-        self.register_buffer("positive_weight", torch.ones(taxonomy.num_classes))  # w_p of Loss 1, set by the trainer
+        self.register_buffer("positive_weight", torch.ones(taxonomy.num_classes))  # w of Loss 1, set by the trainer
         self.register_buffer("multi", torch.tensor([a.multi for a in taxonomy.attributes]), persistent=False)
 
     def class_heads(self, variant: Variant, dim: int) -> ClassHeads | None:
-        """Return heads for class logits if Loss 1 has a weight; the published ASEN family and MODC have none."""
-        learned = any(stage.loss.m3_classification for stage in variant.stages)
-        return ClassHeads(dim, self.class_counts) if learned else None
+        """Return heads for class logits if a loss trains them; the published ASEN family and MODC have none."""
+        return ClassHeads(dim, self.class_counts) if "logits" in outputs_of(variant) else None
 
     def enter_stage(self, loss: Loss) -> None:
         """Prepare for a stage with these losses; called before each epoch. ASEN++ starts its local branch here."""
@@ -70,7 +70,7 @@ class System(nn.Module):
     def class_probabilities(self, outputs: Outputs) -> Tensor | None:
         """Return (B, M) class probabilities: softmax over an attribute's classes, or sigmoids if it is multi-label.
 
-        The weighted Loss 1 is minimal at logit(p) + log w_p, so log w_p is subtracted first.
+        The weighted Loss 1 is minimal at logit(p) + log w, so log w is subtracted first; without Loss 1, w is 1.
         """
         if outputs.logits is None:
             return None
@@ -83,7 +83,7 @@ class Classifier(System):
     """The plain baseline: average-pooled features and one linear layer for all classes."""
 
     outputs = {"logits"}
-    losses = {"m3_classification"}
+    losses = {"classification", "m3_classification"}
     settings = set()
 
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
@@ -98,7 +98,7 @@ class Frozen(System):
     """The first thing that anyone would try: a linear layer on the pooled features of a whole, frozen model."""
 
     outputs = {"logits"}
-    losses = {"m3_classification"}
+    losses = {"classification", "m3_classification"}
     settings = set()
     pooled = True
 

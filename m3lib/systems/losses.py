@@ -2,8 +2,8 @@
 
 An anchor is a pair (image, class that the image carries). Positives carry the class too; negatives have a label for the
 class's attribute but do not carry the class. An image without a label for an attribute ("unknown") is left out of that
-attribute's losses and gets no gradient from them. In params.yaml the losses are named by paper; `objective.py` maps
-these names to the functions here.
+attribute's losses and gets no gradient from them. In params.yaml the losses of a paper are named after it;
+`objective.py` maps these names to the functions here.
 """
 
 from typing import NamedTuple
@@ -151,7 +151,30 @@ def pseudo_labels(cosines: Tensor, labels: Tensor, attribute_of_class: Tensor, m
     return pseudo
 
 
-def classification_loss(logits: Tensor, labels: Tensor, positive_weight: Tensor, attribute_of_class: Tensor) -> Tensor:
+def classification_loss(logits: Tensor, labels: Tensor, multi: Tensor, attribute_of_class: Tensor) -> Tensor:
+    """The usual classification loss of each attribute, averaged over known (image, attribute) pairs.
+
+    One class per image: softmax cross-entropy; the target of an image that carries several is uniform over them.
+    Several classes per image, multi (N,) bool: sigmoid binary cross-entropy, mean over the attribute's classes.
+    logits: (B, M); labels: (B, M) bool.
+    """
+    known = known_attributes(labels, attribute_of_class)  # (B, N)
+    sizes = torch.bincount(attribute_of_class).tolist()
+    columns = zip(logits.split(sizes, dim=1), labels.to(logits.dtype).split(sizes, dim=1), multi.tolist(), strict=True)
+    values = torch.stack([attribute_loss(*column) for column in columns], dim=1)  # (B, N)
+    return (values * known).sum() / known.sum().clamp(min=1)
+
+
+def attribute_loss(logits: Tensor, y: Tensor, multi: bool) -> Tensor:
+    """Return (B,): one attribute's term of `classification_loss`; logits, y: (B, M_n)."""
+    if multi:
+        return F.binary_cross_entropy_with_logits(logits, y, reduction="none").mean(dim=1)
+    return F.cross_entropy(logits, y / y.sum(dim=1, keepdim=True).clamp(min=1), reduction="none")
+
+
+def m3_classification_loss(
+    logits: Tensor, labels: Tensor, positive_weight: Tensor, attribute_of_class: Tensor
+) -> Tensor:
     """M3-Net's Loss 1: -(1/M_n) sum over m of w_m y log x + (1 - y) log(1 - x), with x = sigmoid(logit).
 
     Averaged over known (image, attribute) pairs. The poster prints the second term with the other sign, a misprint.

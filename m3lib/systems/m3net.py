@@ -41,7 +41,7 @@ class M3Net(System):
     """
 
     outputs = {"attribute", "logits", "classes"}
-    losses = {"asen_triplet", "m3_classification", "m3_instance", "m3_cluster"}
+    losses = {"asen_triplet", "classification", "m3_classification", "m3_instance", "m3_cluster"}
     settings = {
         "attention_width", "queries", "attention_batch_norm", "class_embedding", "attribute_conditioned", "refine",
     }  # fmt: skip
@@ -89,7 +89,7 @@ class M3NetA(System):
     """
 
     outputs = {"attribute", "logits", "classes"}
-    losses = {"asen_triplet", "m3_classification", "m3_instance", "m3_cluster"}
+    losses = {"asen_triplet", "classification", "m3_classification", "m3_instance", "m3_cluster"}
     settings = {"attention_width", "queries", "attention_batch_norm", "class_embedding"}
 
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
@@ -117,7 +117,7 @@ class M3NetC(System):
     """
 
     outputs = {"logits", "classes"}
-    losses = {"m3_classification", "m3_instance", "m3_cluster"}
+    losses = {"classification", "m3_classification", "m3_instance", "m3_cluster"}
     settings = {"attention_width", "attention_batch_norm", "class_embedding"}
 
     def __init__(self, variant: Variant, taxonomy: Taxonomy):

@@ -26,7 +26,7 @@ class MODC(ASENv2):
     """ASEN_v2's network with one center per class in the space of the class's attribute."""
 
     outputs = {"attribute", "centers"}
-    losses = {"asen_triplet", "modc_cluster", "modc_pseudo", "m3_classification"}
+    losses = {"asen_triplet", "modc_cluster", "modc_pseudo", "classification", "m3_classification"}
     settings = {"attention_width", "queries", "attention_batch_norm", "temperature"}
 
     def __init__(self, variant: Variant, taxonomy: Taxonomy):

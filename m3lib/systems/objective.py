@@ -19,9 +19,12 @@ def total_loss(
     labels, anchors, attribute_of_class = batch.labels, batch.anchors, system.attribute_of_class
     f, margin = outputs.attribute, loss.margin
     values = {}
+    if loss.classification:
+        logits = outputs.logits.float()
+        values["classification"] = losses.classification_loss(logits, labels, system.multi, attribute_of_class)
     if loss.m3_classification:
         logits, weight = outputs.logits.float(), system.positive_weight
-        values["m3_classification"] = losses.classification_loss(logits, labels, weight, attribute_of_class)
+        values["m3_classification"] = losses.m3_classification_loss(logits, labels, weight, attribute_of_class)
     if loss.asen_triplet:
         values["asen_triplet"] = attribute_triplet_loss(f, anchors, attribute_of_class, loss, generator)
     if loss.asen_pp_local:

@@ -60,10 +60,10 @@ class Trainer:
         self.attribute_of_class = torch.from_numpy(prepared.taxonomy.attribute_of_class)  # (M,)
         if set(samplers.TRIPLET_LOSSES) & set(losses_of(variant)):
             samplers.check_batch(self.labels, variant.train)
-        self.system = systems.build(variant, prepared.taxonomy).to(memory_format=torch.channels_last)
-        weight = losses.positive_weights(self.labels, self.attribute_of_class, variant.loss.positive_power)
-        self.system.positive_weight.copy_(weight)
-        self.system.to(self.device)
+        self.system = systems.build(variant, prepared.taxonomy).to(self.device, memory_format=torch.channels_last)
+        if "m3_classification" in losses_of(variant):
+            weight = losses.positive_weights(self.labels, self.attribute_of_class, variant.loss.positive_power)
+            self.system.positive_weight.copy_(weight)
         distributed.convert_batch_norms(self.system)
         self.optimizer = make_optimizer(self.system, variant.train)
         self.schedule = StageSchedule(variant)

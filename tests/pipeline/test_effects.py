@@ -52,7 +52,8 @@ def test_the_committed_settings_give_one_short_note():
     [
         (
             ["train.lr=0.001"],
-            f"train.lr = 0.001 reaches classifier, asen_v2, modc only; rows set their own: {ASEN}, {ASEN_PP}, {M3}",
+            "train.lr = 0.001 reaches classifier, classifier_bce, asen_v2, modc only; "
+            f"rows set their own: {ASEN}, {ASEN_PP}, {M3}",
         ),
         (["train.lr=0.001", "variants=[asen]"], f"train.lr: {NO_EFFECT} rows set their own: {ASEN}"),
         (

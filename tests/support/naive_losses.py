@@ -40,7 +40,22 @@ def columns(row: Tensor) -> set[int]:
     return set(row.nonzero().flatten().tolist())
 
 
-def naive_classification(logits: Tensor, labels: Tensor, weight: Tensor) -> float:
+def naive_classification(logits: Tensor, labels: Tensor) -> float:
+    """The mean over known (image, attribute) pairs of each pair's cross-entropy."""
+    pairs = []
+    for i in range(len(labels)):
+        for n, attribute in enumerate(TAXONOMY.attributes):
+            own = [m for m in range(M) if OWN[m] == n]
+            carried = [m for m in own if labels[i, m]]
+            e = {m: math.exp(float(logits[i, m])) for m in own}
+            if carried and attribute.multi:
+                pairs.append(-sum(math.log((e[m] if labels[i, m] else 1) / (1 + e[m])) for m in own) / len(own))
+            elif carried:
+                pairs.append(-sum(math.log(e[m] / sum(e.values())) for m in carried) / len(carried))
+    return sum(pairs) / len(pairs)
+
+
+def naive_m3_classification(logits: Tensor, labels: Tensor, weight: Tensor) -> float:
     """Loss 1, the mean over known (image, attribute) pairs of its mean over the attribute's classes."""
     pairs = []
     for i in range(len(labels)):

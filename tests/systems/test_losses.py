@@ -47,9 +47,34 @@ def test_known_attributes_against_a_loop(kind):
 
 def test_a_batch_without_labels_has_no_classification_loss():
     logits = torch.randn(4, M, generator=generator(), requires_grad=True)
-    value = losses.classification_loss(logits, torch.zeros(4, M, dtype=torch.bool), torch.ones(M), OWN)
+    labels = torch.zeros(4, M, dtype=torch.bool)
+    usual = losses.classification_loss(logits, labels, MULTI, OWN)
+    (usual + losses.m3_classification_loss(logits, labels, torch.ones(M), OWN)).backward()
+    assert (usual.item(), logits.grad.abs().max().item()) == (0, 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_class_per_image_is_torchs_cross_entropy_and_unknown_labels_get_no_gradient(seed):
+    """In value and gradient; an unknown label is torch's ignore_index."""
+    labels = draw_labels("single", seed)
+    for n in range(N):
+        labels[torch.rand(B, generator=generator(9 * seed + n)) < 0.4] &= n != OWN
+    ours, theirs = (torch.randn(B, M, generator=generator(seed), dtype=torch.float64).requires_grad_() for _ in "ab")
+    value = losses.classification_loss(ours, labels, torch.zeros(N, dtype=torch.bool), OWN)
+    total = torch.zeros((), dtype=torch.float64)
+    for n in range(N):
+        known, own = labels[:, n == OWN].any(dim=1), labels[:, n == OWN].int()
+        target = torch.where(known, own.argmax(dim=1), -100)
+        total = total + torch.nn.functional.cross_entropy(theirs[:, n == OWN], target, reduction="sum")
+    expected = total / labels.sum()
+    torch.testing.assert_close(value, expected)
     value.backward()
-    assert (value.item(), logits.grad.abs().max().item()) == (0, 0)
+    expected.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    unknown = ~losses.known_attributes(labels, OWN)[:, OWN]
+    assert unknown.any()
+    assert (ours.grad[unknown] == 0).all()
+    assert (ours.grad[~unknown] != 0).all()
 
 
 @pytest.mark.parametrize("block", [1, B * B, 5 * B * B, 10**9])

@@ -85,9 +85,10 @@ def test_a_network_produces_the_embeddings_that_it_declares(network):
         assert centers.value.shape == (M, widths["attribute" if "centers" in given else "classes"])
 
 
+@pytest.mark.parametrize("name", ["classification", "m3_classification"])
 @pytest.mark.parametrize("network", ASEN_FAMILY)
-def test_loss_1_adds_heads_to_attribute_embeddings(network):
-    loss = {"m3_classification": 1.0}
+def test_a_loss_on_class_logits_adds_heads_to_attribute_embeddings(network, name):
+    loss = {name: 1.0}
     with_heads, without = make_system(network, loss=loss).state_dict(), make_system(network).state_dict()
     assert {"heads.weight", "heads.bias"} == set(with_heads) - set(without)
     assert make_system(network, loss=loss)(make_images()).logits.shape == (B, M)
