@@ -3,7 +3,8 @@
 classes        metrics and embeddings class by class
 significance   bootstrap intervals and paired tests over query images
 factors        do scores order images of one class by finer, unlabelled factors?
-comparison     the report: tables of all variants, published results, example rankings
+comparison     the report: tables of all variants, published results
+examples       the report: example rankings
 ablation       what each component of M3-Net contributes, from recorded experiments
 sweeps         what a recorded sweep varied and reached
 record         collect finished experiments into data/results and write README's tables

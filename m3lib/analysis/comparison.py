@@ -1,4 +1,4 @@
-"""Tables, example rankings and sentences of the report."""
+"""Tables and sentences of the report."""
 
 import json
 import math
@@ -11,9 +11,7 @@ import pandas as pd
 
 from m3lib.analysis.significance import paired_bootstrap
 from m3lib.compatibility import SCORES
-from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
-from m3lib.retrieval.ranking import Ranking
 
 COLUMNS = {  # column of the main table -> the metric and which of its means
     "MAP@all": ("map_all", "overall_by_query"),
@@ -78,13 +76,19 @@ def attribute_table(results: Mapping[str, dict], split: str) -> pd.DataFrame:
 
 
 def score_table(results: Mapping[str, dict], split: str) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Overall MAP@all in percent by variant (row) and score (column), and the configured score of each variant."""
+    """Overall MAP@all in percent by variant (row) and score (column), and the configured score of each variant.
+
+    On test, the last column is the random ranking.
+    """
     cells = {
         variant: {score: 100 * summary["map_all"]["overall_by_query"] for score, summary in result[split].items()}
         for variant, result in results.items()
     }
     computed = [score for score in SCORES if any(score in row for row in cells.values())]
-    return pd.DataFrame(cells).T.reindex(columns=computed), {name: result["score"] for name, result in results.items()}
+    table = pd.DataFrame(cells).T.reindex(columns=computed)
+    if split == "test":
+        table["random"] = 100 * summaries(results, split)["random"]["map_all"]["overall_by_query"]
+    return table, {name: result["score"] for name, result in results.items()}
 
 
 def metrics_for_dvc(results: Mapping[str, dict], split: str) -> dict[str, dict]:
@@ -112,9 +116,10 @@ def published_overall(published: pd.DataFrame) -> pd.DataFrame:
 def beside_published(table: pd.DataFrame, published: pd.DataFrame, baseline: str = "asen") -> pd.DataFrame:
     """Overall MAP@all in percent and the relative gain over a baseline, ours ("here") and as published.
 
-    One row per published system; NaN where we have no such variant. table: see `main_table`.
+    One row per published system, below the random ranking; NaN where we have no such variant. table: see `main_table`.
     """
     levels = published_overall(published)[["deepfashion", "fashionai", "darn"]]
+    levels = levels.reindex(["random", *levels.index])
     levels.insert(0, "here", table["MAP@all"].rename(index=PUBLISHED_NAMES).reindex(levels.index))
     gain = 100 * (levels / levels.loc[PUBLISHED_NAMES[baseline]] - 1)
     return pd.concat({"MAP@all": levels, f"gain over {PUBLISHED_NAMES[baseline]}": gain}, axis=1)
@@ -123,6 +128,7 @@ def beside_published(table: pd.DataFrame, published: pd.DataFrame, baseline: str
 def against_published(results: Mapping[str, dict], split: str, published: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Percent on a public benchmark: each published row, our row if there is one, and ours minus theirs.
 
+    On test, the random ranking comes first.
     Rows (system, "published" | "here" | "difference"); columns MAP@all of each attribute and overall, then MAP@100
     (over the hits) and Recall@100.
     """
@@ -130,16 +136,17 @@ def against_published(results: Mapping[str, dict], split: str, published: pd.Dat
     columns = printed["attribute"].where(printed["metric"] == "MAP@all", printed["metric"])
     levels = printed.assign(column=columns).pivot(index="system", columns="column", values="percent")
     levels = levels[list(dict.fromkeys([*printed["attribute"], *columns]))]
-    rows = {}
+    here = {}
+    for variant, summary in summaries(results, split).items():
+        metrics = {"overall": "map_all", "MAP@100": "map_100_hits", "Recall@100": "recall_100"}
+        overall = {column: summary[metric]["overall_by_query"] for column, metric in metrics.items()}
+        here[variant] = 100 * pd.Series(summary["map_all"]["attributes"] | overall).reindex(levels.columns)
+    rows = {("random", "here"): here["random"]} if "random" in here else {}
     for variant, system in PUBLISHED_NAMES.items():
         rows[system, "published"] = levels.loc[system]
-        if variant in results:
-            summary = results[variant][split][results[variant]["score"]]
-            metrics = {"overall": "map_all", "MAP@100": "map_100_hits", "Recall@100": "recall_100"}
-            overall = {column: summary[metric]["overall_by_query"] for column, metric in metrics.items()}
-            here = pd.Series(summary["map_all"]["attributes"] | overall).reindex(levels.columns)
-            rows[system, "here"] = 100 * here
-            rows[system, "difference"] = 100 * here - levels.loc[system]
+        if variant in here:
+            rows[system, "here"] = here[variant]
+            rows[system, "difference"] = here[variant] - levels.loc[system]
     return pd.DataFrame(rows).T
 
 
@@ -167,65 +174,7 @@ def compare(precisions: Mapping[str, np.ndarray], images: np.ndarray, seed: int)
     return pd.DataFrame(rows, columns=["lower", "higher", "difference", "low", "high", "p"])
 
 
-# ---- example rankings
-
-
-def median_frequency_class(prepared: Prepared, split: str, attribute: str) -> str:
-    """Return the class of median frequency among the split's queries; rare classes (under 3 queries) do not count."""
-    classes = prepared.taxonomy.classes_of(prepared.taxonomy.names.index(attribute))
-    counts = prepared.labels[prepared.rows(split, "query"), classes].sum(axis=0)
-    present = np.flatnonzero(counts >= min(3, counts.max()))
-    middle = present[np.argsort(-counts[present], kind="stable")[len(present) // 2]]
-    return prepared.taxonomy.class_name(classes.start + int(middle))
-
-
-def retrieval_examples(
-    prepared: Prepared,
-    ranking: Ranking,
-    attribute: int,
-    class_: str | None = None,
-    rows: int = 3,
-    top: int = 10,
-    among: np.ndarray | None = None,
-) -> tuple[list[np.ndarray], list[list[np.ndarray]], np.ndarray, list[str]]:
-    """Return what `panels.retrieval_panel` draws: query images, their top results, which are relevant, and captions.
-
-    With a class, the queries carry it and results that carry it are relevant. Without, the queries are the first of
-    different classes, and results that share a class with their query are relevant. among: if given, manifest rows
-    that are all used as queries.
-    """
-    taxonomy, classes = prepared.taxonomy, prepared.taxonomy.classes_of(attribute)
-    names = np.array(taxonomy.attributes[attribute].classes)
-    query_labels, candidate_labels = ranking.labels(prepared, classes)
-    if class_ is not None:
-        only = np.arange(len(names)) == taxonomy.class_id(taxonomy.names[attribute], class_) - classes.start
-        query_labels, candidate_labels = query_labels & only, candidate_labels & only
-    queries = np.flatnonzero(query_labels.any(axis=1))
-    if among is not None:
-        queries, rows = queries[np.isin(ranking.query_rows[queries], among)], len(among)
-    elif class_ is None:
-        first_class = np.argmax(query_labels[queries], axis=1)
-        queries = queries[np.sort(np.unique(first_class, return_index=True)[1])]
-    queries = queries[:rows]
-    results = ranking.order(queries)[:, :top].numpy()  # (rows, top)
-    relevant = (query_labels[queries][:, None] & candidate_labels[results]).any(axis=2)
-    images = [prepared.images[row] for row in ranking.query_rows[queries]]
-    result_images = [[prepared.images[row] for row in ranking.candidate_rows[line]] for line in results]
-    return images, result_images, relevant, [" + ".join(names[labels]) for labels in query_labels[queries]]
-
-
-def attention_examples(
-    prepared: Prepared, split: str, attribute: int, stored: Mapping[str, np.ndarray]
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return queries with a known label for an attribute and a stored attention map, and their maps.
-
-    stored: "rows" (manifest rows) and (I, N, H, W) attention maps by name, as 02_train writes them. Returns (R,) rising
-    manifest rows, and (R, H, W) maps by name.
-    """
-    rows = stored["rows"]
-    usable = prepared.labels[rows][:, prepared.taxonomy.classes_of(attribute)].any(axis=1)
-    usable &= np.isin(rows, prepared.rows(split, "query"))
-    return rows[usable], {name: maps[usable, attribute] for name, maps in stored.items() if name != "rows"}
+# ---- settings
 
 
 def settings_that_differ(rows: list[dict]) -> pd.DataFrame:

@@ -71,16 +71,21 @@ def palette(variants: Sequence[str]) -> dict[str, tuple]:
     return colours | {variant: (GREYS[variant],) * 3 for variant in variants if variant in GREYS}
 
 
-def learning_curves(curves: pd.DataFrame) -> Figure:
-    """Validation MAP@all over epochs, one line per variant; curves: index (variant, row), epoch and valid_map_all."""
+def learning_curves(curves: pd.DataFrame, floor: float) -> Figure:
+    """Validation MAP@all over epochs: one line per variant, and the random ranking as a black line.
+
+    curves: index (variant, row), columns epoch and valid_map_all, a fraction. floor: of the random ranking, percent.
+    """
     table = curves.rename_axis(["variant", None]).reset_index("variant")
     table["valid MAP@all (%)"] = 100 * table["valid_map_all"]
     figure, axis = plt.subplots(figsize=(5.5, 3))
     colours = palette(table["variant"].unique())
     sns.lineplot(table, x="epoch", y="valid MAP@all (%)", hue="variant", palette=colours, marker="o", ax=axis)
+    axis.axhline(floor, color="black", linewidth=1.2, label="random ranking")
     if table["valid MAP@all (%)"].isna().all():
         axis.text(0.5, 0.5, "nothing can be validated", ha="center", transform=axis.transAxes)
-    axis.set(ylim=(0, 1.08 * table["valid MAP@all (%)"].fillna(0).max() or 1), xticks=sorted(table["epoch"].unique()))
+    highest = table["valid MAP@all (%)"].max()
+    axis.set(ylim=(0, 1.08 * np.nanmax([highest, floor, 0]) or 1), xticks=sorted(table["epoch"].unique()))
     axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
     return figure
 

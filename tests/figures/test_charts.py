@@ -38,7 +38,9 @@ def test_an_attribute_that_is_not_measured_has_a_mark_instead_of_bars(sleeve, ma
 @pytest.mark.parametrize(("values", "note"), [([NAN, NAN], ["nothing can be validated"]), ([0.0, 0.0], [])])
 def test_learning_curves_without_a_validation(values, note):
     table = pd.DataFrame({"epoch": [1, 2], "valid_map_all": values})
-    assert texts(charts.learning_curves(pd.concat({"m3": table}))) == note
+    figure = charts.learning_curves(pd.concat({"m3": table}), values[0])
+    assert texts(figure) == note
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["m3", "random ranking"]
 
 
 def test_a_class_without_a_training_image_has_a_place():

@@ -117,7 +117,7 @@ PERCENT = pd.DataFrame({A: [1.0, 2.0], B: [3.0, 4.0]}, ["m3", "random"])
 FIGURES: dict[Callable, tuple] = {
     charts.attribute_bars: (PERCENT, None, C),
     charts.class_frequencies: ({A: np.array([0.1, 0.9]), B: np.array([0.5, 0.2])},),
-    charts.learning_curves: (CURVES,),
+    charts.learning_curves: (CURVES, 5.0),
     charts.score_heatmap: (PERCENT, {"m3": A, "random": B}, C),
     charts.difference_chart: (PAIRS, C),
     charts.sweep_panels: (RUNS, C, C),

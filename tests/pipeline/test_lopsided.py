@@ -51,6 +51,9 @@ def test_a_catalogue_with_many_gaps_goes_through_every_notebook(tmp_path, monkey
     assert "can't learn" not in said["02_train-classifier"]
     for row in ROWS:
         assert f"{row} keeps its last epoch, " in said[f"02_train-{row}"]
+    for name, count in (("03_evaluate-asen", 4), ("05_report", 3)):  # every table of levels
+        tables = [table for table in said[name].split("</table>") if re.search(r"<t[hd][^>]*>(random|floor)<", table)]
+        assert len(tables) == count
     assert "nan" not in re.sub("<[^>]*>", "", words(said, "02", "03", "05")).lower()
     assert "Not measured for m3" in said["04_umap-m3"]
     assert "neighbours predicts" not in words(said, "04")
