@@ -49,7 +49,7 @@ class Backbone(nn.Module):
         start = first_trained(blocks, "heads" if pooled else trainable, f"model.{prefix}backbone {name!r}")
         self.frozen_blocks, self.trained_blocks = blocks[:start], blocks[start:]
         for block in self.frozen_blocks:
-            self.trunk.get_submodule(block).requires_grad_(False)
+            self.trunk.get_submodule(block).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)

@@ -94,7 +94,7 @@ def frozen_output(
     system: System, prepared: Prepared, rows: np.ndarray, variant: Variant, mirrored: bool = False
 ) -> np.ndarray:
     """(B, h, w, c) float16: the frozen blocks' output for manifest rows."""
-    backbone = system.eval().backbone
+    backbone = system.backbone
     images = batches.to_tensor(batches.read(prepared.images, rows).to(backbone.mean.device))
     with autocast(variant.train.precision, images.device):
         output = backbone.frozen_output(images.flip(3) if mirrored else images)

@@ -151,6 +151,7 @@ class Trainer:
         stage = self.schedule.stage(epoch)
         generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
         self.system.enter_stage(stage.loss)
+        _ = self.outputs  # made here, and not by the thread that reads batches
         pseudo = self.refresh_centers(stage.loss)
         self.system.train()
         sums: dict[str, Tensor] = {}

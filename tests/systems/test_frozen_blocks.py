@@ -16,7 +16,7 @@ FAMILIES = {  # timm builds the chains of these in different ways; the last one 
     "convnext_atto": {},
     "regnetx_002": {},
     "swin_tiny_patch4_window7_224": {"img_size": 64, "embed_dim": 12, "depths": [1] * 4, "num_heads": [1, 2, 4, 8]},
-    "vit_tiny_patch16_224": {"img_size": 64, "depth": 2},
+    "vit_tiny_patch16_224": {"img_size": 64, "depth": 3},
 }
 
 

@@ -113,7 +113,7 @@ def test_every_epoch_and_every_seed_draws_other_numbers(monkeypatch):
     for seed in (0, 1):
         trainer = Trainer(PREPARED, short("classifier"), seed, 1)
         monkeypatch.setattr(
-            augment, "augment", lambda images, generator, *_: seen.append(generator.get_state()) or images
+            augment, "augment", lambda images, _, generator, *__: seen.append(generator.get_state()) or images
         )
         for _ in range(2):
             trainer.run_epoch(tqdm(disable=True))
