@@ -32,7 +32,7 @@ from m3lib.errors import InputError
 from m3lib.systems import losses
 from m3lib.systems.losses import Batch
 from m3lib.taxonomy import Attribute, Taxonomy
-from m3lib.training import augment, devices, inference, samplers
+from m3lib.training import augment, devices, inference
 from m3lib.training import trainer as training
 from tests.bench.measure import in_new_process, seconds
 
@@ -101,21 +101,21 @@ class Stepper:
         trainer.set_learning_rate(0, 0)
         self.items = self.endless()
 
-    def endless(self) -> Iterator[tuple[Batch, Tensor]]:
+    def endless(self) -> Iterator[tuple[tuple[Batch, Tensor], Tensor]]:
         trainer = self.trainer
         while True:
-            drawn = samplers.epoch(trainer.labels, trainer.attribute_of_class, trainer.variant.train, self.generator)
-            yield from batches.prefetch(drawn, trainer.read)
+            drawn = trainer.draw(self.stage, self.generator)
+            yield from batches.prefetch(drawn, lambda item: trainer.read(*item, self.stage))
 
     def step(self) -> dict[str, Tensor]:
-        batch, pixels = next(self.items)
-        return self.trainer.step(batch, pixels, self.stage, self.generator, None)
+        (batch, mirrored), pixels = next(self.items)
+        return self.trainer.step(batch, mirrored, pixels, self.stage, self.generator, None)
 
     def load(self) -> None:
         """What a step does before the network: read, to the device, to floats, augmented."""
-        _, pixels = next(self.items)
+        (_, mirrored), pixels = next(self.items)
         images = batches.to_tensor(pixels.to(self.trainer.device, non_blocking=True))
-        augment.augment(images, self.generator, self.stage.train)
+        augment.augment(images, mirrored, self.generator, self.stage.train)
 
     def official(self) -> None:
         """The official style: triplets of one attribute, a forward pass each of anchors, positives and negatives."""
