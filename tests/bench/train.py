@@ -81,7 +81,8 @@ def make_row(network: str, size: str, batch: int) -> Variant:
     row = settings.variant(network)
     model = row.model
     if size == "published":
-        large = {"backbone": "resnet50", "backbone_options": {}, "attention_width": 512, "attribute_embedding": 1024}
+        large = {"backbone": "resnet50", "pretrained": False, "trainable": "all"}
+        large |= {"attention_width": 512, "attribute_embedding": 1024}
         local = {"local_backbone": "resnet34", "local_backbone_options": {}, "local_attention_width": 256}
         model = replace(model, **large, **local, local_from_global=False)
     last = replace(row.stages[-1], epoch_share=1.0, restart=False)
