@@ -86,9 +86,10 @@ def measure(row: str, choices: dict[str, dict[str, Any]]) -> Iterator[dict]:
 
 def page(table: pd.DataFrame) -> str:
     about = (
-        "Written by `make bench WHAT=start` from `data/results/start.csv`: MAP@all of the validation queries in percent,",
-        "minutes of training with one seed, MB of stored outputs of frozen blocks. A choice changes the default settings",
-        "as `tests/bench/start.py` lists. Minutes include the time to store the outputs, which the rows of a run share.",
+        "Written by `make bench WHAT=start` from `data/results/start.csv`: MAP@all of the validation queries in",
+        "percent, minutes of training with one seed, MB of stored outputs of frozen blocks. A choice changes the",
+        "default settings as `tests/bench/start.py` lists. Minutes include the time to store the outputs, which the",
+        "rows of a run share.",
     )
     parts = ["# Starts, frozen blocks and budgets, measured", "", *about]
     for keys, rows in table.groupby(["row", "source", "device", "date"], sort=False):
