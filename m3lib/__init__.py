@@ -17,9 +17,11 @@ errors          InputError: a user's mistake as one sentence
 taxonomy        attributes, their classes, and class ids
 compatibility   which score, loss and setting goes with which network
 validation      check params.yaml, with sentences that name the setting
+kinds           the types of the settings
+layers          the preset and the source's own settings, laid over the general ones
 config          params.yaml as frozen settings; the rows of the comparison
 
-Everything may import these five files. data, systems and figures import no other package; prepare and retrieval import
+Everything may import these seven files. data, systems and figures import no other package; prepare and retrieval import
 data; training imports data, systems and retrieval; analysis imports data and retrieval. search imports all of these but
 analysis, and of prepare only photos; pipeline imports data and prepare. Nothing imports analysis, search or pipeline.
 """

@@ -5,12 +5,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from m3lib.compatibility import COMMON_SETTINGS, LOSSES, SCORES, check_variant, declaration
-from m3lib.errors import InputError, shown
-from m3lib.validation import general_faults, mapping, read_yaml, row_faults, row_values, validate, with_preset
+from m3lib.errors import InputError
+from m3lib.kinds import Count, Flag, Fraction, Text, Weight, integer, number
+from m3lib.layers import with_preset, with_source
+from m3lib.validation import general_faults, mapping, read_yaml, row_faults, row_values, validate
 
 
 def find_root() -> Path:
@@ -37,28 +39,7 @@ def data_path(text: str) -> Path:
     return path if path.is_absolute() else Path(os.environ.get("DVC_ROOT") or find_root()) / path
 
 
-def require_printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError(f"{shown(text)} holds a character that can't be printed")
-    return text
-
-
-Text = Annotated[str, Field(strict=True), AfterValidator(require_printable)]
-Flag = Annotated[bool, Field(strict=True)]
-Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
-Weight = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 FORBID = ConfigDict(extra="forbid")
-
-
-def integer(low: int, high: int = 2**63 - 1) -> Any:
-    return Annotated[int, Field(strict=True, ge=low, le=high)]
-
-
-def number(low: float, high: float) -> Any:
-    return Annotated[float, Field(strict=True, ge=low, le=high)]
-
-
-Count = integer(1)
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -278,6 +259,7 @@ class Settings:
     index: Index
     variants: list[Text]
     systems: dict[Text, Any]
+    sources: dict[Text, Any]
     presets: dict[Text, Any]
 
     @property
@@ -294,9 +276,17 @@ class Settings:
         return variant
 
 
+def parse(values: dict) -> Settings:
+    """Validate the values of params.yaml, with the preset laid over them and each `auto` replaced (m3lib.layers).
+
+    Raises InputError with the faults of each setting; not with those of the rows.
+    """
+    return validate(Settings, with_source(with_preset(values), Settings))
+
+
 def load(path: Path) -> Settings:
-    """Read and validate params.yaml with its preset applied, and every row of it. Raises InputError with all faults."""
-    settings = validate(Settings, with_preset(mapping(read_yaml(path), "top level")))
+    """Read and validate params.yaml and every row of it, as `parse` does. Raises InputError with all faults."""
+    settings = parse(mapping(read_yaml(path), "top level"))
     if faults := [*general_faults(settings), *row_faults(settings)]:
         raise InputError("params.yaml", *faults)
     return settings

@@ -15,7 +15,6 @@ from m3lib.taxonomy import did_you_mean
 TYPE_NAMES = {"int": "an integer", "float": "a number", "bool": "true or false", "string": "text", "list": "a list"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # of rows and notebooks: goes into commands and file names
 ROW_SECTIONS = ("model", "loss", "train")
-PRESET_SECTIONS = ("wardrobe", "csv", "benchmark", "images", "split", "model", "loss", "train", "umap", "systems")
 ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*:([0-9]{1,5})")
 FIXED_IN_STAGES = [
     *(("train", key) for key in ("epochs", "batch", "sampler", "triplets", "optimizer", "weight_decay")),
@@ -216,23 +215,3 @@ def general_faults(settings: Any) -> Iterator[str]:
     if (settings.nodes > 1 or settings.rendezvous) and not (address and 0 < int(address[1]) < 2**16):
         expected = f"host:port of the first machine (nodes: {settings.nodes}), such as 10.0.0.1:29500"
         yield f"rendezvous: expected {expected}, got {shown(settings.rendezvous)}"
-
-
-def with_preset(values: dict) -> dict:
-    """Lay the chosen preset over the settings; it replaces a row of `systems` as a unit.
-
-    `variants`, `seed` and `threads` stay out of presets: the pipeline's stages are named and cached by them.
-    """
-    presets, name = values.get("presets"), values.get("preset")
-    if not isinstance(presets, dict) or not isinstance(name, str):
-        return values  # `validate` describes the fault
-    if name not in presets:
-        raise InputError("params.yaml", f"preset: there is no preset {name!r}; {did_you_mean(name, list(presets))}")
-    where = f"presets.{name}"
-    changed = dict(values)
-    for section, changes in mapping(presets[name], where).items():
-        if section not in PRESET_SECTIONS:
-            allowed = ", ".join(PRESET_SECTIONS)
-            raise InputError("params.yaml", f"{where}.{section}: a preset may set {allowed}, not this")
-        changed[section] = mapping(values.get(section), section) | mapping(changes, f"{where}.{section}")
-    return changed

@@ -60,8 +60,19 @@ def load(folder: Path, values: object) -> config.Settings:
     return config.load(folder / "params.yaml")
 
 
+def resolved(values: dict) -> dict:
+    """Settings with each `auto` that the block of the source has a value for replaced by it."""
+    values = copy.deepcopy(values)
+    for section, block in values["sources"][values["source"]].items():
+        values[section] |= {key: value for key, value in block.items() if values[section][key] == "auto"}
+    return values
+
+
+GENERAL = resolved(VALUES)
+
+
 def test_the_repositorys_params_load_with_every_value():
-    assert asdict(config.load(ROOT / "params.yaml")) == VALUES
+    assert asdict(config.load(ROOT / "params.yaml")) == GENERAL
     assert VALUES["preset"] == "none"
 
 
@@ -71,7 +82,7 @@ def test_params_yaml_has_no_anchor_alias_or_merge():
 
 @pytest.mark.parametrize("preset", list(VALUES["presets"]))
 def test_a_preset_changes_what_it_lists_and_nothing_else(tmp_path, preset):
-    expected = copy.deepcopy(VALUES) | {"preset": preset}
+    expected = copy.deepcopy(GENERAL) | {"preset": preset}
     for section, changes in VALUES["presets"][preset].items():
         expected[section] |= changes
     assert asdict(load(tmp_path, VALUES | {"preset": preset})) == expected  # `load` checks every row of it too
@@ -277,7 +288,7 @@ def test_a_row_lists_only_what_it_changes(tmp_path):
     variant = load(tmp_path, changed((("systems",), VALUES["systems"] | {"row": row}))).variant("row")
     assert (variant.name, variant.network, variant.score) == ("row", "m3", "concat")
     for section in ("model", "loss", "train"):
-        assert asdict(getattr(variant, section)) == VALUES[section] | row[section]
+        assert asdict(getattr(variant, section)) == GENERAL[section] | row[section]
 
 
 def test_a_row_inherits_from_the_row_that_it_is_like(tmp_path):
@@ -290,7 +301,7 @@ def test_a_row_inherits_from_the_row_that_it_is_like(tmp_path):
     heir = loaded.variant("heir")
     assert (heir.network, heir.score) == ("modc", "attribute")
     assert asdict(heir.loss) == VALUES["loss"] | {"asen_triplet": 1, "margin": 0.4}
-    assert asdict(heir.train) == VALUES["train"] | {"lr": 0.25, "flip": False}
+    assert asdict(heir.train) == GENERAL["train"] | {"lr": 0.25, "flip": False}
     assert [stage.epoch_share for stage in heir.stages] == [0.25]
     assert heir.changes == ("train.lr",)
     assert [stage.epoch_share for stage in loaded.variant("top").stages] == [0.25, 1.0]
@@ -319,7 +330,7 @@ def test_stages_change_the_rows_losses_and_training(tmp_path):
     assert [(s.epoch_share, s.restart, s.global_lr) for s in variant.stages] == [(0.25, False, 1.0), (1.0, True, 1.0)]
     for stage, changes in zip(variant.stages, STAGES, strict=True):
         for section in ("loss", "train"):
-            assert asdict(getattr(stage, section)) == VALUES[section] | row[section] | changes.get(section, {})
+            assert asdict(getattr(stage, section)) == GENERAL[section] | row[section] | changes.get(section, {})
     expected = {"loss.asen_triplet", "loss.margin", "train.lr", "stages.0.epoch_share", "stages.0.loss.margin"}
     expected |= {f"stages.1.{name}" for name in ("epoch_share", "restart", "global_lr", "loss.modc_cluster")}
     assert set(variant.changes) == expected | {"stages.1.train.crop", "stages.1.train.jitter"}

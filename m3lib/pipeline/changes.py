@@ -57,7 +57,7 @@ def changes(old: dict, new: dict, path: Keys = ()) -> Iterator[Keys]:
         pair, here = [values.get(key, MISSING) for values in (old, new)], (*path, key)
         if pair[0] == pair[1] and isinstance(pair[0], bool) == isinstance(pair[1], bool):
             continue
-        whole = MISSING in pair and len(here) == 2
+        whole = MISSING in pair and len(here) == 2 and here[0] != "sources"
         if whole or str(key).endswith("backbone_options") or not all(v is MISSING or isinstance(v, dict) for v in pair):
             yield here
         else:

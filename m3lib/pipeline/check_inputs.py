@@ -9,16 +9,17 @@ reruns when its file has other content.
 import json
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from m3lib import prepare
+from m3lib import layers, prepare
 from m3lib.compatibility import COMMON_SETTINGS, declaration, registry
 from m3lib.config import Settings, Variant, data_path, find_root, load
 from m3lib.data.code import imported_files, relative_names
 from m3lib.data.files import atomic, digest
-from m3lib.errors import InputError, exit_status, printable
+from m3lib.errors import InputError, exit_status, printable, shown
 from m3lib.pipeline import effects, environment
 from m3lib.pipeline.changes import committed_values
 from m3lib.prepare import contents, public
@@ -179,6 +180,15 @@ def show_benchmark(name: str) -> int:
     return 0 if complete else 1
 
 
+def set_by(values: dict, settings: Settings) -> Iterator[str]:
+    """A line for each place that decides settings for which the source or the preset has a value."""
+    by_origin = defaultdict(list)
+    for name, value, origin in layers.origins(values, settings):
+        by_origin[origin].append(f"{name} {shown(value)}")
+    for origin, names in by_origin.items():
+        yield f"set by {origin}: {', '.join(names)}"
+
+
 def check_pipeline() -> None:
     """Check everything that can be checked quickly, then write data/inputs.json and data/rows."""
     root = find_root()
@@ -197,7 +207,10 @@ def check_pipeline() -> None:
         write(root / "data" / "rows" / f"{name}.json", content)
     write(root / "data" / "inputs.json", source)
     folder = environment.experiments_note(root)
-    for note in [*effects.notes(read_yaml(root / "params.yaml"), committed_values(root)), *[folder] * bool(folder)]:
+    values = read_yaml(root / "params.yaml")
+    for line in set_by(values, settings):
+        print(line)
+    for note in [*effects.notes(values, committed_values(root)), *[folder] * bool(folder)]:
         print(f"note: {printable(note)}")
     print(f"source {source['source']}" + (f", {source['rows']} photos" if "rows" in source else ""))
 

@@ -11,10 +11,11 @@ from dataclasses import asdict
 from typing import Any
 
 from m3lib.compatibility import COMMON_SETTINGS, LOSS_SETTINGS, LOSSES, active_losses, declaration, losses_of, registry
-from m3lib.config import Settings, Stage, Variant
+from m3lib.config import Settings, Stage, Variant, parse
 from m3lib.errors import InputError, shown
+from m3lib.layers import AUTO
 from m3lib.pipeline.changes import MISSING, Keys, changes, dotted, lookup, with_value
-from m3lib.validation import ROW_SECTIONS, validate, with_preset
+from m3lib.validation import ROW_SECTIONS
 
 SOURCES = {"wardrobe": ("wardrobe",), "csv": ("csv",), "benchmark": ("deepfashion", "fashionai", "darn")}
 BY_SAMPLER = ("asen", "asen_pp", "asen_pp_exact")
@@ -48,12 +49,12 @@ def notes(values: dict, committed: dict | None = None) -> list[str]:
     for path in changes(committed, values) if committed is not None else []:
         reached, owners = run.reached(path, committed), run.owners(path)
         if not reached and lookup(values, path) is not MISSING:
-            without[run.reason(path)].append(dotted(path))
+            without[run.reason(path, lookup(committed, path))].append(dotted(path))
         elif owners:
             partial.append(reach(path, values, [name for name in reached if name], owners))
         mentioned.add(path)
     unread = [f"{', '.join(names)}: changed without effect, since {reason}" for reason, names in without.items()]
-    return [*partial, *unread, *replaced_by_rows(run, mentioned)]
+    return [*partial, *unread, *replaced_blocks(run, committed or {}, mentioned), *replaced_by_rows(run, mentioned)]
 
 
 # ---- what a run reads
@@ -64,7 +65,7 @@ class Run:
 
     def __init__(self, values: dict):
         self.values = values
-        self.settings = validate(Settings, with_preset(values))
+        self.settings = parse(values)
         self.preset = self.settings.preset
         self.preset_values = values["presets"][self.preset]
         self.rows = {name: row_values(self.settings.variant(name)) for name in self.settings.variants}
@@ -79,8 +80,9 @@ class Run:
         return [name for name, values in self.reads.items() if values != before.get(name)]
 
     def effective(self, path: Keys) -> Keys:
-        """A path without `presets.<preset>`, if it starts with this run's preset."""
-        return path[2:] or path if path[:2] == ("presets", self.preset) else path
+        """A path without `presets.<preset>` or `sources.<source>`, if it starts with this run's preset or source."""
+        own = path[:2] in (("presets", self.preset), ("sources", self.settings.source))
+        return path[2:] or path if own else path
 
     def heirs(self, row: str) -> list[str]:
         """The rows of `variants` that are a row or, over any number of steps, like it."""
@@ -125,18 +127,24 @@ class Run:
                 yield f"{self.place(row)}.{section}.{key}", shown(systems[row][section][key])
                 return
 
-    def reason(self, path: Keys) -> str:
-        """Why a changed setting has no effect, and what to change instead, if anything."""
+    def reason(self, path: Keys, before: Any) -> str:
+        """Why a setting changed from a value `before` has no effect, and what to change instead, if anything."""
         inner = self.effective(path)
         section, key = inner[0], inner[-1]
         if section == "presets":
             return f"preset is {self.preset}"
-        if inner == path and len(path) > 1 and path[1] in self.preset_values.get(section, {}):
-            full = ("presets", self.preset, *path)
+        if path[0] != "presets" and len(inner) > 1 and inner[1] in self.preset_values.get(section, {}):
+            full = ("presets", self.preset, *inner)
             plus = "+" if lookup(self.values, full) is MISSING else ""  # for a key that is not listed yet
             return f"the preset {self.preset} replaces it: use -S {plus}{dotted(full)}=..."
-        if section in SOURCES:
-            return f"source is {self.settings.source}"
+        source = self.settings.source
+        if section in SOURCES or section == "sources":
+            return f"source is {source}"
+        values = (before, general := lookup(self.values, inner))
+        if path[0] == "sources" and general != AUTO:
+            return f"{dotted(inner)} is {shown(general)}, not auto"
+        if AUTO in values and lookup(self.values, ("sources", source, *inner)) in values:
+            return f"sources.{source} has the same value"
         if section == "systems" and not self.heirs(inner[1]):
             return f"{inner[1]} is not in variants"
         if owners := self.owners(path):
@@ -186,7 +194,7 @@ def row_values(variant: Variant) -> dict[str, Any]:
 
 def run_values(settings: Settings) -> dict[str, Any]:
     """What a run reads besides its rows, by dotted name: no section of another source, and nothing that is unused."""
-    left_out = {"presets", "systems", *ROW_SECTIONS}
+    left_out = {"presets", "sources", "systems", *ROW_SECTIONS}
     left_out |= {name for name, sources in SOURCES.items() if settings.source not in sources}
     sections = {name: value for name, value in asdict(settings).items() if name not in left_out}
     values = {name: value for name, value in sections.items() if not isinstance(value, dict)}
@@ -209,6 +217,20 @@ def reach(path: Keys, values: dict, rows: list[str], owners: dict[tuple[str, str
 def listed(owners: dict[tuple[str, str], list[str]]) -> str:
     """Which settings have which values for which rows, as `systems.m3.train.lr = 0.016 (m3_a, m3_c, m3)`."""
     return ", ".join(f"{name} = {value} ({', '.join(rows)})" for (name, value), rows in owners.items())
+
+
+def replaced_blocks(run: Run, committed: dict, mentioned: set[Keys]) -> Iterator[str]:
+    """A sentence on values of the source's block whose general setting is not `auto`, as committed; `-S` may replace an
+    `auto`, and what is mentioned already is left out."""
+    block = ("sources", run.settings.source)
+    paths = [(section, key) for section, values in (run.values["sources"].get(block[1], {})).items() for key in values]
+    names = [
+        dotted(path)
+        for path in paths
+        if AUTO not in (lookup(run.values, path), lookup(committed, path)) and (*block, *path) not in mentioned
+    ]
+    if names:
+        yield f"{dotted(block)} sets {', '.join(names)} without effect, since the general settings are not auto"
 
 
 def replaced_by_rows(run: Run, mentioned: set[Keys]) -> list[str]:

@@ -175,7 +175,8 @@ def test_the_first_stage_runs_as_a_module(workspace):
     command = [sys.executable, "-m", "m3lib.pipeline.check_inputs"]
     done = subprocess.run(command, cwd=workspace, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    column, rows, source = done.stdout.splitlines()
+    column, own, rows, source = done.stdout.splitlines()
+    assert own == "set by sources.csv: images.height 96, images.width 72, images.fit 'pad', train.epochs 6"
     assert column == "note: column 'product' is left out: fewer than two classes with 20 or more images"
     assert source == "source csv, 60 photos"
     assert rows.startswith("note: rows replace these general settings: ")

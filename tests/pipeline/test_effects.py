@@ -100,6 +100,27 @@ def test_the_committed_settings_give_one_short_note():
         (["rendezvous='a:1'"], f"rendezvous: {NO_EFFECT} nodes is 1"),
         (["preset=mini"], f"preset: {NO_EFFECT} this run does not read what the preset sets"),
         (["presets.mini.benchmark.fraction=0.1"], f"presets.mini.benchmark.fraction: {NO_EFFECT} preset is none"),
+        (["sources.csv.images.width=80"], f"sources.csv.images.width: {NO_EFFECT} source is wardrobe"),
+        (["sources.csv.umap.points=80"], f"sources.csv.umap.points: {NO_EFFECT} source is wardrobe"),
+        (["sources.wardrobe.images.fit=pad"], f"sources.wardrobe.images.fit: {NO_EFFECT} the drawn images are square"),
+        (
+            ["sources.wardrobe.umap.points=80"],
+            f"sources.wardrobe.umap.points: {NO_EFFECT} umap.points is 600, not auto",
+        ),
+        (
+            ["train.epochs=9", "sources.wardrobe.train.epochs=5"],
+            f"sources.wardrobe.train.epochs: {NO_EFFECT} train.epochs is 9, not auto",
+        ),
+        (["source=csv", "images.width=72"], f"images.width: {NO_EFFECT} sources.csv has the same value"),
+        (
+            ["umap.points=auto", "sources.wardrobe.umap.points=600"],
+            f"umap.points: {NO_EFFECT} sources.wardrobe has the same value",
+        ),
+        (
+            ["preset=published", "sources.wardrobe.images.height=64"],
+            f"sources.wardrobe.images.height: {NO_EFFECT} the preset published replaces it: "
+            "use -S presets.published.images.height=...",
+        ),
         (["systems.m3_loss1.train.lr=0.1"], f"systems.m3_loss1.train.lr: {NO_EFFECT} m3_loss1 is not in variants"),
         (["systems.toy={like: m3}"], f"systems.toy: {NO_EFFECT} toy is not in variants"),
         (["train.step_epochs=2"], f"train.step_epochs: {NO_EFFECT} no row has train.schedule step"),
@@ -142,11 +163,37 @@ def test_a_change_without_effect_or_for_some_rows_is_one_note(settings, note):
         ["model.class_embedding=32", "loss.margin=0.3", "umap.points=60", "index.kind=exact", "seed=3"],
         ["nodes=2", "rendezvous='a:1'"],
         ["images.fit=pad", "images.height=64"],
+        ["images.width=64"],
+        ["source=csv", "images.width=96"],
+        ["source=csv", "sources.csv.images.width=80", "sources.csv.train.epochs=7"],
+        ["umap.points=auto", "sources.wardrobe.umap.points=80"],
         ["model.backbone_options={channels: [8, 8, 16, 16]}"],
     ],
 )
 def test_a_change_that_reaches_everything_is_no_note(settings):
     assert new_notes(*settings) == []
+
+
+def test_a_block_whose_general_setting_is_not_auto_is_a_note_unless_a_change_replaced_the_auto():
+    committed = changed("images.width=64", "sources.wardrobe.umap.points=80", "sources.csv.train.lr=0.5")
+    note = "sources.wardrobe sets images.width, umap.points without effect, since the general settings are not auto"
+    for before in (committed, None):
+        assert effects.notes(committed, before)[:-1] == [note]
+    assert note not in effects.notes(changed("images.width=80", values=committed), VALUES)
+    back = changed("images.width=auto", values=committed)
+    assert effects.notes(back, committed)[:-1] == [note.replace("images.width, ", "")]
+
+
+def test_a_new_block_is_as_many_changes_as_it_has_settings():
+    values = changed("sources.wardrobe={images: {height: 32, width: 32, fit: crop}, train: {epochs: 4}, split: {}}")
+    before = changed("images.height=96", "images.width=96", "images.fit=crop", "train.epochs=4")
+    del before["sources"]["wardrobe"]
+    assert {path for path in changes.changes(before, values) if path[0] == "sources"} == {
+        ("sources", "wardrobe", "images", "height"),
+        ("sources", "wardrobe", "images", "width"),
+        ("sources", "wardrobe", "images", "fit"),
+        ("sources", "wardrobe", "train", "epochs"),
+    }
 
 
 def test_the_commands_that_we_teach_have_an_effect():

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from m3lib import config
-from m3lib.validation import PRESET_SECTIONS
+from m3lib.layers import PRESET_SECTIONS, SOURCE_SECTIONS
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -239,7 +239,8 @@ def settings_used(path: Path) -> tuple[set[str], bool]:
             used |= sections_read_in(packages[ast.unparse(node.func).split(".")[0]])
     assert used <= SECTIONS
     presets = {"preset", "presets.${preset}"} if used & {*PRESET_SECTIONS, "presets"} else set()
-    return used - {"presets"} | presets, resolves_row
+    sources = {"sources.${source}"} if used & {*SOURCE_SECTIONS} else set()
+    return used - {"presets"} | presets | sources, resolves_row
 
 
 @each_stage

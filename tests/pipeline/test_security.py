@@ -256,7 +256,7 @@ def hostile(tmp_path_factory) -> HostileRun:
     (photos / rows[0][0]).symlink_to(folder / "elsewhere.png")
     pd.DataFrame(rows, columns=HEADER).to_csv(photos / "table.csv", index=False)
     values = {"min_images: 20": "min_images: 2", "valid: 0.1": "valid: 0.3", "test: 0.2": "test: 0.3"}
-    values |= {"query: 0.2": "query: 0.5", "height: 96": "height: 32", "width: 96": "width: 32"}
+    values |= {"query: 0.2": "query: 0.5", "height: auto": "height: 32", "width: auto": "width: 32"}
     values |= {"table: table.csv": f"table: '{photos / 'table.csv'}'"}
     params = CSV_PARAMS
     for old, new in values.items():

@@ -40,6 +40,12 @@ def test_a_setting_makes_stale_what_it_reaches(whole):
     assert after(whole, lambda: whole.put("loss.margin", "0.3")) == every("train", "evaluate") | {"report", "index"}
     assert after(whole, lambda: whole.put("umap.neighbors", "14")) == every("umap")
     assert after(whole, lambda: whole.put("wardrobe.seed", "1")) == {"prepare"}
+    for source, reached in (("wardrobe", {"prepare", "index", *every("umap")}), ("csv", set())):
+        split = rf"(?ms)^(  {source}:[^:]*\n)(?=    images: {{height)"  # in the source's block
+        assert (
+            after(whole, lambda split=split: whole.edit("params.yaml", split, r"\1    split: {query: 0.3}\n"))
+            == reached
+        )
     assert after(whole, lambda: whole.edit("params.yaml", "^# Every", "# All")) == set()
     own = r"\g<0>train: {lr: 0.008}, "  # the general value
     assert after(whole, lambda: whole.edit("params.yaml", r"(?m)^  classifier: {", own)) == set()

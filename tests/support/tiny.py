@@ -14,12 +14,11 @@ from m3lib import config, systems
 from m3lib.data.manifest import Prepared
 from m3lib.systems.base import System
 from m3lib.taxonomy import Attribute, Taxonomy
-from m3lib.validation import validate
 
 ROOT = Path(__file__).parents[2]
 VALUES = yaml.safe_load((ROOT / "params.yaml").read_text())
 SETTINGS = config.load(ROOT / "params.yaml")
-PUBLISHED = validate(config.Settings, config.with_preset(VALUES | {"preset": "published"}))
+PUBLISHED = config.parse(VALUES | {"preset": "published"})
 TAXONOMY = Taxonomy(
     (
         Attribute("colour", ("red", "green", "blue")),

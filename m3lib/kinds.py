@@ -1,0 +1,31 @@
+"""The types of the settings: what text, numbers and shares in params.yaml may be."""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from m3lib.errors import shown
+
+
+def require_printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"{shown(text)} holds a character that can't be printed")
+    return text
+
+
+MAX_INT = 2**63 - 1
+Text = Annotated[str, Field(strict=True), AfterValidator(require_printable)]
+Flag = Annotated[bool, Field(strict=True)]
+Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
+Weight = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+
+
+def integer(low: int, high: int = MAX_INT) -> Any:
+    return Annotated[int, Field(strict=True, ge=low, le=high)]
+
+
+def number(low: float, high: float) -> Any:
+    return Annotated[float, Field(strict=True, ge=low, le=high)]
+
+
+Count = integer(1)
