@@ -40,15 +40,23 @@ def test_a_setting_makes_stale_what_it_reaches(whole):
     assert after(whole, lambda: whole.put("loss.margin", "0.3")) == every("train", "evaluate") | {"report", "index"}
     assert after(whole, lambda: whole.put("umap.neighbors", "14")) == every("umap")
     assert after(whole, lambda: whole.put("wardrobe.seed", "1")) == {"prepare"}
-    for source, reached in (("wardrobe", {"prepare", "index", *every("umap")}), ("csv", set())):
-        split = rf"(?ms)^(  {source}:[^:]*\n)(?=    images: {{height)"  # in the source's block
-        assert (
-            after(whole, lambda split=split: whole.edit("params.yaml", split, r"\1    split: {query: 0.3}\n"))
-            == reached
-        )
     assert after(whole, lambda: whole.edit("params.yaml", "^# Every", "# All")) == set()
     own = r"\g<0>train: {lr: 0.008}, "  # the general value
     assert after(whole, lambda: whole.edit("params.yaml", r"(?m)^  classifier: {", own)) == set()
+
+
+def test_a_block_of_another_source_reaches_nothing_and_the_sources_own_what_reads_it(whole):
+    def epochs(source: str, value: int) -> None:
+        whole.edit("params.yaml", rf"(?ms)^(  {source}:[^:]*\n    images:.*?epochs: )\d+", rf"\g<1>{value}")
+
+    def own_epochs(value: int) -> None:
+        whole.put("train.epochs", "auto")  # 2
+        epochs("wardrobe", value)
+
+    whole_block = {"prepare", "index", *every("umap")}  # DVC compares it as one
+    assert after(whole, lambda: epochs("csv", 9)) == set()
+    assert after(whole, lambda: own_epochs(2)) == whole_block
+    assert after(whole, lambda: own_epochs(3)) == whole_block | every("train", "evaluate") | {"report"}
 
 
 def test_an_edit_of_a_parent_row_retrains_exactly_its_heirs(whole):
