@@ -13,14 +13,13 @@ def require_printable(text: str) -> str:
     return text
 
 
-MAX_INT = 2**63 - 1
 Text = Annotated[str, Field(strict=True), AfterValidator(require_printable)]
 Flag = Annotated[bool, Field(strict=True)]
 Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
 Weight = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 
 
-def integer(low: int, high: int = MAX_INT) -> Any:
+def integer(low: int, high: int = 2**63 - 1) -> Any:
     return Annotated[int, Field(strict=True, ge=low, le=high)]
 
 

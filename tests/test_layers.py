@@ -66,7 +66,7 @@ def test_the_topmost_layer_wins_and_is_named(drawn):
     assert (f"{section}.{key}", value, places[layer]) in layers.origins(values, loaded)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(SOURCES), st.integers(16, 1024), st.integers(1, 99))
 def test_the_command_line_wins_over_the_block_of_every_source(tmp_path, source, width, epochs):
     path = tmp_path / "params.yaml"

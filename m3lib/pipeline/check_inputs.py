@@ -14,12 +14,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from m3lib import layers, prepare
+from m3lib import prepare
 from m3lib.compatibility import COMMON_SETTINGS, declaration, registry
 from m3lib.config import Settings, Variant, data_path, find_root, load
 from m3lib.data.code import imported_files, relative_names
 from m3lib.data.files import atomic, digest
 from m3lib.errors import InputError, exit_status, printable, shown
+from m3lib.layers import origins
 from m3lib.pipeline import effects, environment
 from m3lib.pipeline.changes import committed_values
 from m3lib.prepare import contents, public
@@ -183,7 +184,7 @@ def show_benchmark(name: str) -> int:
 def set_by(values: dict, settings: Settings) -> Iterator[str]:
     """A line for each place that decides settings for which the source or the preset has a value."""
     by_origin = defaultdict(list)
-    for name, value, origin in layers.origins(values, settings):
+    for name, value, origin in origins(values, settings):
         by_origin[origin].append(f"{name} {shown(value)}")
     for origin, names in by_origin.items():
         yield f"set by {origin}: {', '.join(names)}"
