@@ -14,10 +14,10 @@ def last_run(timings: pd.DataFrame, pause: float = 60.0) -> pd.DataFrame:
     return timings[(gap > pause).cumsum() == (gap > pause).sum()]
 
 
-def overhead(run: pd.DataFrame) -> tuple[float, float]:
-    """Seconds from the first notebook's start to the last one's end, and how many of them no cell was running."""
+def overhead(run: pd.DataFrame) -> tuple[float, float, float]:
+    """Seconds from the first notebook to the end of the last; of those, in notebooks but not in cells; in neither."""
     span = (run["started"] + run["seconds"]).max() - run["started"].min()
-    return span, span - run["cell_seconds"].sum()
+    return span, (run["seconds"] - run["cell_seconds"]).sum(), span - run["seconds"].sum()
 
 
 def main() -> int:
@@ -26,8 +26,9 @@ def main() -> int:
         raise InputError(f"{path} does not exist; run `make repro` first")
     run = last_run(pd.read_csv(path))
     print(run.drop(columns="started").to_string(index=False))
-    span, idle = overhead(run)
-    print(f"\n{span:.0f} s in all, of which {idle:.0f} s ({100 * idle / span:.0f} %) dvc, papermill and kernel starts")
+    span, starts, between = overhead(run)
+    shares = [f"{seconds:.0f} s ({100 * seconds / span:.0f} %)" for seconds in (starts, between)]
+    print(f"\n{span:.0f} s in all, of which {shares[0]} starts of notebooks, and {shares[1]} dvc between them")
     print(f"largest process: {run['peak_mb'].max():.0f} MB ({run.loc[run['peak_mb'].idxmax(), 'notebook']})")
     return 0
 

@@ -13,7 +13,7 @@ import yaml
 from jupyter_client.kernelspec import KernelSpecManager
 
 from m3lib.errors import InputError
-from m3lib.pipeline import copy_notebooks, environment, run_notebook
+from m3lib.pipeline import copy_notebooks, environment, execute
 from notebook_runs import Workspace, listing, outputs
 from tiny import ROOT
 from workspace import ENVIRONMENT, finished
@@ -236,7 +236,7 @@ def test_the_kernel_is_this_interpreters(tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     monkeypatch.setattr("jupyter_core.paths.ENV_JUPYTER_PATH", [str(tmp_path)])
     assert KernelSpecManager().get_kernel_spec("python3").argv == ["false"]
-    argv = run_notebook.OwnKernel(kernel_name="python3").kernel_spec.argv
+    argv = execute.OwnKernel(kernel_name="python3").kernel_spec.argv
     assert argv[0] == sys.executable
     assert argv[-4:] == ["-m", "ipykernel_launcher", "-f", "{connection_file}"]
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from forked import End, Server, Task
-from m3lib.pipeline.run_notebook import KNOWN_FAILURES
+from m3lib.pipeline.execute import KNOWN_FAILURES
 from tiny import ROOT
 from workspace import Copy
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from m3lib.errors import InputError
-from m3lib.pipeline import run_notebook
+from m3lib.pipeline import execute, run_notebook
 from notebook_runs import MAX_WAIT, PARAMS, Workspace, check_sentence, listing, outputs
 from tiny import ROOT
 
@@ -137,10 +137,10 @@ def test_a_limit_of_the_machine_is_one_sentence(notebooks, limit):
     assert "before" in notebooks.executed("limit").read_text()
 
 
-@pytest.mark.parametrize("number", run_notebook.FULL_DISK)
+@pytest.mark.parametrize("number", execute.FULL_DISK)
 def test_a_disk_that_is_full_for_the_runner_is_the_same_sentence(number):
     error = OSError(number, os.strerror(number), "notebooks/executed/x.ipynb")
-    assert run_notebook.describe(error, "x") == "error: the disk is full: free some space, then run again"
+    assert execute.describe(error, "x") == "error: the disk is full: free some space, then run again"
 
 
 NAMES = ["../01_prepare", "/etc/passwd", "a/b", "..", "", "-x", "a b", "a;b", "a\nb", "$HOME", "a" * 99]
@@ -149,13 +149,13 @@ NAMES = ["../01_prepare", "/etc/passwd", "a/b", "..", "", "-x", "a b", "a;b", "a
 def test_names_and_files_that_are_no_notebooks_are_refused(tmp_path):
     for arguments in [*((name,) for name in NAMES), *(("small", name) for name in NAMES)]:
         with pytest.raises(InputError, match="can't name a notebook or a row"):
-            run_notebook.run(tmp_path, *arguments)
+            execute.run(tmp_path, *arguments)
     (tmp_path / "data" / "notebooks").mkdir(parents=True)
     for data in (None, b"", b"\xff\xfe", b"{}", b"[1]", b'{"cells": 3, "nbformat": 4, "nbformat_minor": 5}'):
         if data is not None:
             (tmp_path / "data" / "notebooks" / "bad.ipynb").write_bytes(data)
         with pytest.raises(InputError, match=r"bad\.ipynb is missing or is not a notebook; run `dvc repro --force"):
-            run_notebook.run(tmp_path, "bad")
+            execute.run(tmp_path, "bad")
     assert set(listing(tmp_path)) == {"data", "data/notebooks", "data/notebooks/bad.ipynb"}
 
 
@@ -184,7 +184,7 @@ def test_an_interrupted_run_ends_with_a_sentence_and_leaves_no_process(notebooks
         _, stderr = process.communicate(timeout=MAX_WAIT)
         assert process.returncode == 1
         assert "slow was interrupted; `dvc repro` continues from its last checkpoint" in stderr
-        assert "m3lib/pipeline/run_notebook.py" not in stderr  # of a traceback; the kernel may complain
+        assert "m3lib/pipeline/" not in stderr  # of a traceback; the kernel may complain
     children = [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(notebooks.folder)]
     assert psutil.wait_procs(children, MAX_WAIT)[1] == []
 

