@@ -78,8 +78,10 @@ def connect(path: str, dvc: int) -> socket.socket:
         Path(path).unlink(missing_ok=True)  # of one that was killed
         with socket.socket(socket.AF_UNIX) as listener:
             umask = os.umask(0o177)
-            listener.bind(path)
-            os.umask(umask)
+            try:
+                listener.bind(path)
+            finally:
+                os.umask(umask)
             listener.listen()
             command = [sys.executable, "-m", "m3lib.pipeline.warm", str(dvc), str(listener.fileno())]
             quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
@@ -94,10 +96,14 @@ def wait(connection: socket.socket, stem: str) -> int:
         try:
             if status := connection.recv(1):
                 return status[0]
-            print(f"\nerror: the process of {stem} was killed; most likely memory ran out", file=sys.stderr)
-            return 1
+            break
+        except ConnectionResetError:  # it was killed before it read a Ctrl-C
+            break
         except KeyboardInterrupt:
-            connection.send(INTERRUPT)
+            with suppress(OSError):  # it ends by itself at this moment
+                connection.send(INTERRUPT)
+    print(f"\nerror: the process of {stem} was killed; most likely memory ran out", file=sys.stderr)
+    return 1
 
 
 class Kernel:
