@@ -58,11 +58,12 @@ def test_a_network_reads_the_settings_that_it_declares(network):
     variant = make_variant(network)
     recorder = Recorder(variant.model)
     systems.build(SimpleNamespace(**vars(variant) | {"model": recorder}), TAXONOMY)
-    assert recorder.read == COMMON_SETTINGS | declaration(network).settings
+    assert recorder.read | {"cache_frozen"} == COMMON_SETTINGS | declaration(network).settings  # the trainer reads it
 
 
 ASEN_FAMILY = ["asen", "asen_v2", "asen_pp", "modc"]
 FOREIGN = {  # model settings that a network does not read
+    "frozen": ("beta",),
     "classifier": ("attention_width", "beta"),
     "asen": ("beta", "temperature", "queries", "attention_batch_norm", "local_backbone_options"),
     "asen_v2": ("attribute_embedding", "class_embedding"),
@@ -123,7 +124,7 @@ def test_every_network_can_be_trained_with_a_loss_on_class_logits(network, loss)
 
 
 FITTING = {  # the scores of each network, without and with a loss on class logits
-    "classifier": ({"posterior"}, {"posterior"}),
+    **dict.fromkeys(["frozen", "classifier"], ({"posterior"}, {"posterior"})),
     **dict.fromkeys(
         ["asen", "asen_v2", "asen_pp"], ({"attribute"}, {"attribute", "segment", "soft_segment", "posterior"})
     ),

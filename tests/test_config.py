@@ -409,7 +409,7 @@ def test_a_present_value_written_into_a_row_changes_nothing_that_its_training_de
     [
         ("train.lr", "1e-4", 0.0001),
         ("train.held_out", "['texture: plaid', 'style: glam']", ["texture: plaid", "style: glam"]),
-        ("model.backbone_options.channels", "[8, 8, 16, 16]", [8, 8, 16, 16]),
+        ("+model.backbone_options.channels", "[8, 8, 16, 16]", [8, 8, 16, 16]),
         ("umap", "{points: 60}", {"attributes": 4, "points": 60, "neighbors": 15, "min_dist": 0.1}),
         ("csv.table", "'a: b #c.csv'", "a: b #c.csv"),
         ("csv.group_column", "null", None),
@@ -421,7 +421,7 @@ def test_dvc_writes_values_of_any_form_and_loses_no_comment(name, text, value, t
     path, expected = tmp_path / "params.yaml", copy.deepcopy(VALUES)
     path.write_text(TEXT)
     apply_overrides(path, [f"{name}={text}"])
-    *parents, last = [int(key) if key.isdigit() else key for key in name.split(".")]
+    *parents, last = [int(key) if key.isdigit() else key for key in name.lstrip("+").split(".")]
     reduce(getitem, parents, expected)[last] = value
     written = path.read_text()
     assert yaml.safe_load(written) == expected

@@ -23,14 +23,14 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 TOP = {"errors", "taxonomy", "validation", "kinds", "layers", "compatibility", "config"}
 PACKAGES = {  # a package, and the packages that it may import besides the top files
     "data": set(),
-    "systems": set(),
+    "systems": {"data.files"},
     "figures": set(),
     "prepare": {"data"},
     "retrieval": {"data"},
     "training": {"data", "systems", "retrieval"},
     "analysis": {"data", "retrieval"},
     "search": {"data", "systems", "training", "retrieval", "figures", "prepare.photos"},
-    "pipeline": {"data", "prepare"},
+    "pipeline": {"data", "prepare", "systems", "training.checkpoint"},
 }
 TOP_IMPORTS = {  # a top file, and the top files that it may import
     "errors": set(),
@@ -122,7 +122,7 @@ def test_a_stage_depends_on_the_code_that_its_notebook_imports(name):
 def test_a_training_depends_on_the_shared_files_of_systems_and_on_its_row():
     """The row's file has a digest of the system's own module."""
     shared = {Path(dep).stem for dep in STAGES["train"]["deps"] if dep.startswith("m3lib/systems/")}
-    assert shared == {"attention", "backbone", "base", "losses", "objective"}
+    assert shared == {"attention", "backbone", "base", "imagenet", "losses", "objective"}
     assert "data/rows/${item.variant}.json" in STAGES["train"]["deps"]
     assert "m3lib/systems" not in STAGES["train"]["deps"]
 
@@ -145,10 +145,11 @@ def test_a_stage_depends_on_its_stripped_notebook_and_writes_it_executed(name):
 
 
 def test_stages_without_a_notebook():
-    assert set(STAGES) - set(RUNS) == {"inputs", "notebooks"}
+    assert set(STAGES) - set(RUNS) == {"inputs", "notebooks", "weights"}
     assert STAGES["inputs"]["always_changed"]
     assert STAGES["inputs"]["cmd"] == f"{PYTHON} m3lib.pipeline.check_inputs"
     assert STAGES["notebooks"]["cmd"] == f"{PYTHON} m3lib.pipeline.copy_notebooks"
+    assert STAGES["weights"]["cmd"] == f"{PYTHON} m3lib.pipeline.convert_weights"
     sources = sorted(f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("0*.ipynb"))
     assert sorted(STAGES["notebooks"]["deps"]) == sources
     assert {notebook_of(STAGES[name]) for name in RUNS} == {Path(source).stem for source in sources}
@@ -170,7 +171,7 @@ def is_ignored(path: str) -> bool:
 
 def test_git_ignores_what_the_pipeline_makes_except_small_results():
     small = {path for path, options in ALL_OUTS.items() if options.get("cache") is False}
-    names = {"inputs.json", "rows", "pairs.csv", "metrics/m3.json", "curves/m3.csv", "metrics.json"}
+    names = {"inputs.json", "backbones.json", "rows", "pairs.csv", "metrics/m3.json", "curves/m3.csv", "metrics.json"}
     assert small == {f"data/{name}" for name in names}
     for path in ALL_OUTS:
         assert is_ignored(f"{path}/m3.json" if path == "data/rows" else path) == (path not in small), path

@@ -31,6 +31,8 @@ NEEDS = {  # a setting that another one switches off: why it has no effect then,
     "images.max_unreadable": ("the photos are drawn", lambda run: run.source != "wardrobe"),
     "images.fit": (SQUARE, lambda run: run.source != "wardrobe" or run.images.height != run.images.width),
     "model.pretrained": ("model.weights is set", lambda row: not row.model.weights or has_own_local_branch(row)),
+    "model.trainable": ("the whole backbone is frozen", lambda row: row.network != "frozen"),
+    "model.cache_frozen": ("no block is frozen", lambda row: row.network == "frozen" or row.model.trainable != "all"),
     "model.local_weights": ("model.local_from_global copies the global branch", lambda row: has_own_local_branch(row)),
     "loss.hardness": (
         "train.sampler draws the triplets by itself",

@@ -40,7 +40,7 @@ def repository(tiny_catalogue, monkeypatch) -> Path:
     monkeypatch.setattr(config, "__file__", str(folder / "m3lib" / "config.py"))
     monkeypatch.delenv("DVC_ROOT", raising=False)
     (folder / "data" / "work").mkdir(parents=True)
-    (folder / "data" / "work" / "backbones.txt").write_text("resnet10t\nresnet50\n")
+    (folder / "data" / "work" / "backbones.txt").write_text("tf_efficientnet_lite0\nresnet50\n")
     return folder
 
 
@@ -67,7 +67,7 @@ def large_cell(folder: Path) -> None:
 
 def unreadable_cache(folder: Path) -> None:
     (folder / "data" / "work" / "backbones.txt").write_bytes(b"\xff\xfe")
-    setting("backbone: resnet10t", "backbone: resnet1O")(folder)
+    setting("backbone: tf_efficientnet_lite0", "backbone: resnet5O")(folder)
 
 
 LAUGHS = b"a: &a [ha, ha, ha, ha, ha, ha, ha, ha, ha]\n" + b"".join(
@@ -84,7 +84,7 @@ FIRST_STAGE: dict[str, Case] = {
     "key of two lines": (setting("seed: 0", 'seed: 0\n"a\\nb": 1'), [r"params.yaml, a\nb: there is no such setting"]),
     "10,000 digits": (setting("seed: 0", "seed: " + "9" * 10_000), ["params.yaml can't be read", "ValueError"]),
     "surrogate character": (setting("table: table.csv", r'table: "\ud800.csv"'), ["params.yaml, csv.table"]),
-    "right-to-left override": (setting("backbone: resnet10t", r'backbone: "a\u202eb"'), ["model.backbone"]),
+    "right-to-left override": (setting("backbone: tf_efficientnet_lite0", r'backbone: "a\u202eb"'), ["model.backbone"]),
     "unknown user": (setting("table: table.csv", "table: ~nobody-here/t.csv"), ["~nobody-here/t.csv", "csv.table"]),
     "row that is a command": (setting("  m3_no_refine: {", "  'm3; touch x': {"), ["'m3; touch x' can't name a row"]),
     "row that is a path": (setting("  m3_no_refine: {", "  ../m3: {"), ["systems: '../m3' can't name a row"]),
@@ -95,7 +95,7 @@ FIRST_STAGE: dict[str, Case] = {
     "empty weights": (weights(Path.touch), ["model.weights", "w.safetensors is not a safetensors file"]),
     "Git LFS pointer": (weights(lambda w: w.write_text("version https://git-lfs\n")), ["is not a safetensors file"]),
     "renamed pickle": (weights(lambda w: w.write_bytes(pickle.dumps({"a": 1}))), ["is not a safetensors file"]),
-    "unreadable list of backbones": (unreadable_cache, ["unknown backbone", "resnet1O"]),
+    "unreadable list of backbones": (unreadable_cache, ["unknown backbone", "resnet5O"]),
 }
 
 

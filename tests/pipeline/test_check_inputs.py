@@ -31,7 +31,7 @@ def workspace(tiny_catalogue, monkeypatch):
     for module in (check_inputs, config):
         monkeypatch.setattr(module, "find_root", lambda: folder)
     (folder / "data/work").mkdir(parents=True)  # timm's names as an earlier run left them: its import takes seconds
-    (folder / "data" / "work" / "backbones.txt").write_text("resnet10t\nresnet50\n")
+    (folder / "data" / "work" / "backbones.txt").write_text("tf_efficientnet_lite0\nresnet50\n")
     monkeypatch.delenv("DVC_ROOT", raising=False)
     return folder
 
@@ -59,7 +59,7 @@ def test_the_fingerprint_changes_with_the_source_only(workspace, tiny_catalogue)
     tiny_catalogue.change(lambda rows: rows[1].__setitem__(1, "blue"))
     assert check_inputs.main() == 0
     assert read(written)["table"] != second["table"]
-    assert sorted(path.name for path in written.parent.iterdir()) == ["inputs.json", "rows", "work"]
+    assert sorted(path.name for path in written.parent.iterdir()) == ["backbones.json", "inputs.json", "rows", "work"]
 
 
 def test_an_experiment_in_a_copy_takes_the_digests_of_the_original(workspace, tmp_path_factory, monkeypatch):
@@ -102,7 +102,7 @@ def changed_rows(before: dict[str, bytes], after: dict[str, bytes]) -> set[str]:
         ("  class_embedding: 64", "  class_embedding: 32", M3),
         ("  neighbors: 15", "  neighbors: 14", set()),
         ("m3_unseen:", "m3_other: {like: m3}\n  m3_unseen:", set()),
-        ("variants: [classifier, ", "variants: [", {"classifier"}),
+        ("variants: [frozen, ", "variants: [", {"frozen"}),
     ],
 )
 def test_a_setting_changes_the_rows_that_it_reaches(workspace, old, new, changed):
@@ -211,7 +211,7 @@ def test_the_first_stage_prints_how_labels_were_read(workspace, tiny_catalogue, 
 
 def test_an_unknown_backbone_stops_it_with_the_nearest_names(workspace, capsys):
     params = (workspace / "params.yaml").read_text()
-    (workspace / "params.yaml").write_text(params.replace("backbone: resnet10t", "backbone: resnet51"))
+    (workspace / "params.yaml").write_text(params.replace("backbone: tf_efficientnet_lite0", "backbone: resnet51"))
     assert check_inputs.main() == 1
     shown = capsys.readouterr()
     assert shown.err.startswith("error: unknown backbone in params.yaml")

@@ -52,7 +52,7 @@ def test_the_committed_settings_give_one_short_note():
     [
         (
             ["train.lr=0.001"],
-            "train.lr = 0.001 reaches classifier, classifier_bce, asen_v2, modc only; "
+            "train.lr = 0.001 reaches frozen, classifier, classifier_bce, asen_v2, modc only; "
             f"rows set their own: {ASEN}, {ASEN_PP}, {M3}",
         ),
         (["train.lr=0.001", "variants=[asen]"], f"train.lr: {NO_EFFECT} rows set their own: {ASEN}"),
@@ -130,8 +130,13 @@ def test_the_committed_settings_give_one_short_note():
             f"model.local_weights: {NO_EFFECT} model.local_from_global copies the global branch",
         ),
         (
-            ["model.pretrained=true", "model.weights=x.safetensors", "variants=[m3]"],
+            ["model.pretrained=false", "model.weights=x.safetensors", "variants=[m3]"],
             f"model.pretrained: {NO_EFFECT} model.weights is set",
+        ),
+        (["model.trainable=heads", "variants=[frozen]"], f"model.trainable: {NO_EFFECT} the whole backbone is frozen"),
+        (
+            ["model.trainable=all", "model.cache_frozen=false", "variants=[m3]"],
+            f"model.cache_frozen: {NO_EFFECT} no block is frozen",
         ),
         (
             ["preset=published", "images.height=160"],

@@ -15,7 +15,7 @@ def undone(copy):
         yield
     finally:
         copy.reset()
-        copy.git("checkout", "--quiet", "--", "data/rows", "data/inputs.json", "dvc.lock", "tests")
+        copy.git("checkout", "--quiet", "--", "data", "dvc.lock", "tests")
 
 
 def after(copy, change) -> set[str]:
@@ -39,6 +39,8 @@ def test_a_setting_makes_stale_what_it_reaches(whole):
     }
     assert after(whole, lambda: whole.put("loss.margin", "0.3")) == every("train", "evaluate") | {"report", "index"}
     assert after(whole, lambda: whole.put("umap.neighbors", "14")) == every("umap")
+    trained = every("train", "evaluate") | {"report", "index"}
+    assert after(whole, lambda: whole.put("model.trainable", "layer3")) == trained | {"weights"}
     assert after(whole, lambda: whole.put("wardrobe.seed", "1")) == {"prepare"}
     assert after(whole, lambda: whole.edit("params.yaml", "^# Every", "# All")) == set()
     own = r"\g<0>train: {lr: 0.008}, "  # the general value

@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
@@ -12,10 +13,9 @@ import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import PIL.Image
-import yaml
 
 from m3lib import config
-from tiny import BACKBONE, ROOT, VALUES
+from tiny import MODEL, ROOT, VALUES
 
 SIDE = 32
 ROWS = ("classifier", "asen", "modc", "m3")
@@ -24,7 +24,7 @@ TINY = {
     "source": "csv",
     "threads": 1,
     "images": {"height": SIDE, "width": SIDE},
-    "model": {"backbone_options": dict(BACKBONE)},
+    "model": MODEL,
     "train": {"epochs": 1},
     "umap": {"attributes": 9},
     "csv": {"table": "catalogue/table.csv", "min_images": 1},
@@ -49,7 +49,7 @@ class Lopsided:
         for i in range(len(photos)):
             coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(SIDE // 4, 0).repeat(SIDE // 4, 1)
             PIL.Image.fromarray(coarse).save(folder / "catalogue" / f"{i:03}.png")
-        (folder / "params.yaml").write_text(yaml.safe_dump(merged(merged(VALUES, TINY), changes), sort_keys=False))
+        (folder / "params.yaml").write_text(json.dumps(merged(merged(VALUES, TINY), changes)))
         (folder / "data" / "results").mkdir(parents=True)
         shutil.copy(ROOT / "data" / "results" / "published.csv", folder / "data" / "results")
 
@@ -66,7 +66,7 @@ class Lopsided:
 
 def merged(values: Mapping, changes: Mapping) -> dict:
     """Lay changes over settings, section by section."""
-    nested = {key: merged(values[key], new) if isinstance(new, dict) else new for key, new in changes.items()}
+    nested = {key: merged(values.get(key, {}), new) if isinstance(new, dict) else new for key, new in changes.items()}
     return {**values, **nested}
 
 

@@ -34,7 +34,10 @@ TINY = {
     "images.width": "48",
     "split.valid": "0.15",
     "split.test": "0.4",
+    "model.backbone": "resnet10t",
     "model.backbone_options": "{channels: [16, 16, 32, 32], stem_width: 8}",
+    "model.pretrained": "false",
+    "model.trainable": "all",
     "train.epochs": "2",
     "umap.attributes": "1",
     "umap.points": "60",
@@ -47,6 +50,7 @@ MADE = (
     "data/curves/",
     "data/metrics",
     "data/inputs.json",
+    "data/backbones.json",
     "data/rows/",
     "data/pairs.csv",
 )  # by the pipeline, for other settings

@@ -25,9 +25,8 @@ from m3lib import config
 from m3lib.config import Machines, Variant
 from m3lib.data import manifest, store
 from m3lib.errors import InputError
-from m3lib.systems.losses import Batch
 from m3lib.training import augment, checkpoint, distributed
-from m3lib.training import trainer as training
+from m3lib.training import run as training
 from m3lib.training.trainer import Trainer
 from notebook_runs import MAX_WAIT
 from stripes import PARTIAL, PREPARED, run, same, short
@@ -46,8 +45,8 @@ def train(variant: Variant, path: Path) -> list[int]:
     trainer, sizes = Trainer(PARTIAL, variant, 0, 1), []
     read = trainer.read
 
-    def spy(batch: Batch) -> torch.Tensor:
-        pixels = read(batch)
+    def spy(*arguments: object) -> torch.Tensor:
+        pixels = read(*arguments)
         sizes.append(len(pixels))
         return pixels
 

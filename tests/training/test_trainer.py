@@ -45,7 +45,7 @@ def test_the_local_branch_is_trained_from_its_stage_on(global_lr):
 
 
 ASEN_FAMILY = ["asen", "asen_v2", "asen_pp", "modc"]
-LEARNED = [(network, None, {}) for network in NETWORKS]
+LEARNED = [(network, None, {}) for network in NETWORKS if network != "frozen"]  # its features are random here
 LOGIT_LOSSES = ["classification", "m3_classification"]
 LEARNED += [(network, "posterior", {"loss": {name: 1.0}}) for network in ASEN_FAMILY for name in LOGIT_LOSSES]
 RELEASED = {"optimizer": "adam", "schedule": "step", "step_factor": 0.95, "batch": 24, "triplets": 72}
@@ -64,7 +64,7 @@ def test_each_network_overfits_24_images(network, score, changes, tmp_path):
         "attribute_embedding": 16,
         "local_attention_width": 16,
     }
-    variant = short(network, 40, **(settings | changes))
+    variant = short(network, 60 if network == "asen_pp" else 40, **(settings | changes))  # half of it has one branch
     system, curves = run(variant, tmp_path / "c.safetensors")
     embeddings = inference.embed(system, PREPARED, PREPARED.rows("valid"), "fp32")
     scores = ranking.evaluate(PREPARED, "valid", variant.score, embeddings)
