@@ -1,5 +1,7 @@
 """The backbone of every network: a timm model up to its stride-16 features, of which the first blocks may be frozen."""
 
+import logging
+
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
@@ -168,6 +170,7 @@ def trunk_from_file(name: str, arguments: dict, file: str) -> nn.Module:
         trunk = without_later_blocks(timm.create_model(name, **arguments))
         trunk.load_state_dict(trained_here)
         return trunk
+    logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # it warns of later blocks, which we leave out
     arguments = arguments | {"pretrained": True, "pretrained_cfg_overlay": {"file": file}}
     trunk = without_later_blocks(timm.create_model(name, **arguments))
     # timm only warns about a file of another network, and its names differ from the trunk's. So the trunk is built
