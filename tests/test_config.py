@@ -352,7 +352,7 @@ def test_resolved_settings_hold_what_the_network_reads():
         name: value for name, value in resolved["loss"].items() if name.startswith(("m3", "asen", "modc"))
     } == weights
     assert resolved["stages"][0]["loss"] == resolved["loss"]
-    assert json.loads(json.dumps(resolved))["train"]["lr"] == 0.016
+    assert json.loads(json.dumps(resolved))["train"]["lr"] == VALUES["systems"]["m3"]["train"]["lr"]
 
 
 def test_find_root_looks_upwards(tmp_path, monkeypatch):
@@ -382,7 +382,7 @@ def test_find_root_outside_any_repository(tmp_path, monkeypatch):
         ("classifier", {"loss.classification"}),
         ("classifier_bce", {"loss.classification", "loss.m3_classification"}),
         ("m3_c", {"loss.m3_classification", "loss.m3_instance", "loss.m3_cluster", "train.lr"}),  # of m3
-        ("asen_l1", {"loss.asen_triplet", "loss.m3_classification", "train.lr"}),
+        ("asen_pp_l1", {"loss.asen_triplet", "loss.m3_classification", "train.lr", "model.attention_batch_norm"}),
     ],
 )
 def test_a_row_knows_which_general_settings_do_not_reach_it(row, own):
@@ -392,10 +392,10 @@ def test_a_row_knows_which_general_settings_do_not_reach_it(row, own):
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("asen_v2", "train"), {"lr": 0.008}),  # the general value
+        (("asen_v2", "train"), {"lr": VALUES["train"]["lr"]}),  # the general value
         (("m3_a", "loss"), {"m3_cluster": 1}),  # the value of m3, which it is like
         (("asen", "loss"), {"asen_triplet": 1, "margin": 0.2}),
-        (("asen_pp", "stages", 0), {"epoch_share": 0.5, "loss": {}, "train": {"lr": 0.004}}),
+        (("asen_pp", "stages", 0), {"epoch_share": 0.5, "loss": {}, "train": VALUES["systems"]["asen_pp"]["train"]}),
     ],
 )
 def test_a_present_value_written_into_a_row_changes_nothing_that_its_training_depends_on(tmp_path, path, value):

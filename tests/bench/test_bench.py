@@ -1,6 +1,7 @@
 """The benches: sums from hand-made timings, and each goes through at a small size."""
 
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from tests.bench import load as bench_load
 from tests.bench import ranking as bench_ranking
 from tests.bench import stages as bench
 from tests.bench.ranking import Case
+from tiny import MODEL
 
 TIMINGS = pd.DataFrame(
     [
@@ -55,6 +57,7 @@ def test_the_load_bench_runs_at_small_size(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_load, "STEPS", 2)
     bench_load.make_catalogue(tmp_path, 1200)
     settings = bench_load.settings_for(tmp_path)
+    settings = replace(settings, model=replace(settings.model, **MODEL))
     texts = [step(tmp_path, settings) for step in bench_load.STEPS_OF.values()]
     assert re.match("1,200 photos at 48 px", texts[0])  # those without a label too
     assert re.search(r"\d+ queries, MAP@all \d", texts[-1])

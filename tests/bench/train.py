@@ -268,6 +268,8 @@ def main(size: str = "default", *networks: str, rounds: int = ROUNDS) -> int:
     if size not in BASE:
         raise InputError(f"python -m tests.bench.train takes one of {', '.join(BASE)}, got {size!r}")
     path = config.find_root() / "data" / "results" / "training.csv"
+    for name in networks:
+        make_row(name, size, 2)  # raises InputError for a wrong name before anything is measured
     with tempfile.TemporaryDirectory() as folder:
         table = Bench(size, Path(folder), rounds).run(networks)
     if path.exists():  # records of other devices and sizes stay

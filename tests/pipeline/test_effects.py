@@ -13,8 +13,9 @@ from m3lib.pipeline import changes, effects
 from tiny import ROOT, SETTINGS, VALUES
 from workspace import ENVIRONMENT
 
-ASEN, ASEN_PP = "systems.asen.train.lr = 0.004 (asen)", "systems.asen_pp.train.lr = 0.004 (asen_pp)"
-M3 = "systems.m3.train.lr = 0.016 (m3_a, m3_c, m3)"
+ROWS = VALUES["systems"]
+ASEN_PP = f"systems.asen_pp.train.lr = {ROWS['asen_pp']['train']['lr']} (asen_pp)"
+M3 = f"systems.m3.train.lr = {ROWS['m3']['train']['lr']} (m3_a, m3_c, m3)"
 NO_EFFECT = "changed without effect, since"
 
 
@@ -41,7 +42,7 @@ def test_the_committed_settings_give_one_short_note():
     (note,) = effects.notes(VALUES, VALUES)
     assert note == (
         "rows replace these general settings: model.attention_batch_norm (in systems.asen_pp); "
-        "train.lr (in systems.asen, systems.asen_pp, systems.m3); train.crop, train.jitter (in systems.modc.stages.2)"
+        "train.lr (in systems.asen_pp, systems.m3); train.crop, train.jitter (in systems.modc.stages.2)"
     )
     assert effects.notes(VALUES) == [note]  # without git
     assert effects.notes(changed("variants=[classifier, asen_v2]"), VALUES) == []
@@ -52,10 +53,10 @@ def test_the_committed_settings_give_one_short_note():
     [
         (
             ["train.lr=0.001"],
-            "train.lr = 0.001 reaches frozen, classifier, classifier_bce, asen_v2, modc only; "
-            f"rows set their own: {ASEN}, {ASEN_PP}, {M3}",
+            "train.lr = 0.001 reaches frozen, classifier, classifier_bce, asen, asen_v2, modc only; "
+            f"rows set their own: {ASEN_PP}, {M3}",
         ),
-        (["train.lr=0.001", "variants=[asen]"], f"train.lr: {NO_EFFECT} rows set their own: {ASEN}"),
+        (["train.lr=0.001", "variants=[asen_pp]"], f"train.lr: {NO_EFFECT} rows set their own: {ASEN_PP}"),
         (
             ["train.crop=0.7"],
             "train.crop = 0.7 does not reach all stages; rows set their own: systems.modc.stages.2.train.crop = 0.5 "
