@@ -45,7 +45,18 @@ def hashes(clone: Clone) -> dict[str, str]:
 
 def test_the_pipeline_writes_equal_bytes_in_another_clone(first, second):
     """dvc.lock has a hash of every output, including executed notebooks and figures."""
-    once = ["inputs", "notebooks", "prepare", "train@m3", "evaluate@m3", "umap@m3", "report", "ablation", "index"]
+    once = [
+        "inputs",
+        "notebooks",
+        "weights",
+        "prepare",
+        "train@m3",
+        "evaluate@m3",
+        "umap@m3",
+        "report",
+        "ablation",
+        "index",
+    ]
     assert stages_run(second.dvc("repro", "--force", "--single-item", *once)) == once
     hashes1, hashes2 = hashes(first), hashes(second)
     assert {path for path in hashes1 | hashes2 if hashes1.get(path) != hashes2.get(path)} == set()

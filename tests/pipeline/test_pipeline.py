@@ -122,7 +122,7 @@ def test_every_output_has_its_documented_name(whole):
 
 def test_git_sees_only_what_is_kept(whole):
     kept = {name for name in whole.git("ls-files", "data").split() if not name.startswith("data/results/")}
-    expected = {f"data/{name}" for name in ("inputs.json", "metrics.json", "pairs.csv")}
+    expected = {f"data/{name}" for name in ("backbones.json", "inputs.json", "metrics.json", "pairs.csv")}
     kinds = (("metrics", "json"), ("curves", "csv"), ("rows", "json"))
     expected |= {f"data/{kind}/{v}.{end}" for kind, end in kinds for v in VARIANTS}
     assert kept - {"data/README.md"} == expected
@@ -142,7 +142,7 @@ def test_metrics_and_plots(whole):
 
 
 def test_the_second_run_runs_nothing(whole):
-    once = {"inputs", "notebooks", "prepare", "report", "ablation", "index"}
+    once = {"inputs", "notebooks", "weights", "prepare", "report", "ablation", "index"}
     assert set(stages_run(whole.said)) == once | every(*PER_VARIANT)
     said = whole.dvc("repro")
     assert stages_run(said) == ["inputs"], said
