@@ -25,9 +25,9 @@ def prefetch(items: Iterable[Item], read: Callable[[Item], torch.Tensor]) -> Ite
 
 
 def read(images: np.ndarray | JpegStore, rows: np.ndarray, pin: bool = False) -> torch.Tensor:
-    """Return (B, H, W, 3) uint8, the given rows of an image store; as many threads as torch uses decode JPEGs.
+    """Return the given rows of an image store, (B, H, W, 3) uint8, or of stored outputs, (B, h, w, c) float16.
 
-    Or rows of any other array, such as stored outputs of frozen blocks.
+    As many threads as torch uses decode JPEGs.
 
     pin: use page-locked memory, from which a GPU can copy while it computes.
     """

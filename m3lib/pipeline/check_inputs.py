@@ -115,7 +115,7 @@ def check_backbones(settings: Settings, root: Path) -> None:
     Importing timm takes seconds, so its list of names is cached in data/work and renewed for a name that it lacks.
     """
     models = [settings.variant(name).model for name in settings.variants]
-    names = {name.partition(".")[0] for model in models for name in (model.backbone, model.local_backbone)}
+    names = {name.partition(".")[0] for model in models for name in (model.backbone, model.local_backbone) if name}
     cache = root / "data" / "work" / "backbones.txt"
     backbones = cache.read_text(errors="replace").split() if cache.is_file() else []
     if not names <= set(backbones):

@@ -41,12 +41,11 @@ def convert_all(settings: Settings) -> None:
 
 
 def check(variant: Variant, sides: tuple[int, int]) -> None:
-    """Raise InputError unless a row's network can be built and reads images of sides (height, width)."""
+    """Raise InputError unless a row's network can be built and its backbone reads images of sides (height, width)."""
     system = systems.build(variant, ANY_TAXONOMY).eval()
-    system.enter_stage(variant.stages[-1].loss)
     try:
         with torch.no_grad():
-            system(torch.zeros(1, 3, *sides))
+            system.backbone(torch.zeros(1, 3, *sides))
     except Exception as error:  # timm's models raise many types
         name, (height, width) = variant.model.backbone, sides
         problem = f"{variant.name}: {name} can't read images of {height} x {width} pixels ({one_line(str(error))})"

@@ -38,6 +38,8 @@ class ASENpp(System):
         self.attributes = AttributeAttention(C, taxonomy.num_attributes, model)
         self.output = nn.Linear(C, model.attribute_embedding)
         name, options = model.local_backbone, model.local_backbone_options
+        if not name:
+            name, options = model.backbone, model.backbone_options
         self.local_backbone = Backbone(
             name, options, model.pretrained, model.local_weights, prefix="local_", trainable=model.trainable
         )

@@ -119,10 +119,10 @@ def first_trained(blocks: list[str], trainable: str, what: str) -> int:
     if trainable in ("all", "heads"):
         return 0 if trainable == "all" else len(blocks)
     if trainable not in blocks or not trainable:
-        names = ", ".join(block for block in blocks if block) or "it can't be divided"
-        raise InputError(
-            f"model.trainable: {trainable!r} is no block of {what} ({names}); set it to all, heads or a block"
-        )
+        whole = blocks == [""]
+        names = "timm can't divide it" if whole else ", ".join(blocks)
+        advice = "all or heads" if whole else "all, heads or a block"
+        raise InputError(f"model.trainable: {trainable!r} is no block of {what} ({names}); set it to {advice}")
     return blocks.index(trainable)
 
 

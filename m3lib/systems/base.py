@@ -1,9 +1,9 @@
-"""What all networks share: their outputs, the class probabilities, and the plain classifier.
+"""What all networks share: their outputs, the class probabilities, and the two plain classifiers.
 
 Every network takes images (B, 3, H, W) in [0, 1], or what the frozen blocks of its backbone made of them, and returns
-`Outputs`. Each class declares what the settings may combine it
-with: `outputs` (the fields it always fills, and "centers" if it keeps class centers for retrieval), `losses` (the
-losses that can train it) and `settings` (what it reads of `model`, beside what every network reads for its backbone).
+`Outputs`. Each class declares what the settings may combine it with: `outputs` (the fields it always fills, and
+"centers" if it keeps class centers for retrieval), `losses` (the losses that can train it) and `settings` (what it
+reads of `model`, beside what every network reads for its backbone).
 """
 
 from typing import NamedTuple

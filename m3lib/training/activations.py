@@ -1,13 +1,15 @@
 """The output of a backbone's frozen blocks, computed once per image, kept in a file and mapped into memory.
 
-The file holds every image, and every training image mirrored as well: (I, 2, h, w, c) float16, the mirrored ones at 1.
-It is a cache, in data/work: named by all that decides its content, made by the first training that needs it, and made
-again if it is missing.
+The file has a row for every image and zeros for those of no split: (I, 2, h, w, c) float16. Index 1 of the second axis
+is the mirrored image, which only training images have. It is a cache, in data/work: named by all that decides its
+content, made by the first training that needs it, and made again if it is missing.
 """
 
+import fcntl
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 from tqdm import tqdm
 
@@ -15,6 +17,8 @@ from m3lib.config import Train, Variant
 from m3lib.data import batches, files
 from m3lib.data.manifest import Prepared
 from m3lib.data.store import JpegStore
+from m3lib.errors import InputError
+from m3lib.systems import backbone as backbone_module
 from m3lib.systems.backbone import Backbone
 from m3lib.systems.base import System
 from m3lib.training import devices
@@ -38,39 +42,44 @@ def stored(system: System, prepared: Prepared, variant: Variant, folder: Path) -
     if not backbone.frozen_blocks or not variant.model.cache_frozen or system.reads_pixels():
         return None
     path = folder / f"{key(backbone, prepared, variant)}.npy"
-    if not path.is_file():
-        remove_old(folder)
-        write(path, system, prepared, variant)
-    path.touch()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:  # the processes of one training share the file
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.is_file():
+            remove_old(folder)
+            write(path, system, prepared, variant)
+        path.touch()
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def key(backbone: Backbone, prepared: Prepared, variant: Variant) -> str:
-    """A digest of the frozen blocks' structure and weights, of the images and their splits, and of the arithmetic."""
+    """A digest of the frozen blocks, of the images and their splits, of the arithmetic, and of the code."""
     structure = [f"{name}: {backbone.trunk.get_submodule(name)}" for name in backbone.frozen_blocks]
     frozen = tuple(f"{name}." if name else "" for name in backbone.frozen_blocks)
     weights = [v.cpu().numpy().tobytes() for k, v in backbone.trunk.state_dict().items() if k.startswith(frozen)]
     store = prepared.images
-    images = store.path if isinstance(store, JpegStore) else store.tobytes()
+    images = store.path if isinstance(store, JpegStore) else np.ascontiguousarray(store).reshape(-1).data
     device = backbone.mean.device
-    arithmetic = (device.type, devices.precision(variant.train.precision, device))
-    rest = (*store.shape, backbone.scale, backbone.mean, backbone.std, *arithmetic)
-    return files.digest(*structure, *weights, images, prepared.rows("train").tobytes(), *map(str, rest))
+    arithmetic = (device.type, devices.precision(variant.train.precision, device), torch.get_num_threads())
+    normalisation = (backbone.scale, backbone.mean.tolist(), backbone.std.tolist())
+    rest = map(str, (*store.shape, *normalisation, *arithmetic, torch.__version__, timm.__version__))
+    code = [Path(module) for module in (__file__, batches.__file__, backbone_module.__file__)]
+    splits = prepared.manifest["split"].str.cat(sep=" ")
+    return files.digest(*structure, *weights, images, splits, *rest, *code)
 
 
 def remove_old(folder: Path) -> None:
-    """Remove all but the files that were used last."""
+    """Remove all but the files that were used last, and what a killed process left."""
     paths = sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
-    for path in paths[: max(0, len(paths) - KEPT)]:
+    for path in [*paths[: max(0, len(paths) - KEPT)], *folder.glob("*.part")]:
         path.unlink()
 
 
 def write(path: Path, system: System, prepared: Prepared, variant: Variant) -> None:
     """Compute the outputs in blocks of images and write them; an interrupted file is removed."""
-    count, training = len(prepared.images), set(prepared.rows("train").tolist())
+    count, split = len(prepared.images), prepared.manifest["split"].to_numpy()
     first = frozen_output(system, prepared, np.arange(min(1, count)), variant)  # (1, h, w, c)
     shape = (count, 2, *first.shape[1:])
-    path.parent.mkdir(parents=True, exist_ok=True)
     advice = "free some space, or set model.cache_frozen to false"
     what = "the outputs of the backbone's frozen blocks take"
     files.require_space(path.parent, 2.0 * np.prod(shape, dtype=np.float64), what, advice)
@@ -81,10 +90,11 @@ def write(path: Path, system: System, prepared: Prepared, variant: Variant) -> N
         for start in range(0, count, EMBED_BATCH):
             rows = np.arange(start, min(start + EMBED_BATCH, count))
             block = np.zeros((len(rows), *shape[1:]), np.float16)
-            block[:, 0] = frozen_output(system, prepared, rows, variant)
-            in_train = np.array([row in training for row in rows])
-            if in_train.any():
-                block[in_train, 1] = frozen_output(system, prepared, rows[in_train], variant, mirrored=True)
+            for mirrored, wanted in ((0, split[rows] != "none"), (1, split[rows] == "train")):
+                if wanted.any():
+                    block[wanted, mirrored] = frozen_output(system, prepared, rows[wanted], variant, bool(mirrored))
+            if not np.isfinite(block).all():
+                raise InputError("the backbone's frozen blocks exceed half precision: set model.trainable to all")
             file.write(block.tobytes())
             bar.update(len(rows))
 

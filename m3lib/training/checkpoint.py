@@ -15,6 +15,7 @@ from m3lib import systems
 from m3lib.config import Variant
 from m3lib.data import code, files
 from m3lib.data.manifest import Prepared
+from m3lib.systems import imagenet
 from m3lib.systems.base import System
 from m3lib.training import distributed
 
@@ -77,7 +78,7 @@ def read_history(path: Path, fingerprint: str) -> History | None:
 def run_fingerprint(
     prepared: Prepared, variant: Variant, seed: int, threads: int, accelerator: str = "cpu", processes: int = 1
 ) -> str:
-    """Return a digest of all that a run depends on: its settings, its data, and the code that training it imports.
+    """Return a digest of all that a run depends on: settings, data, start weights, and the code that it imports.
 
     The code is the trainer's, the network's, and what these import. The registry of systems, other networks, search and
     figures don't count.
@@ -88,4 +89,5 @@ def run_fingerprint(
     store = f"{prepared.images.shape} {type(prepared.images)}"
     modules = code.imported_files("m3lib.training.run", systems.module_of(variant.network))
     modules = [path for path in modules if path.parts[-2:] != ("systems", "__init__.py")]
-    return files.digest(settings, images, labels, store, *code.relative_names(modules), *modules)
+    weights = imagenet.start_files(variant.model)
+    return files.digest(settings, images, labels, store, *weights, *code.relative_names(modules), *modules)

@@ -6,7 +6,7 @@ Gradients reach only the process's slice; the sum of the parameters' gradients o
 process would compute. With one process nothing is exchanged.
 
 The pipeline's stage starts the processes of the first machine and prints the command for the others (`nodes`), which
-need the same clone, params.yaml and data/prepared.
+need the same clone, params.yaml, data/imagenet and data/prepared.
 """
 
 import os
@@ -134,12 +134,14 @@ class AllReduceSum(torch.autograd.Function):
 class SyncBatchNorm(_BatchNorm):
     """A batch norm with the statistics of all processes' rows in training; torch's SyncBatchNorm needs GPUs."""
 
+    act = nn.Identity()
+
     def _check_input_dim(self, x: Tensor) -> None:
         """Accept rows and images: channels are the second dimension of both."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
-            return super().forward(x)
+            return self.act(super().forward(x))
         dims, rows = [d for d in range(x.dim()) if d != 1], x.numel() // x.shape[1] * world_size()
         shape = [1, -1, *[1] * (x.dim() - 2)]
         wide = x.float() if x.dtype == torch.bfloat16 else x
@@ -151,15 +153,18 @@ class SyncBatchNorm(_BatchNorm):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * rows / max(1, rows - 1), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return torch.addcmul(self.bias.view(shape), centered, scale.view(shape)).to(x.dtype)
+        return self.act(torch.addcmul(self.bias.view(shape), centered, scale.view(shape)).to(x.dtype))
 
 
 def convert_batch_norms(module: nn.Module) -> None:
     """Replace the batch norms in `module` by SyncBatchNorm if there are several processes; weights keep their names."""
     for name, norm in module.named_children() if world_size() > 1 else ():
-        if type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d):
+        if isinstance(norm, _BatchNorm) and not norm.training:
+            continue  # of a frozen block, whose statistics stay
+        if type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d) or hasattr(norm, "act"):
             synchronised = SyncBatchNorm(norm.num_features, norm.eps, norm.momentum).to(norm.weight)
             synchronised.load_state_dict(norm.state_dict())
+            synchronised.act = getattr(norm, "act", nn.Identity())  # a timm norm computes the activation as well
             setattr(module, name, synchronised)
         elif isinstance(norm, _BatchNorm):
             kind = type(norm).__name__

