@@ -43,7 +43,8 @@ def fit(
             problem = f"{machines.processes} processes ended before their last epoch"
             raise InputError(f"{variant.name}: {problem}, for the reason above")
     if not distributed.all_equal(fingerprint):
-        raise InputError(f"{variant.name}: the machines differ in params.yaml, start weights, data/prepared or code; make them equal")
+        differing = "params.yaml, start weights, data/prepared or code"
+        raise InputError(f"{variant.name}: the machines differ in {differing}; make them equal")
     trainer = Trainer(prepared, variant, seed, threads, accelerator, path.parent / "activations")
     main = distributed.is_main_process()
     if main:

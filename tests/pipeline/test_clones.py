@@ -14,7 +14,7 @@ import yaml
 from workspace import ENVIRONMENT, Clone, finished, stages_run
 
 RATES = ("0.004", "0.016")
-SETTING = "systems.asen.train.lr"
+SETTING = "systems.m3.train.lr"
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +71,9 @@ def test_the_pipeline_writes_equal_bytes_in_another_clone(first, second):
 
 def test_a_sweep_by_two_workers(first):
     """Every experiment runs in its own copy; one fails without stopping the others; the best one is applied."""
-    sweep = ["exp", "run", "--queue", "-S", "variants=[asen]"]
+    sweep = ["exp", "run", "--queue", "-S", "variants=[m3]"]
     first.dvc(*sweep, "-n", "lr", "-S", f"{SETTING}={','.join(RATES)}", "report")
-    first.dvc(*sweep, "-n", "broken", "-S", "systems.asen.score=weighted", "report")
+    first.dvc(*sweep, "-n", "broken", "-S", "+systems.m3.model.beta=0.5", "report")
     before = first.git("status", "--porcelain")
     quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)  # the workers would keep a pipe open
     subprocess.run(["dvc", "queue", "start", "-j", "2"], cwd=first.folder, env=ENVIRONMENT, check=True, **quiet)
@@ -87,14 +87,14 @@ def test_a_sweep_by_two_workers(first):
     table = pd.read_csv(io.StringIO(first.dvc("exp", "show", "--csv")))
     table = table[table["Experiment"].astype(str).str.startswith("lr-")]
     assert sorted(table[SETTING]) == [float(rate) for rate in RATES]
-    best = table.loc[table["asen.map_all"].idxmax()]
+    best = table.loc[table["m3.map_all"].idxmax()]
     first.dvc("exp", "apply", best["Experiment"])
     try:
         metrics = json.loads((first.folder / "data/metrics.json").read_text())
-        assert metrics["asen"]["map_all"] == pytest.approx(best["asen.map_all"])
+        assert metrics["m3"]["map_all"] == pytest.approx(best["m3.map_all"])
         params = yaml.safe_load((first.folder / "params.yaml").read_text())
-        assert params["systems"]["asen"]["train"]["lr"] == best[SETTING]
-        assert (first.folder / "data/models/asen.safetensors").exists()
+        assert params["systems"]["m3"]["train"]["lr"] == best[SETTING]
+        assert (first.folder / "data/models/m3.safetensors").exists()
     finally:
         first.git("checkout", "--quiet", "--", ".")
         first.dvc("checkout")
