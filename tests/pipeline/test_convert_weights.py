@@ -1,6 +1,7 @@
 """The stage `weights`: it converts exactly what the rows need, and a backbone that can't work is one sentence."""
 
 import json
+import re
 from importlib import metadata
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from m3lib.pipeline import convert_weights, environment
 from m3lib.systems import imagenet
 from m3lib.systems.backbone import Backbone
 from notebook_runs import check_sentence
-from tiny import MODEL, VALUES
+from tiny import MODEL, ROOT, VALUES
 
 LITE = "tf_efficientnet_lite0"
 PACKAGED = {"backbone": LITE, "backbone_options": {}, "pretrained": True}
@@ -123,3 +124,18 @@ def test_every_row_with_another_backbone_is_tried(root, monkeypatch):
     convert_weights.run()
     sides = (48, 32)
     assert tried == [("m3", sides), ("m3_a", sides), ("asen_pp", sides), ("frozen", sides)]
+
+
+def taught_starts() -> list[dict[str, str]]:
+    """The model settings of each command in the README's section on starts; weights are a reader's own."""
+    section = (ROOT / "README.md").read_text().split("## Where training starts")[1].split("\n## ")[0]
+    commands = re.findall(r"^dvc exp run (.*?)(?: +#.*)?$", section, re.MULTILINE)
+    starts = [dict(re.findall(r"-S model\.(\w+)=(\S+)", command)) for command in commands]
+    return [{key: value for key, value in start.items() if key != "weights"} for start in starts]
+
+
+@pytest.mark.parametrize("start", taught_starts(), ids=str)
+def test_every_default_row_can_be_built_with_a_start_that_the_readme_teaches(root, start):
+    settings = config.parse(merged(VALUES, {"model": start | {"pretrained": False}}))
+    for name in convert_weights.distinct_backbones(settings):
+        convert_weights.check(settings.variant(name), (96, 96))
