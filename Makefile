@@ -13,8 +13,8 @@ unexport PYTHONPATH PYTHONHOME
 repro: $(READY)  ## run the pipeline; unchanged stages come from the cache
 	dvc repro
 
-test: $(READY)  ## run the test suite; SHUFFLE=7 runs it in a random order
-	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(if $(SHUFFLE),--shuffle $(SHUFFLE))
+test: $(READY)  ## run the test suite; SHUFFLE=7 runs it in a random order, SLOW=1 with the tests that take minutes
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(if $(SHUFFLE),--shuffle $(SHUFFLE)) $(if $(SLOW),-m "")
 
 lint: $(READY)  ## check style, and that source notebooks have no outputs
 	ruff check . && ruff format --check . && nbstripout --verify notebooks/*.ipynb

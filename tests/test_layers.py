@@ -176,4 +176,5 @@ def test_each_auto_without_a_value_is_listed():
     with pytest.raises(InputError) as error:
         config.parse(values)
     lines = str(error.value).splitlines()[1:]
-    assert [line.split(":")[0].strip() for line in lines] == ["images.height", "images.fit", "train.epochs"]
+    expected = ["images.height", "images.fit", "model.trainable", "train.epochs"]
+    assert [line.split(":")[0].strip() for line in lines] == expected

@@ -214,6 +214,8 @@ def test_settings_that_differ_are_those_of_the_rows_and_of_their_stages():
     assert list(table.index) == [
         ("asen_v2", 0), ("asen_pp", 0), ("asen_pp", 1), ("modc", 0), ("modc", 1), ("modc", 2), ("m3", 0)
     ]  # fmt: skip
-    assert table["train.lr"].tolist() == [0.008, 0.004, 0.004, 0.008, 0.008, 0.008, 0.016]
+    stages = [("asen_v2", 1), ("asen_pp", 2), ("modc", 3), ("m3", 1)]
+    rates = [SETTINGS.variant(name).train.lr for name, count in stages for _ in range(count)]
+    assert table["train.lr"].tolist() == rates
     assert table["train.crop"].tolist() == [1, 1, 1, 1, 1, 0.5, 1]
     assert comparison.settings_that_differ(rows[:1]).empty

@@ -81,6 +81,7 @@ def test_a_page_has_a_section_per_device():
 def test_a_record_replaces_only_rows_of_the_same_device_and_backbone(monkeypatch, tmp_path):
     rows = iter([ROW, ROW | {"device": "B"}, ROW | {"backbone": "resnet50"}, ROW | {"ratio": 0.8}])
     monkeypatch.setattr(bench_train.config, "find_root", lambda: tmp_path)
+    monkeypatch.setattr(bench_train, "make_row", lambda *_: None)
     monkeypatch.setattr(bench_train.Bench, "__init__", lambda *_: None)
     monkeypatch.setattr(bench_train.Bench, "run", lambda *_: pd.DataFrame([next(rows)]))
     (tmp_path / "data" / "results").mkdir(parents=True)

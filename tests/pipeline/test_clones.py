@@ -13,6 +13,7 @@ import yaml
 
 from workspace import ENVIRONMENT, Clone, finished, stages_run
 
+pytestmark = pytest.mark.slow
 RATES = ("0.004", "0.016")
 SETTING = "systems.m3.train.lr"
 

@@ -8,6 +8,8 @@ import pytest
 from tiny import VALUES
 from workspace import VARIANTS, every, stages_run
 
+pytestmark = pytest.mark.slow
+
 
 @contextmanager
 def undone(copy):
