@@ -48,7 +48,7 @@ def run(arguments: list[str]) -> int | None:
     try:
         dvc = dvc_process(os.environ["DVC_STAGE"])
         environment.enter(Path.cwd())
-        connection = connect(f"data/work/warm-{dvc}-{conditions()}", dvc)
+        connection = connect(str(Path("data", "work", f"warm-{dvc}-{conditions()}")), dvc)
         socket.send_fds(connection, [json.dumps(arguments).encode()], [0, 1, 2])
         if connection.recv(1) != READY:
             return None

@@ -1,6 +1,6 @@
 """Notebooks that start from a warm process: as from a new one, and neither outlives what it belongs to.
 
-A shell stands in for dvc: like dvc, it starts each stage with DVC_STAGE in its environment.
+A shell replaces dvc in these tests. It starts each stage with DVC_STAGE in its environment, as dvc does.
 """
 
 import csv
