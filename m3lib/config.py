@@ -105,6 +105,8 @@ class Model:
     attention_width: Count
     attribute_embedding: Count
     class_embedding: Count
+    class_projection: Literal["own", "factored", "masked", "shared"]
+    normalise_queries: Flag
     queries: Literal["learned", "one_hot"]
     attention_batch_norm: Flag
     attribute_conditioned: Flag

@@ -171,7 +171,16 @@ def is_ignored(path: str) -> bool:
 
 def test_git_ignores_what_the_pipeline_makes_except_small_results():
     small = {path for path, options in ALL_OUTS.items() if options.get("cache") is False}
-    names = {"inputs.json", "backbones.json", "rows", "pairs.csv", "metrics/m3.json", "curves/m3.csv", "metrics.json"}
+    names = {
+        "inputs.json",
+        "backbones.json",
+        "rows",
+        "pairs.csv",
+        "metrics/m3.json",
+        "curves/m3.csv",
+        "health/m3.json",
+        "metrics.json",
+    }
     assert small == {f"data/{name}" for name in names}
     for path in ALL_OUTS:
         assert is_ignored(f"{path}/m3.json" if path == "data/rows" else path) == (path not in small), path

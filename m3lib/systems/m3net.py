@@ -28,22 +28,27 @@ class M3Net(System):
 
     For each class m of attribute n:
 
-        c_m = C_m + W A_n                                       query, conditioned on the attribute's
+        c_m = norm(C_m) + norm(W A_n)                           query, conditioned on the attribute's
         alpha_m = softmax_p(<c_m, x_p> + log(1 + P alpha_np))   where the class shows, refining alpha_n
         u_m = sum_p alpha_mp x_p
         gate_m = channels(u_m, c_m, h_n)                        which channels describe it
-        phi_m = L2(FC(u_m * gate_m * gate_n))                   class-specific embedding
+        phi_m = L2(W_m (u_m * gate_m * gate_n))                 class-specific embedding (`ClassProjection`)
         x_m = sigmoid(w_m . h_n + b_m + v_m . u_m)              class probability
 
     model.refine: false drops alpha_np from alpha_m and gate_n from phi_m; model.attribute_conditioned: false drops
     W A_n. Refining X itself, X * (1 + P alpha_n) / 2 * gate_n, would need one projection per attribute and gave no
     better MAP. The poster leaves open which sub-network predicts x_m: we add the evidence of both.
+
+    The poster also leaves open how phi_m depends on m. Left to its query alone it hardly does: W A_n outgrows C_m, and
+    one FC for all classes then yields one embedding, repeated for every class of an attribute (the row m3_shared). So
+    both parts of the query have the same length (norm: mean 0, variance 1), and every class has its own projection.
     """
 
     outputs = {"attribute", "logits", "classes"}
     losses = {"asen_triplet", "classification", "m3_classification", "m3_instance", "m3_cluster"}
     settings = {
-        "attention_width", "queries", "attention_batch_norm", "class_embedding", "attribute_conditioned", "refine",
+        "attention_width", "queries", "attention_batch_norm", "class_embedding", "class_projection",
+        "normalise_queries", "attribute_conditioned", "refine",
     }  # fmt: skip
 
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
@@ -52,19 +57,18 @@ class M3Net(System):
         h, conditioned, self.refine = model.attention_width, model.attribute_conditioned, model.refine
         self.attributes = AttributeAttention(C, taxonomy.num_attributes, model)
         self.heads = ClassHeads(C, self.class_counts)  # w, b
-        # C_m, small beside W A_n, so that the queries of an attribute's classes start close together
-        self.table = QueryTable(M, h, "learned", 0.02 if conditioned else 1.0)
+        self.normalise = model.normalise_queries
+        # C_m; without norm it starts small beside W A_n, so that the queries of an attribute's classes are close
+        self.table = QueryTable(M, h, "learned", 0.02 if conditioned and not self.normalise else 1.0)
         self.parent = nn.Linear(self.attributes.table.width, h, bias=False) if conditioned else None  # W
-        self.classes = ClassBranch(C, model, context=C)
+        self.classes = ClassBranch(C, model, M, context=C)
         self.head = nn.Parameter(torch.zeros(M, C))  # v, zero: at first, logits come from the attribute branch only
         self.centers = Centers(M, model.class_embedding, variant.loss.center_momentum)
 
     def forward(self, images: Tensor, class_ids: Tensor | None = None) -> Outputs:
         """class_ids: (K,) ascending, the classes to embed; None embeds all (see `select_classes`)."""
         counts = classes_per_attribute(self.attribute_of_class, class_ids)
-        X, queries = self.backbone(images), self.table.rows  # (B, P, C), (M, h)
-        if self.parent is not None:
-            queries = queries + self.parent(self.attributes.table.rows)[self.attribute_of_class]  # c_m
+        X, queries = self.backbone(images), self.class_queries()  # (B, P, C), (M, h)
         alpha_n, gate_n, h_n = self.attributes(X)  # (B, N, P), (B, N, C), (B, N, C)
         log_prior = None
         if self.refine:
@@ -78,35 +82,36 @@ class M3Net(System):
         u_m = self.classes.gated_pool(X, maps, queries, context)  # (B, K, C): u_m * gate_m
         if self.refine:
             u_m = u_m * repeat_per_class(gate_n, counts)
-        phi_m = unit(self.classes.reduce(u_m))  # (B, K, d)
+        phi_m = unit(self.classes.project(u_m, class_ids))  # (B, K, d)
         return Outputs(unit(h_n), None, logits, phi_m, alpha_n, alpha_m, class_ids)
+
+    def class_queries(self) -> Tensor:
+        """Return c_m (M, h)."""
+        parts = [self.table.rows]
+        if self.parent is not None:
+            parts.append(self.parent(self.attributes.table.rows)[self.attribute_of_class])
+        return sum(F.layer_norm(part, part.shape[1:]) if self.normalise else part for part in parts)
 
 
 class M3NetA(System):
-    """M3-Net_a: attention by attribute only; class spaces are learned masks on the attribute embedding.
-
-    phi_m = L2(ReLU(mask_m) * FC h_n), with masks from N(0.9, 0.7) as in conditional similarity networks.
-    """
+    """M3-Net_a: attention by attribute only; phi_m = L2(W_m h_n), a projection of h_n per class (`ClassProjection`)."""
 
     outputs = {"attribute", "logits", "classes"}
     losses = {"asen_triplet", "classification", "m3_classification", "m3_instance", "m3_cluster"}
-    settings = {"attention_width", "queries", "attention_batch_norm", "class_embedding"}
+    settings = {"attention_width", "queries", "attention_batch_norm", "class_embedding", "class_projection"}
 
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__(variant, taxonomy)
         C, model, M = self.backbone.channels, variant.model, taxonomy.num_classes
         self.attributes = AttributeAttention(C, taxonomy.num_attributes, model)
         self.heads = ClassHeads(C, self.class_counts)
-        self.reduce = nn.Linear(C, model.class_embedding)
-        self.mask = nn.Parameter(0.9 + 0.7 * torch.randn(M, model.class_embedding))
+        self.project = ClassProjection(C, M, model)
         self.centers = Centers(M, model.class_embedding, variant.loss.center_momentum)
 
     def forward(self, images: Tensor, class_ids: Tensor | None = None) -> Outputs:
         alpha_n, _, h_n = self.attributes(self.backbone(images))
-        reduced = repeat_per_class(
-            self.reduce(h_n), classes_per_attribute(self.attribute_of_class, class_ids)
-        )  # (B, K, d)
-        phi_m = unit(reduced * torch.relu(select_classes(self.mask, 0, class_ids)))
+        counts = classes_per_attribute(self.attribute_of_class, class_ids)
+        phi_m = unit(self.project(repeat_per_class(h_n, counts), class_ids))  # (B, K, d)
         return Outputs(unit(h_n), None, self.heads(h_n), phi_m, alpha_n, class_ids=class_ids)
 
 
@@ -118,13 +123,13 @@ class M3NetC(System):
 
     outputs = {"logits", "classes"}
     losses = {"classification", "m3_classification", "m3_instance", "m3_cluster"}
-    settings = {"attention_width", "attention_batch_norm", "class_embedding"}
+    settings = {"attention_width", "attention_batch_norm", "class_embedding", "class_projection"}
 
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__(variant, taxonomy)
         C, model, M = self.backbone.channels, variant.model, taxonomy.num_classes
         self.table = QueryTable(M, model.attention_width, "learned")  # the class queries c_m
-        self.classes = ClassBranch(C, model, context=0)
+        self.classes = ClassBranch(C, model, M, context=0)
         self.head = nn.Parameter(torch.randn(M, C) / C**0.5)
         self.bias = nn.Parameter(torch.zeros(M))
         self.centers = Centers(M, model.class_embedding, variant.loss.center_momentum)
@@ -134,19 +139,19 @@ class M3NetC(System):
         alpha_m = self.classes.spatial(X, queries)  # (B, M, P)
         u_m = self.classes.gated_pool(X, alpha_m, queries)  # (B, M, C) of all classes, since Loss 1 reads them
         logits = (u_m * self.head.to(u_m.dtype)).sum(dim=2) + self.bias  # (B, M)
-        phi_m = unit(self.classes.reduce(select_classes(u_m, 1, class_ids)))  # (B, K, d)
+        phi_m = unit(self.classes.project(select_classes(u_m, 1, class_ids), class_ids))  # (B, K, d)
         return Outputs(logits=logits, classes=phi_m, class_maps=alpha_m, class_ids=class_ids)
 
 
 class ClassBranch(nn.Module):
     """M3-Net's class sub-network: for each class where to look, which channels to use, and an embedding phi_m."""
 
-    def __init__(self, channels: int, model: Model, context: int):
+    def __init__(self, channels: int, model: Model, num_classes: int, context: int):
         super().__init__()
         h = model.attention_width
         self.spatial = SpatialAttention(channels, h, h, model.attention_batch_norm)
         self.channel = ChannelAttention(channels, h, h, context)
-        self.reduce = nn.Linear(channels, model.class_embedding)
+        self.project = ClassProjection(channels, num_classes, model)
 
     def gated_pool(self, X: Tensor, maps: Tensor, queries: Tensor, context: Tensor | None = None) -> Tensor:
         """Pool X (B, P, C) by each class's map (B, K, P), then apply its channel gate; returns (B, K, C).
@@ -158,6 +163,34 @@ class ClassBranch(nn.Module):
         pooled = maps @ X  # (B, K, C)
         projected = maps @ project(X) if len(queries) > X.shape[1] else project(pooled)  # (B, K, h)
         return pooled * self.channel.gate(projected, queries, context)
+
+
+class ClassProjection(nn.Module):
+    """P_m x: how a class reads its embedding of size d from its features x of size C (before L2).
+
+    own: P_m = W_m, a matrix per class, drawn anew for each (C d numbers per class)
+    factored: P_m = R_m V, a shared V (d x C) and a matrix R_m (d x d) per class (d d numbers; for wide backbones)
+    masked: P_m = diag(ReLU(mask_m)) V, with masks from N(0.9, 0.7) as in conditional similarity networks (d numbers)
+    shared: P_m = V, the same for all classes
+    """
+
+    def __init__(self, channels: int, num_classes: int, model: Model):
+        super().__init__()
+        d, kind = model.class_embedding, model.class_projection
+        self.shared = None if kind == "own" else nn.Linear(channels, d)  # V
+        self.mask = nn.Parameter(0.9 + 0.7 * torch.randn(num_classes, d)) if kind == "masked" else None
+        inputs = {"own": channels, "factored": d}.get(kind)
+        self.own = nn.Parameter(torch.randn(num_classes, inputs, d) / inputs**0.5) if inputs else None  # W_m or R_m
+
+    def forward(self, x: Tensor, class_ids: Tensor | None) -> Tensor:
+        """Return (B, K, d) from x (B, K, C) of the classes class_ids (K,); None: all M."""
+        if self.shared is not None:
+            x = self.shared(x)
+        if self.mask is not None:
+            x = x * torch.relu(select_classes(self.mask, 0, class_ids))
+        if self.own is not None:
+            x = torch.einsum("bkc,kcd->bkd", x, select_classes(self.own, 0, class_ids).to(x.dtype))
+        return x
 
 
 def select_classes(x: Tensor, dim: int, class_ids: Tensor | None) -> Tensor:

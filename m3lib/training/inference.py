@@ -32,9 +32,10 @@ def predict(system: System, stored: Tensor, precision: str) -> Outputs:
 
 
 def attention_maps(system: System, prepared: Prepared, rows: np.ndarray, precision: str) -> dict[str, Tensor]:
-    """Return attention at image size, (B, N, H, W) float32, under the keys "attribute" and "class".
+    """Return attention at image size, (B, N, H, W) float32, under the keys "attribute", "class" and "another class".
 
-    "class": of the image's first class of each attribute, 0 if the image has none. Each map sums to about 1. A network
+    "class": of the image's first class of each attribute, 0 if the image has none. "another class": of the class that
+    the network finds most probable among those that the image does not have. Each map sums to about 1. A network
     without attention has no keys.
     """
     outputs, maps = predict(system, batches.read(prepared.images, rows), precision), {}
@@ -43,9 +44,12 @@ def attention_maps(system: System, prepared: Prepared, rows: np.ndarray, precisi
     if outputs.class_maps is not None:
         labels = torch.from_numpy(prepared.labels[rows]).split(system.class_counts, dim=1)  # N of (B, M_n)
         class_maps = outputs.class_maps.cpu().split(system.class_counts, dim=1)  # N of (B, M_n, P)
-        first = [map_[range(len(rows)), y.int().argmax(dim=1)] for y, map_ in zip(labels, class_maps, strict=True)]
-        known = [y.any(dim=1)[:, None] for y in labels]
-        maps["class"] = torch.stack(first, dim=1) * torch.stack(known, dim=1)  # (B, N, P)
+        probable = system.class_probabilities(outputs).cpu().split(system.class_counts, dim=1)  # N of (B, M_n)
+        others = [p.masked_fill(y, -1).argmax(dim=1) for p, y in zip(probable, labels, strict=True)]
+        known = torch.stack([y.any(dim=1)[:, None] for y in labels], dim=1)  # (B, N, 1)
+        for key, chosen in {"class": [y.int().argmax(dim=1) for y in labels], "another class": others}.items():
+            of_class = [map_[range(len(rows)), m] for m, map_ in zip(chosen, class_maps, strict=True)]
+            maps[key] = torch.stack(of_class, dim=1) * known  # (B, N, P)
     images = batches.to_tensor(prepared.images[rows[:1]])
     return {name: upsample_attention(system, images, value) for name, value in maps.items()}
 

@@ -44,13 +44,19 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 
 def changed(row: Variant, changes: dict[str, Any]) -> Variant:
-    """A row with other settings of `model` and `train`, in every stage; epochs are a factor."""
-    model = {key: value for key, value in changes.items() if hasattr(row.model, key)}
-    train = {key: value for key, value in changes.items() if key not in model}
+    """A row with other settings of `model`, `loss` and `train`, in every stage; epochs are a factor."""
+    model, loss, train = (
+        {key: value for key, value in changes.items() if hasattr(section, key)}
+        for section in (row.model, row.loss, row.train)
+    )
     if "epochs" in train:
         train["epochs"] = max(1, round(train["epochs"] * row.train.epochs))
-    stages = tuple(replace(stage, train=replace(stage.train, **train)) for stage in row.stages)
-    return replace(row, model=replace(row.model, **model), train=replace(row.train, **train), stages=stages)
+    stages = tuple(
+        replace(stage, loss=replace(stage.loss, **loss), train=replace(stage.train, **train)) for stage in row.stages
+    )
+    changed_sections = {"model": model, "loss": loss, "train": train}
+    sections = {name: replace(getattr(row, name), **values) for name, values in changed_sections.items()}
+    return replace(row, **sections, stages=stages)
 
 
 def measure(row: str, choices: dict[str, dict[str, Any]]) -> Iterator[dict]:

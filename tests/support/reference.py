@@ -149,10 +149,24 @@ def named(maps: list[np.ndarray], embeddings: list[np.ndarray]) -> Parts:
     return {"attribute_maps": np.array(maps), "attribute": np.array([unit(f) for f in embeddings])}
 
 
+def project(w: State, x: np.ndarray, m: int) -> np.ndarray:
+    """P_m x: the shared projection if w has one, then the mask or the matrix of the class."""
+    if "shared.weight" in w:
+        x = linear(w, "shared", x)
+    if "mask" in w:
+        x = relu(w["mask"][m]) * x
+    return w["own"][m].T @ x if "own" in w else x
+
+
+def normalised(query: np.ndarray) -> np.ndarray:
+    """Mean 0, variance 1."""
+    return (query - query.mean()) / np.sqrt(query.var() + 1e-5)
+
+
 def m3_a(w: State, X: np.ndarray, own: np.ndarray) -> Parts:
     """Methods, section 6.5."""
     h = [attribute_branch(w, X, n, own)[2] for n in range(own[-1] + 1)]
-    phi = [unit(linear(w, "reduce", h[n]) * relu(w["mask"][m])) for m, n in enumerate(own)]
+    phi = [unit(project(below(w, "project"), h[n], m)) for m, n in enumerate(own)]
     return asen_v2(w, X, own) | {"classes": np.array(phi)}
 
 
@@ -167,11 +181,11 @@ def m3_c(w: State, X: np.ndarray, own: np.ndarray) -> Parts:
         kept = u * channel_gate(below(v, "channel"), u, query)
         maps.append(beta)
         logits.append(w["head"][m] @ kept + w["bias"][m])
-        found.append(unit(linear(v, "reduce", kept)))
+        found.append(unit(project(below(v, "project"), kept, m)))
     return {"class_maps": np.array(maps), "logits": np.array(logits), "classes": np.array(found)}
 
 
-def m3(w: State, X: np.ndarray, own: np.ndarray, refine: bool = True) -> Parts:
+def m3(w: State, X: np.ndarray, own: np.ndarray, refine: bool = True, normalise: bool = True) -> Parts:
     """Methods, section 6.2, with the refinement of m3net.py: where the attribute looked, and what it kept, times over
     (neither without `refine`)."""
     v, first = below(w, "classes"), asen_v2(w, X, own)
@@ -179,14 +193,15 @@ def m3(w: State, X: np.ndarray, own: np.ndarray, refine: bool = True) -> Parts:
     for m, n in enumerate(own):
         alpha, gate, h = attribute_branch(w, X, n, own)
         focus, gate = ((1 + len(X) * alpha) / 2, gate) if refine else (1.0, 1.0)
-        query = w["table.rows"][m]
+        parts = [w["table.rows"][m]]
         if "parent.weight" in w:
-            query = query + w["parent.weight"] @ attribute_query(w, n, own)
+            parts.append(w["parent.weight"] @ attribute_query(w, n, own))
+        query = sum(normalised(part) if normalise else part for part in parts)
         beta = spatial_map(below(v, "spatial"), X, query, focus)
         u = beta @ X
         kept = u * channel_gate(below(v, "channel"), u, query, h) * gate
         maps.append(beta)
-        found.append(unit(linear(v, "reduce", kept)))
+        found.append(unit(project(below(v, "project"), kept, m)))
         evidence.append(w["head"][m] @ u)
     logits = first["logits"] + np.array(evidence)
     return first | {"logits": logits, "class_maps": np.array(maps), "classes": np.array(found)}

@@ -30,8 +30,8 @@ OWN = torch.from_numpy(TAXONOMY.attribute_of_class)  # (M,)
 BACKBONE = {"channels": [8, 8, 16, 16], "stem_width": 8}
 MODEL = {
     "backbone": "resnet10t", "backbone_options": BACKBONE, "pretrained": False, "weights": "", "trainable": "all",
-    "attention_width": 12, "attribute_embedding": 10, "class_embedding": 6, "local_weights": "",
-    "local_attention_width": 8,
+    "attention_width": 12, "attribute_embedding": 10, "class_embedding": 6, "class_projection": "own",
+    "normalise_queries": True, "local_weights": "", "local_attention_width": 8,
     "local_backbone": "resnet10t", "local_backbone_options": dict(BACKBONE),  # two mappings in a params.yaml too
 }  # fmt: skip
 MODEL_SETTINGS = {field.name for field in fields(config.Model)}

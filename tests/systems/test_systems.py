@@ -125,6 +125,12 @@ CASES = [
         for parent, refine in [(False, True), (True, False), (False, False)]
     ],
     ("m3", {"attribute_conditioned": True, "refine": False, "queries": "one_hot", "attention_batch_norm": False}),
+    ("m3", {"normalise_queries": False}),
+    *[
+        (network, {"class_projection": kind})
+        for network in ("m3_a", "m3_c", "m3")
+        for kind in ("factored", "masked", "shared")
+    ],
 ]
 
 
@@ -135,9 +141,8 @@ def test_forward_against_the_formulas(network, model, side):
     system, images = make_system(network, **model).double().eval(), make_images(side=side).double()
     with in_float64():
         parts, X = given_parts(system(images)), as_float64(system.backbone(images))
-    formula = FORMULAS[network]
-    if not model.get("refine", True):
-        formula = functools.partial(formula, refine=False)
+    switches = {"refine": model.get("refine", True), "normalise": model.get("normalise_queries", True)}
+    formula = functools.partial(FORMULAS[network], **switches if network == "m3" else {})
     for b in range(B):
         expected = formula(state_of(system), X[b], OWN.numpy())
         assert set(expected) == set(parts)
@@ -206,7 +211,7 @@ def test_modc_class_probabilities_are_a_softmax_over_the_centers_seen(temperatur
 
 OTHER = {  # another value of each setting of model that is no file
     "input_scale": 0.7, "attention_width": 14, "attribute_embedding": 11, "class_embedding": 7, "queries": "one_hot",
-    "attribute_conditioned": False,
+    "class_projection": "masked", "normalise_queries": False, "attribute_conditioned": False,
     "refine": False, "local_backbone_options": MODEL["backbone_options"] | {"stem_width": 16},
     "local_from_global": True, "local_attention_width": 10, "local_size": 1.0, "box_threshold": 0.9, "beta": 0.3,
     "temperature": 0.5,
