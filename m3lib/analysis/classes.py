@@ -28,9 +28,11 @@ def class_table(prepared: Prepared, split: str, results: dict[str, QueryMetrics]
     """Return one row per class with queries: attribute, class_, training images, AP@all and its random floor in %."""
     taxonomy, blocks = prepared.taxonomy, []
     candidates = prepared.labels[prepared.rows(split, "candidate")]
+    asks_all = bool(np.isin(prepared.rows(split, "query"), prepared.rows(split, "candidate")).any())
     for n, of_attribute in enumerate(results.values()):
         classes = taxonomy.classes_of(n)
-        floor = 100 * expected_random_ap(of_attribute.relevant, int(candidates[:, classes].any(axis=1).sum()))
+        offered = int(candidates[:, classes].any(axis=1).sum()) - asks_all  # a query is no candidate for itself
+        floor = 100 * expected_random_ap(of_attribute.relevant, offered)
         class_id, ap = of_attribute.class_id + classes.start, 100 * of_attribute.ap_all
         blocks.append(pd.DataFrame({"class_id": class_id, "ap": ap, "floor": floor}))
     table = pd.concat(blocks).groupby("class_id", as_index=False).mean()

@@ -59,8 +59,11 @@ def within_classes(prepared: Prepared, split: str, score: str, embeddings: Embed
             if not len(queries) or len(candidates) < MIN_CANDIDATES:
                 continue
             similar = similarity(score, of_attribute.take(queries), of_attribute.take(candidates)).numpy()
+            others = queries[:, None] != candidates  # (Q, C): images may be both, and none is compared with itself
+            similar = similar[others].reshape(len(queries), -1)
             for factor, rows in correlations.items():
                 x = prepared.manifest[f"factor_{factor}"].to_numpy()
-                rows.append(rank_correlation(similar, closeness(x[queries], x[candidates], factor)))
+                near = closeness(x[queries], x[candidates], factor)[others].reshape(len(queries), -1)
+                rows.append(rank_correlation(similar, near))
         means |= {f"{name}: {f}": float(np.concatenate(rows).mean()) for f, rows in correlations.items() if rows}
     return means

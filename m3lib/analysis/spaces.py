@@ -9,6 +9,7 @@ projections differ too, but have no advantage.
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from m3lib.data.manifest import Prepared
@@ -66,7 +67,9 @@ def attribute_row(
     labels, relevant = labels[:, spaces], relevant[:, spaces]
 
     def precisions(space: Embeddings, other: Embeddings) -> np.ndarray:  # (P,) AP@all by the cosine of one space
-        return metrics.evaluate_attribute(scores.similarity("attribute", space, other), labels, relevant).ap_all
+        similarity = scores.similarity("attribute", space, other)
+        similarity[torch.from_numpy(prepared.groups[queries][:, None] == prepared.groups[candidates])] = -torch.inf
+        return metrics.evaluate_attribute(similarity, labels, relevant).ap_all
 
     by_space = np.array([precisions(in_space(query, m), in_space(candidate, m)) for m in spaces.tolist()])  # (S, P)
     own = labels.nonzero()[1] == np.arange(len(spaces))[:, None]  # (S, P)

@@ -35,8 +35,9 @@ from m3lib.errors import InputError
 from m3lib.taxonomy import Taxonomy
 
 COLUMNS = ("image", "split", "role", "labels")
+BOTH = "both"  # the role of an image that asks all others, and is a candidate for them
 LABELLED = (("train", ""), ("valid", "query"), ("valid", "candidate"), ("test", "query"), ("test", "candidate"))
-SUBSETS = (*LABELLED, ("none", "unlabelled"), ("none", "rare"))  # every split with its roles
+SUBSETS = (*LABELLED, ("none", "unlabelled"), ("none", "rare"), ("valid", BOTH), ("test", BOTH))  # splits and roles
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,14 @@ class Prepared:
         return multi_hot(self.manifest["labels"].tolist(), self.taxonomy.num_classes)
 
     def rows(self, split: str, role: str | None = None) -> np.ndarray:
-        """Return the row numbers of a split, or of its queries or candidates."""
-        return np.flatnonzero((self.manifest["split"] == split) & (role is None or self.manifest["role"] == role))
+        """Return the row numbers of a split, or of its queries or candidates (images may be both)."""
+        in_role = True if role is None else self.manifest["role"].isin([role, BOTH])
+        return np.flatnonzero((self.manifest["split"] == split) & in_role)
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """(I,) int: equal for images that must not answer each other, such as near-identical photos."""
+        return pd.factorize(self.manifest["key" if "key" in self.manifest else "image"])[0]
 
 
 def unit_hash(keys: Sequence[str], salt: str) -> np.ndarray:
@@ -107,8 +114,11 @@ def assign_splits(keys: Sequence[str], split: Split) -> np.ndarray:
 def assign_roles(keys: Sequence[str], splits: np.ndarray, query: float) -> np.ndarray:
     """Return (I,) query | candidate by a hash of each key, a share `query` of queries; empty in train.
 
-    Of two keys or more in a split, the smallest hash is a query and the largest a candidate.
+    Of two keys or more in a split, the smallest hash is a query and the largest a candidate. Of a share of 1, all are
+    both.
     """
+    if query == 1:
+        return np.where(splits == "train", "", BOTH).astype(object)
     u = unit_hash(keys, "role")
     roles = np.where(u < query, "query", "candidate").astype(object)
     for split in ("valid", "test"):
@@ -150,7 +160,8 @@ def check_source(source: Source) -> None:
     manifest, labelled = source.manifest, source.manifest["labels"].map(len) > 0
     faults = []
     for split, roles in (("train", {""}), ("test", {"query", "candidate"})):
-        present = roles & set(manifest["role"][labelled & (manifest["split"] == split)])
+        present = set(manifest["role"][labelled & (manifest["split"] == split)])
+        present = roles if BOTH in present else roles & present
         if present != roles:
             missing = f"test {min(roles - present)}" if present else split
             advice = source.remedies.get("role" if present else split, f"add images with labels to {split}")

@@ -83,7 +83,7 @@ def usable(source: Source) -> bool:
 def draw_roles(frame: pd.DataFrame, keys: np.ndarray, query: float, taxonomy: Taxonomy) -> np.ndarray:
     """Return (I,) roles; those of a public benchmark are drawn per attribute, for one photo of each group."""
     splits = frame["split"].to_numpy()
-    if "row" not in frame:
+    if "row" not in frame or query == 1:
         return assign_roles(keys, splits, query)
     order = np.argsort(frame["image"].to_numpy(object))
     ids = [f"{split} {key}" for split, key in zip(splits[order], keys[order], strict=True)]

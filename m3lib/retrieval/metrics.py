@@ -51,7 +51,8 @@ def evaluate_attribute(
 ) -> QueryMetrics:
     """Return the metrics of every (query, class) pair; a quotient with divisor 0 counts as 0.
 
-    similarity: (Q, C) floats without NaN, equal values rank in the order of their columns. query_labels: (Q, M_n) bool
+    similarity: (Q, C) floats without NaN, equal values rank in the order of their columns; a candidate of -inf is left
+    out for that query. query_labels: (Q, M_n) bool
     and candidate_labels: (C, M_n) bool. k >= 1 may exceed C. Queries are independent: any block of them gets the same
     bits. Raises ValueError for shapes that do not match.
     """
@@ -90,6 +91,7 @@ def relevant_ranks(
         if q != sorted_query:
             rising, sorted_query = np.sort(similarity[q]), q
         values = np.sort(similarity[q][relevant_columns[m]])[::-1]  # (R,), falling
+        values = values[values > -np.inf]
         not_larger = np.searchsorted(rising, values, side="right")
         rank = 1 + len(rising) - not_larger  # of the first of equal values
         tied = rising[not_larger - 2] == values

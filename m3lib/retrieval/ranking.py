@@ -42,6 +42,8 @@ def rank(
 ) -> Ranking:
     """Rank the split's candidates for its queries; only images with a known label for the attribute take part.
 
+    Where images are both, the similarity of a query with itself and its group (`Prepared.groups`) is -inf.
+
     The score "random" reads no embeddings: the similarities of each query are drawn from the seed.
     """
     known = prepared.labels[:, prepared.taxonomy.classes_of(attribute)].any(axis=1)
@@ -65,7 +67,14 @@ def rank(
         def similarity(queries: slice | np.ndarray) -> Tensor:
             return scores.similarity(score, query.at(queries), candidate)
 
-    return Ranking(query_rows, candidate_rows, similarity)
+    if not np.isin(query_rows, candidate_rows).any():
+        return Ranking(query_rows, candidate_rows, similarity)
+    asking, offered = prepared.groups[query_rows], torch.from_numpy(prepared.groups[candidate_rows])
+
+    def among_others(queries: slice | np.ndarray) -> Tensor:
+        return similarity(queries).masked_fill(torch.from_numpy(asking[queries])[:, None] == offered, -torch.inf)
+
+    return Ranking(query_rows, candidate_rows, among_others)
 
 
 def evaluate(

@@ -56,6 +56,7 @@ def test_shares_are_those_asked_for():
     for name in ("valid", "test"):
         assert_share(roles[splits == name] == "query", 0.2)
     assert set(zip(splits.tolist(), roles.tolist(), strict=True)) == set(LABELLED)
+    assert (manifest.assign_roles(KEYS, splits, 1.0) == np.where(splits == "train", "", "both")).all()
 
 
 @pytest.mark.parametrize("kind", ["single", "multi", "partial"])
@@ -128,7 +129,8 @@ def test_rows_of_a_split_and_of_a_role():
     parts = [SUBSETS[i] for i in np.random.default_rng(0).integers(0, len(SUBSETS), 60)]
     prepared = make_prepared(full_labels(60), parts)
     for split, role in SUBSETS:
-        assert prepared.rows(split, role).tolist() == [i for i, part in enumerate(parts) if part == (split, role)]
+        wanted = {(split, role)} | ({(split, "both")} if role in ("query", "candidate") else set())
+        assert prepared.rows(split, role).tolist() == [i for i, part in enumerate(parts) if part in wanted]
         assert prepared.rows(split).tolist() == [i for i, part in enumerate(parts) if part[0] == split]
 
 

@@ -35,6 +35,28 @@ def test_rank_orders_the_labelled_candidates_by_falling_similarity(score):
             assert (line[order].diff() <= 0).all()
 
 
+@pytest.mark.parametrize("score", ["attribute", "random"])
+def test_images_that_are_both_ask_all_others(score):
+    """As asking alone, with every other image but its near-identical ones as candidates."""
+    prepared, embeddings = make_split(40, seed=2), make_embeddings(40)
+    frame = prepared.manifest.assign(key=[f"group {i // 2}" for i in range(40)])  # two images each
+    asks_all = replace(prepared, manifest=frame.assign(role=np.where(frame["split"] == "train", "", "both")))
+    found = ranking.evaluate(asks_all, "test", score, embeddings)
+    for n, of_attribute in enumerate(found.values()):
+        rows = sorted(labelled_rows(asks_all, "test", "both", n))
+        expected = []
+        for row in rows:
+            others = [i for i in rows if i // 2 != row // 2]
+            roles = ["query" if i == row else "candidate" if i in others else "" for i in range(40)]
+            alone = replace(prepared, manifest=frame.assign(role=roles))
+            alone.manifest["split"] = ["test" if role else "train" for role in roles]
+            values = list(ranking.evaluate(alone, "test", score, embeddings).values())[n]
+            expected += [(values.relevant[p], values.ap_all[p]) for p in range(len(values.query))]
+        assert of_attribute.relevant.tolist() == [relevant for relevant, _ in expected]
+        if score != "random":  # whose draws depend on the number of the query
+            assert of_attribute.ap_all.tolist() == pytest.approx([ap for _, ap in expected])
+
+
 def test_equal_similarities_are_ranked_by_the_hash_of_the_name():
     prepared = make_split()
     flat = broadcast_over_attributes(np.arange(60), torch.eye(D)[:1].expand(60, -1), TAXONOMY)
