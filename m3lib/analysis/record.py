@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
+from scipy import stats
 
 from m3lib.analysis import sweeps
 from m3lib.analysis.comparison import COLUMNS
@@ -120,6 +121,17 @@ def cell(values: pd.Series) -> str:
     return f"{mean:.1f} ± {spread:.1f}" if spread >= 0.05 else f"{mean:.1f}"
 
 
+def interval(runs: pd.Series) -> str:
+    """Student's 95 % interval of the mean over runs; `-` for one run.
+
+    If every run has its own seed and its own data, it covers the choice of both.
+    """
+    if len(runs) < 2:
+        return "-"
+    reach = stats.t.ppf(0.975, len(runs) - 1) * runs.sem()
+    return f"{runs.mean() - reach:+.1f} to {runs.mean() + reach:+.1f}"
+
+
 def unstacked(cells: pd.Series, columns: Iterable[str] | None = None) -> pd.DataFrame:
     """Return cells by (variant, column) as a table with `-` where there is none, and the columns in the given order."""
     table = cells.unstack().fillna("-").rename_axis(columns=None)
@@ -150,10 +162,11 @@ def results_tables(folder: Path, name: str) -> str:
 
 
 def pair_table(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Difference of each pair over seeds, and in how many runs its bootstrap interval excludes 0."""
+    """Difference of each pair over runs, its 95 % interval, and in how many runs the bootstrap interval excludes 0."""
     names = (pairs["higher"] + " - " + pairs["lower"]).rename("pair")
     grouped = pairs.assign(ahead=pairs["low"] > 0, behind=pairs["high"] < 0).groupby(names, sort=False)
     table = grouped["difference"].agg(cell).to_frame()
+    table["95 % interval"] = grouped["difference"].agg(interval)
     for side in ("ahead", "behind"):
         table[f"{side} in"] = grouped[side].agg(lambda runs: f"{runs.sum()} of {len(runs)}")
     return table

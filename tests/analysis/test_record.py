@@ -120,7 +120,12 @@ def test_records_every_score_on_both_splits_and_factor_correlations(repository):
 def test_pairs_are_counted_over_runs(repository):
     record.collect(repository, "sweep")
     pairs = record.pair_table(pd.read_csv(repository / "data/results/sweep-pairs.csv"))
-    assert pairs.loc["m3 - asen"].tolist() == [f"37.5 ± {np.std([25, 50], ddof=1):.1f}", "1 of 2", "0 of 2"]
+    spread = np.std([25, 50], ddof=1)
+    reach = 12.706 * spread / np.sqrt(2)  # Student's t for one degree of freedom, from a printed table
+    expected = [f"37.5 ± {spread:.1f}", f"{37.5 - reach:+.1f} to {37.5 + reach:+.1f}", "1 of 2", "0 of 2"]
+    assert pairs.loc["m3 - asen"].tolist() == expected
+    one_run = pd.read_csv(repository / "data/results/sweep-pairs.csv").query("seed == 0")
+    assert record.pair_table(one_run)["95 % interval"].tolist() == ["-"] * len(one_run)
 
 
 def test_only_settings_that_differ_are_recorded():
