@@ -16,6 +16,9 @@ LOSSES = {
 }
 CONDITIONING = {
     "m3": "M3-Net",
+    "m3_shared": "one projection for all classes, queries as they are",
+    "m3_masked": "a shared projection and a mask per class",
+    "m3_factored": "a shared projection and a small one per class",
     "m3_no_parent": "class queries without their attribute's",
     "m3_no_refine": "class attention on unrefined features",
     "m3_one_hot": "one-hot attribute queries",

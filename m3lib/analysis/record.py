@@ -27,7 +27,8 @@ from m3lib.config import find_root
 from m3lib.errors import InputError, exit_status
 from m3lib.validation import resolve_row
 
-MARKER = re.compile(r"(<!-- (results|summary|sweep|scores): ([\w\- ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKER = re.compile(r"(<!-- (results|summary|sweep|scores|spaces): ([\w\- ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+SPACE = "class space, "  # how the metrics of class spaces start
 VARIES_ANYWAY = ("seed", "threads", "variants")  # settings that differ between experiments of one question
 
 
@@ -60,8 +61,8 @@ def repeats_general(key: str, values: dict[str, str]) -> bool:
 def experiment_table(root: Path, commit: str, params: dict) -> pd.DataFrame:
     """Return one experiment's metrics in percent, as in a recorded table.
 
-    Overall MAP@all by every score; on test all metrics by the reported score, factor correlations, and MAP@all of the
-    classes that some variant held out of training.
+    Overall MAP@all by every score; on test all metrics by the reported score, factor correlations, what
+    `spaces.space_table` says of class spaces, and MAP@all of the classes that some variant held out of training.
     """
     trains = [params.get("train", {}) | resolve_row(name, params["systems"])["train"] for name in params["variants"]]
     held_out = {class_ for train in trains for class_ in train.get("held_out", [])}
@@ -78,6 +79,12 @@ def experiment_table(root: Path, commit: str, params: dict) -> pd.DataFrame:
             rows += [(name, split, score, own, *key, values[key]) for key in keys]
         for score, factors in result["likeness"].items():
             rows += [(variant, "test", score, False, "likeness", *item) for item in factors.items()]
+        for attribute, space in result["spaces"].items():
+            known = {f"{SPACE}{name}": value for name, value in space.items() if value is not None}
+            rows += [
+                (variant, "test", "", False, name, attribute, value if name.endswith("cosine") else value / 100)
+                for name, value in known.items()
+            ]
         for score, classes in result["classes"].items():
             unseen = sorted(held_out & set(classes))
             rows += [(variant, "test", score, False, "MAP@all of a class", name, classes[name]) for name in unseen]
@@ -194,14 +201,24 @@ def score_table(folder: Path, name: str, split: str) -> str:
     return markdown_table(unstacked(cells.where(~grouped["own"].first(), "**" + cells + "**"), SCORES))
 
 
+def space_table(folder: Path, name: str) -> str:
+    """Class spaces, mean of attributes: one row per variant that has them; the cosine is in percent too."""
+    table = sweeps.read(folder / f"{name}.csv")
+    table = table[table["metric"].str.startswith(SPACE)].assign(key=lambda t: t["metric"].str.removeprefix(SPACE))
+    means = table.groupby(["variant", "key", "seed", "settings"], sort=False)["percent"].mean()
+    cells = means.groupby(["variant", "key"], sort=False).agg(cell)
+    return markdown_table(unstacked(cells, dict.fromkeys(table["key"])))
+
+
 def write_tables(root: Path) -> None:
     """Replace the text between the markers of README.md and data/results/README.md.
 
     `summary: NAME ...` one column per result; `results: NAME` all tables of one; `sweep: NAME SPLIT` one column per
-    combination of settings; `scores: NAME SPLIT` one column per score.
+    combination of settings; `scores: NAME SPLIT` one column per score; `spaces: NAME` class spaces.
     """
     folder = root / "data" / "results"
     tables = {"summary": summary_table, "results": results_tables, "sweep": sweep_table, "scores": score_table}
+    tables["spaces"] = space_table
 
     def filled(match: re.Match) -> str:
         try:

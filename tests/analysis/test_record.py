@@ -48,6 +48,10 @@ def repository(tmp_path):
         scores = {"weighted": summary(value), "posterior": summary(0.9)}
         result = {"score": "weighted", "valid": scores, "test": scores, "random": summary(0.1)}
         result["likeness"] = {"weighted": {"colour: hue": 0.3}}
+        result["spaces"] = {
+            "colour": {"cosine": 0.5, "own": 60.0, "attribute": None},
+            "hem": {"cosine": 0, "own": 20.0},
+        }
         result["classes"] = {"weighted": {"colour: red": 0.5, "colour: blue": 0.6}}
         pairs = pd.DataFrame([["asen", "m3", 100 * value, 10 * seed - 5, 90, 0.01]], columns=PAIR)
         pairs.to_csv(tmp_path / "data" / "pairs.csv", index=False)
@@ -115,6 +119,13 @@ def test_records_every_score_on_both_splits_and_factor_correlations(repository):
     ]
     factors = table[table["metric"] == "likeness"]
     assert factors[["score", "attribute", "percent"]].to_numpy().tolist() == [["weighted", "colour: hue", 30.0]]
+
+
+def test_class_spaces_are_averaged_over_attributes_and_then_over_runs(repository):
+    record.collect(repository, "sweep")
+    lines = record.space_table(repository / "data" / "results", "sweep").splitlines()
+    assert lines[0] == "| variant | cosine | own |"
+    assert lines[-1] == "| m3 | 25.0 | 40.0 |"
 
 
 def test_pairs_are_counted_over_runs(repository):
