@@ -181,8 +181,8 @@ class Index:
 class Stage:
     """One stage of a training, with its losses and augmentation.
 
-    epoch_share: length in units of train.epochs, at least one epoch. restart: whether the learning-rate schedule
-    restarts. global_lr: factor on the learning rate of all parameters except a local branch's.
+    epoch_share: length in units of train.epochs, at least one epoch. restart: whether a new optimiser begins a new
+    learning-rate schedule. global_lr: factor on the learning rate of all parameters except a local branch's.
     """
 
     epoch_share: number(0.001, 100)

@@ -1,5 +1,6 @@
 """How a training proceeds over time: its stages, its learning rate, and its optimiser."""
 
+import math
 from bisect import bisect_right
 from itertools import accumulate
 
@@ -13,13 +14,15 @@ from m3lib.systems.base import System
 class StageSchedule:
     """Which stage an epoch belongs to, and which epochs share one learning-rate schedule.
 
-    A stage ends at its cumulative epoch_share times train.epochs; it has at least one epoch.
+    A stage ends at its cumulative epoch_share times train.epochs, rounded; the last one is rounded up, so that no row
+    loses an epoch. Every stage has at least one.
     """
 
     def __init__(self, variant: Variant):
         self.stages, self.borders = variant.stages, [0]  # stage n has the epochs [borders[n], borders[n + 1])
-        for share in accumulate(stage.epoch_share for stage in self.stages):
-            self.borders.append(max(round(share * variant.train.epochs), self.borders[-1] + 1))
+        ends = [share * variant.train.epochs for share in accumulate(stage.epoch_share for stage in self.stages)]
+        for end in [*map(round, ends[:-1]), math.ceil(round(ends[-1], 6))]:  # shares of 0.1 don't add up exactly
+            self.borders.append(max(end, self.borders[-1] + 1))
         self.epochs = self.borders[-1]
         starts = zip(self.borders[1:-1], self.stages[1:], strict=True)
         self.restarts = [0, *[start for start, stage in starts if stage.restart], self.epochs]

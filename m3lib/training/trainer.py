@@ -153,6 +153,8 @@ class Trainer:
         stage = self.schedule.stage(epoch)
         generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
         self.system.enter_stage(stage.loss)
+        if epoch == self.schedule.cycle(epoch)[0]:
+            self.optimizer = make_optimizer(self.system, stage.train)  # a restarted stage inherits no moments
         _ = self.outputs  # made here, and not by the thread that reads batches
         pseudo = self.refresh_centers(stage.loss)
         self.system.train()

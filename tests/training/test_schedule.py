@@ -6,13 +6,14 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from m3lib import systems
 from m3lib.config import Stage, Variant
 from m3lib.training import schedule
 from m3lib.training.schedule import StageSchedule
 from m3lib.training.trainer import Trainer
-from stripes import PREPARED, short
+from stripes import PREPARED, same, short
 from tiny import SETTINGS
 
 NETWORKS = list(systems.SYSTEMS)
@@ -52,8 +53,12 @@ STAGES = [  # (share, restart) of the stages, epochs; the stage of every epoch, 
     ([(1.0, False), (0.4, True)], 50, [0] * 50 + [1] * 20, [(0, 50), (50, 70)]),
     ([(0.5, False), (0.5, True), (0.5, False)], 4, [0, 0, 1, 1, 2, 2], [(0, 2), (2, 6)]),
     ([(0.5, False), (0.25, True), (0.25, True)], 4, [0, 0, 1, 2], [(0, 2), (2, 3), (3, 4)]),
-    ([(0.01, False), (1.0, True)], 3, [0, 1, 1], [(0, 1), (1, 3)]),  # no stage is shorter than an epoch
+    ([(0.01, False), (0.99, True)], 3, [0, 1, 1], [(0, 1), (1, 3)]),  # no stage is shorter than an epoch
     ([(1.0, False), (0.1, True)], 3, [0] * 3 + [1], [(0, 3), (3, 4)]),
+    ([(0.75, False), (0.25, True)], 6, [0] * 4 + [1] * 2, [(0, 4), (4, 6)]),  # the last stage takes the rest
+    ([(0.5, False), (0.25, True)], 6, [0] * 3 + [1] * 2, [(0, 3), (3, 5)]),
+    ([(0.1, False)] * 3, 10, [0, 1, 2], [(0, 3)]),  # their sum is 0.30000000000000004
+    ([(0.7, False), (0.2, False), (0.1, False)], 10, [0] * 7 + [1] * 2 + [2], [(0, 10)]),
 ]
 
 
@@ -74,12 +79,12 @@ def test_each_epoch_has_its_stage_and_its_learning_rate_cycle(stages, epochs, nu
     assert [schedule.cycle(epoch) for epoch in range(schedule.epochs)] == expected
 
 
+@pytest.mark.parametrize("epochs", range(2, 12))
 @pytest.mark.parametrize("name", SETTINGS.variants)
-def test_the_rows_of_the_comparison_have_the_same_budget(name):
-    """Passes through a backbone; ASEN++'s second stage makes two of them an epoch."""
-    schedule = StageSchedule(SETTINGS.variant(name))
-    stages = [schedule.stage(epoch) for epoch in range(schedule.epochs)]
-    assert sum(2 if stage.loss.asen_pp_local else 1 for stage in stages) == SETTINGS.train.epochs
+def test_the_rows_of_the_comparison_have_the_same_number_of_epochs(name, epochs):
+    row = SETTINGS.variant(name)
+    if epochs >= len(row.stages):
+        assert StageSchedule(replace(row, train=replace(row.train, epochs=epochs))).epochs == epochs
 
 
 def rates(trainer: Trainer) -> dict[bool, list[float]]:
@@ -107,6 +112,20 @@ def test_global_lr_scales_all_but_the_local_branch_and_restart_restarts_the_sche
 
     assert found[False] == pytest.approx(expected(4) + expected(2))
     assert found[True] == pytest.approx(expected(4) + [0.1 * rate for rate in expected(2)])
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_a_restarted_stage_is_a_new_training_from_the_weights_of_the_stage_before(restart):
+    """With the same random numbers: the epoch is the same one. Without a restart, moments of the first stage count."""
+    variant = short("asen_pp", 2, (0.5, 0.5))
+    variant = replace(variant, stages=(variant.stages[0], replace(variant.stages[1], restart=restart)))
+    first, second = (Trainer(PREPARED, variant, 0, 1) for _ in range(2))
+    first.run_epoch(tqdm(disable=True))
+    second.system.load_state_dict(first.system.state_dict())
+    second.history = list(first.history)
+    for trainer in (first, second):
+        trainer.run_epoch(tqdm(disable=True))
+    assert same(first.system, second.system) == restart
 
 
 @pytest.mark.parametrize("network", NETWORKS)
