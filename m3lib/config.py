@@ -158,6 +158,7 @@ class Train:
     shift: Fraction
     crop: number(0.05, 1)
     jitter: number(0, 0.9)
+    keep_originals: Flag
     held_out: list[Text]
     precision: Literal["auto", "bf16", "fp32"]
 

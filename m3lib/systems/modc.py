@@ -4,10 +4,12 @@ The abstract fixes: three training stages; online clustering with class prototyp
 and then from the clusters, images first unchanged and then augmented; cluster centers that cut the attribute's space
 into class-specific spaces, in training and in retrieval. We chose the rest:
 
-- The network is ASEN_v2's. A center is a moving average of the unit attribute embeddings of its class
-  (`losses.Centers`), recomputed exactly at the start of every epoch whose losses use centers.
+- The network is ASEN_v2's. A center is the mean of the unit attribute embeddings of its class: a moving average during
+  an epoch (`losses.Centers`), and exact after it, over all training images in evaluation mode. So validation, retrieval
+  and pseudo-labels use exact centers.
 - Stage 1 trains the instance loss (ASEN's triplet loss), stage 2 adds the cluster loss (`losses.center_loss`), stage 3
-  adds augmented images and pseudo-labels (`losses.pseudo_labels`). params.yaml sets the length of each stage.
+  adds a cropped and jittered copy of each image, with its labels, to every batch (train.keep_originals), and
+  pseudo-labels (`losses.pseudo_labels`). params.yaml sets the length of each stage.
 - Retrieval cuts the space by the nearest centers of query and candidate (scores `segment` and `soft_segment`), whose
   probabilities are a softmax of the cosines divided by model.temperature.
 """

@@ -1,4 +1,4 @@
-"""Augment a batch of training images: flip, shift, crop and jitter.
+"""Augment a batch of training images: flip and shift all of them, crop and jitter all or every second one.
 
 All random numbers are drawn by one generator on its own device; pixels are computed on the device of the batch. Numbers
 are drawn for the global batch and then sliced, so augmentation does not depend on the number of processes.
@@ -18,13 +18,18 @@ def augment(
 ) -> Tensor:
     """Return the batch (B, 3, H, W) in [0, 1], augmented as the settings shift, crop and jitter say.
 
-    mirrored: (B,) bool, which images to mirror. of: the global batch that these images belong to; None if they are all
-    of it.
+    With keep_originals, every second image is a copy of the one before (`samplers.with_copies`), and only copies are
+    cropped and jittered. mirrored: (B,) bool, which images to mirror. of: the global batch that these images belong to;
+    None if they are all of it.
     """
-    batch = flip_and_shift(batch, mirrored, generator, train.shift, of)
+    moved = changed = flip_and_shift(batch, mirrored, generator, train.shift, of)
     if train.crop < 1:
-        batch = crop_randomly(batch, generator, train.crop, of)
-    return jitter(batch, generator, train.jitter, of) if train.jitter else batch
+        changed = crop_randomly(changed, generator, train.crop, of)
+    if train.jitter:
+        changed = jitter(changed, generator, train.jitter, of)
+    if train.keep_originals:
+        changed[::2] = moved[::2]
+    return changed
 
 
 def uniform(count: int, batch: Tensor, generator: Generator, of: BatchSlice | None) -> Tensor:

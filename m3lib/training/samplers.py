@@ -71,6 +71,19 @@ def make_batch(index: Tensor, labels: Tensor, attribute_of_class: Tensor) -> Bat
     return Batch(index, labels[index], find_anchors(labels[index], attribute_of_class))
 
 
+def with_copies(batch: Batch) -> Batch:
+    """Return a batch of 2 B images, each followed by a copy with the same labels and anchors.
+
+    The copy carries the classes of its image, so that each is a positive of the other.
+    """
+    index, labels, (image, class_id, *masks) = batch
+    image = (2 * image[:, None] + torch.arange(2)).flatten()  # (2 A,)
+    positives, negatives = (mask.repeat_interleave(2, dim=0).repeat_interleave(2, dim=1) for mask in masks)
+    positives[torch.arange(len(image)), image ^ 1] = True
+    anchors = Anchors(image, class_id.repeat_interleave(2), positives, negatives)
+    return Batch(index.repeat_interleave(2), labels.repeat_interleave(2, dim=0), anchors)
+
+
 def uniform(labels: Tensor, attribute_of_class: Tensor, batch: int, generator: Generator) -> Iterator[Batch]:
     """Yield batches that contain every image once, except a last incomplete batch."""
     order = torch.randperm(len(labels), generator=generator)

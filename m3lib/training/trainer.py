@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from m3lib import systems
 from m3lib.compatibility import losses_of
-from m3lib.config import Loss, Stage, Variant
+from m3lib.config import Stage, Variant
 from m3lib.data import batches
 from m3lib.data.manifest import Prepared, hold_out
 from m3lib.errors import InputError
@@ -144,6 +144,7 @@ class Trainer:
     def draw(self, stage: Stage, generator: Generator) -> Iterator[tuple[Batch, Tensor]]:
         """Yield the batches of an epoch, and which of their images to mirror, (B,) bool."""
         for batch in samplers.epoch(self.labels, self.attribute_of_class, self.variant.train, generator):
+            batch = samplers.with_copies(batch) if stage.train.keep_originals else batch
             chance = 0.5 if stage.train.flip else 0.0
             yield batch, torch.rand(len(batch.index), generator=generator) < chance
 
@@ -156,7 +157,7 @@ class Trainer:
         if epoch == self.schedule.cycle(epoch)[0]:
             self.optimizer = make_optimizer(self.system, stage.train)  # a restarted stage inherits no moments
         _ = self.outputs  # made here, and not by the thread that reads batches
-        pseudo = self.refresh_centers(stage.loss)
+        pseudo = self.guess_labels(stage.loss.pseudo_margin) if stage.loss.modc_pseudo else None
         self.system.train()
         sums: dict[str, Tensor] = {}
         read = batches.prefetch(self.draw(stage, generator), lambda drawn: self.read(*drawn, stage))
@@ -185,6 +186,8 @@ class Trainer:
         """
         record = {"epoch": len(self.history) + 1, **self.train_epoch(bar)}
         self.history.append(record)
+        if "centers" in self.system.outputs:
+            self.refresh_centers()  # retrieval compares by them
         if not distributed.is_main_process():
             return
         record["valid_map_all"] = self.validate()
@@ -209,24 +212,27 @@ class Trainer:
             group["lr"] = value * (stage.global_lr if group["global"] else 1.0)
 
     @torch.no_grad()
-    def refresh_centers(self, loss: Loss) -> Tensor | None:
-        """Recompute MODC's centers exactly, before an epoch; returns pseudo-labels (I, M) if the epoch uses them."""
-        if not (loss.modc_cluster or loss.modc_pseudo):
-            return None
+    def refresh_centers(self) -> None:
+        """Set MODC's centers to the exact means of their classes' training images, as the network now embeds them."""
         of_class, centers, labels = self.system.attribute_of_class, self.system.centers, self.labels.to(self.device)
         sums = torch.zeros_like(centers.value)
         for block, attribute in self.iter_training_embeddings():
             sums += torch.einsum("bm,bmd->md", labels[block].float(), attribute[:, of_class])
         distributed.all_reduce_sum([sums])
         centers.set(sums, labels.sum(dim=0))
-        if not loss.modc_pseudo:
-            return None
+
+    @torch.no_grad()
+    def guess_labels(self, margin: float) -> Tensor:
+        """Return MODC's pseudo-labels of the training images, (I, M) bool, by the class centers."""
+        of_class, centers, labels = self.system.attribute_of_class, self.system.centers, self.labels.to(self.device)
+        if not centers.seen.any():  # in the first epoch
+            self.refresh_centers()
         cosines = torch.zeros(labels.shape, device=self.device)  # (I, M)
         for block, attribute in self.iter_training_embeddings():
             cosines[block] = losses.center_cosines(attribute, centers.value, of_class)
         distributed.all_reduce_sum([cosines])
         cosines = cosines.masked_fill(~centers.seen, -1.0)  # a class without a center is never the nearest
-        return losses.pseudo_labels(cosines, labels, of_class, self.system.multi, loss.pseudo_margin).cpu()
+        return losses.pseudo_labels(cosines, labels, of_class, self.system.multi, margin).cpu()
 
     def iter_training_embeddings(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield (block of this process's training images, attribute embeddings (b, N, D)), in evaluation mode."""

@@ -110,3 +110,6 @@ def test_views_are_augment_then_crop_then_jitter_and_the_generators(changes):
     assert torch.equal(augment.augment(batch, mirrored, generator(2), train), expected)
     assert torch.equal(batch, before)
     assert not torch.equal(augment.augment(batch, mirrored, generator(3), train), expected)
+    expected[[0, 2, 4]] = augment.flip_and_shift(batch, mirrored, generator(2), train.shift)[[0, 2, 4]]
+    train = make_train(**changes, keep_originals=True)  # images 1, 3, 5 are copies, and the only ones that change
+    assert torch.equal(augment.augment(batch, mirrored, generator(2), train), expected)

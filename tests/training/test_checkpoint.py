@@ -78,23 +78,23 @@ STAGED = {
 @pytest.mark.parametrize("name", list(STAGED))
 def test_a_run_killed_after_any_epoch_ends_with_the_same_bytes(name, tmp_path, monkeypatch):
     variant, path, kept = STAGED[name], tmp_path / "c.safetensors", []
-    save, refresh, guessed = Trainer.save, Trainer.refresh_centers, []
+    save, guess, guessed = Trainer.save, Trainer.guess_labels, []
 
     def keep(trainer: Trainer, given: Path, fingerprint: str) -> None:
         save(trainer, given, fingerprint)
         kept.append(shutil.copy(given, tmp_path / f"{len(kept)}.safetensors"))
 
-    def spy(trainer: Trainer, loss) -> torch.Tensor | None:
-        pseudo = refresh(trainer, loss)
-        guessed.append(pseudo is not None and bool(pseudo.any()))
+    def spy(trainer: Trainer, margin: float) -> torch.Tensor:
+        pseudo = guess(trainer, margin)
+        guessed.append((len(trainer.history), bool(pseudo.any())))
         return pseudo
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "save", keep)
-        patch.setattr(Trainer, "refresh_centers", spy)
+        patch.setattr(Trainer, "guess_labels", spy)
         whole, curves = run(variant, path, prepared=PARTIAL)
     assert len(kept) == len(curves) == StageSchedule(variant).epochs
-    assert guessed == [variant.network == "modc" and epoch >= 3 for epoch in range(len(kept))]
+    assert guessed == ([(3, True), (4, True)] if variant.network == "modc" else [])
     final = load_file(kept[-1])
     for copy in kept[:-1]:
         shutil.copy(copy, path)

@@ -274,3 +274,23 @@ def test_losses_without_a_triplet_are_named(network, only):
     held_out = make_variant(network, held_out=["sleeve: long"])
     sentences = samplers.idle_losses(some, held_out)
     assert [("about sleeve:" in sentence) for sentence in sentences] == ([] if only is None else [True])
+
+
+@pytest.mark.parametrize("sampler", ["uniform", *KINDS])
+def test_each_image_is_followed_by_a_copy_that_is_compared_as_the_image_is(sampler):
+    """A pair of the new batch is positive or negative as the pair of its images was; an image and its copy agree."""
+    labels, train = draw_labels("partial", 40), make_train(sampler, batch=10, triplets=10)
+    batch = next(samplers.epoch(labels, OWN, train, generator(1)))
+    got = samplers.with_copies(batch)
+    assert got.index.tolist() == [row for row in batch.index.tolist() for _ in range(2)]
+    assert got.labels.tolist() == [row for row in batch.labels.tolist() for _ in range(2)]
+    expected = []
+    for i, m, positives, negatives in zip(*(field.tolist() for field in batch.anchors), strict=True):
+        for image in (2 * i, 2 * i + 1):
+            twice = [[value for value in mask for _ in range(2)] for mask in (positives, negatives)]
+            twice[0][4 * i + 1 - image] = True  # the other one of 2 i and 2 i + 1
+            expected.append((image, m, *twice))
+    assert list(zip(*(field.tolist() for field in got.anchors), strict=True)) == expected
+    if sampler == "uniform":
+        found = losses.find_anchors(got.labels, OWN)  # also has anchors whose only positive is their copy
+        assert {(i, m) for i, m, *_ in expected} <= set(zip(found.image.tolist(), found.class_id.tolist(), strict=True))

@@ -197,14 +197,12 @@ def random_photos(seed: int = 0, size: int = 40) -> Prepared:
 def test_refreshed_centers_are_exact_means_and_pseudo_labels_near_and_clear(seed, monkeypatch):
     monkeypatch.setattr(inference, "EMBED_BATCH", 7)
     prepared = random_photos(seed)
-    trainer = Trainer(prepared, short("modc", loss={"pseudo_margin": 1e-4}), seed, 1)
+    trainer = Trainer(prepared, short("modc"), seed, 1)
     system, labels = trainer.system, prepared.labels[1:]
     system.centers.value[0] = torch.eye(16)[1]  # to be replaced
     before = {name: value.clone() for name, value in system.state_dict().items() if "centers" not in name}
-    assert trainer.refresh_centers(trainer.schedule.stages[0].loss) is None
-    assert not system.centers.seen.any()
-    assert trainer.refresh_centers(trainer.variant.stages[1].loss) is None
-    pseudo = trainer.refresh_centers(trainer.variant.stages[2].loss)
+    trainer.refresh_centers()
+    pseudo = trainer.guess_labels(1e-4)
     assert all(torch.equal(system.state_dict()[name], value) for name, value in before.items())
 
     with torch.no_grad():
@@ -231,6 +229,36 @@ def test_refreshed_centers_are_exact_means_and_pseudo_labels_near_and_clear(seed
                 expected[i, max(own, key=lambda m: cosine[i, m])] = True
     assert 3 < expected.sum() < (~labels).sum() / 4
     assert np.array_equal(pseudo.numpy(), expected)
+
+
+@pytest.mark.parametrize("stage", range(3))
+def test_validation_compares_by_exact_centers(stage, monkeypatch):
+    """After an epoch of any stage, each center is the mean of the training images as the network then embeds them."""
+    variant = short("modc")
+    trainer = Trainer(PREPARED, replace(variant, stages=variant.stages[stage : stage + 1]), 0, 1)
+    validated, validate = [], trainer.validate
+    monkeypatch.setattr(
+        trainer, "validate", lambda: validated.append(trainer.system.centers.value.clone()) or validate()
+    )
+    trainer.run_epoch(tqdm(disable=True))
+    with torch.no_grad():
+        f = trainer.system.eval()(batches.to_tensor(PREPARED.images[:24])).attribute.double()  # (24, N, D)
+    for m, n in enumerate(STRIPES.attribute_of_class.tolist()):
+        mean = f[torch.from_numpy(PREPARED.labels[:24, m]), n].mean(dim=0)
+        torch.testing.assert_close(validated[0][m].double(), mean / mean.norm(), rtol=0, atol=1e-5)
+    assert torch.equal(trainer.best["centers.value"], validated[0])
+
+
+def test_the_third_stage_of_modc_trains_on_images_and_on_copies_of_them(monkeypatch):
+    """Twice the images per step; every second one is the image itself, as the other stages read it."""
+    trainer, steps = Trainer(PREPARED, short("modc", 5, (0.4, 0.2, 0.4), shift=0.0, flip=False), 0, 1), []
+    system, stored = trainer.system, {image.numpy().tobytes() for image in batches.to_tensor(PREPARED.images[:24])}
+    forward = system.forward
+    monkeypatch.setattr(system, "forward", lambda images: steps.append((system.training, images)) or forward(images))
+    for _ in range(5):
+        trainer.run_epoch(tqdm(disable=True))
+    read = [[image.numpy().tobytes() in stored for image in images] for training, images in steps if training]
+    assert read == [[True] * 8] * 9 + [[True, False] * 8] * 6  # 3 steps an epoch
 
 
 def test_the_best_epoch_is_what_fit_returns(tmp_path, monkeypatch):
