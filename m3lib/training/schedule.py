@@ -15,15 +15,18 @@ class StageSchedule:
     """Which stage an epoch belongs to, and which epochs share one learning-rate schedule.
 
     A stage ends at its cumulative epoch_share times train.epochs, rounded; the last one is rounded up, so that no row
-    loses an epoch. Every stage has at least one.
+    loses an epoch. Every stage has at least one, at the cost of the stage before.
     """
 
     def __init__(self, variant: Variant):
         self.stages, self.borders = variant.stages, [0]  # stage n has the epochs [borders[n], borders[n + 1])
-        ends = [share * variant.train.epochs for share in accumulate(stage.epoch_share for stage in self.stages)]
-        for end in [*map(round, ends[:-1]), math.ceil(round(ends[-1], 6))]:  # shares of 0.1 don't add up exactly
-            self.borders.append(max(end, self.borders[-1] + 1))
-        self.epochs = self.borders[-1]
+        *inner, last = accumulate(stage.epoch_share for stage in self.stages)
+        count, epochs = len(self.stages), variant.train.epochs
+        self.epochs = max(count, math.ceil(round(last * epochs, 6)))  # shares of 0.1 don't add up exactly
+        for number, share in enumerate(inner, 1):
+            end = max(round(share * epochs), self.borders[-1] + 1)
+            self.borders.append(min(end, self.epochs - (count - number)))
+        self.borders.append(self.epochs)
         starts = zip(self.borders[1:-1], self.stages[1:], strict=True)
         self.restarts = [0, *[start for start, stage in starts if stage.restart], self.epochs]
 

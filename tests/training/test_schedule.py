@@ -57,6 +57,7 @@ STAGES = [  # (share, restart) of the stages, epochs; the stage of every epoch, 
     ([(1.0, False), (0.1, True)], 3, [0] * 3 + [1], [(0, 3), (3, 4)]),
     ([(0.75, False), (0.25, True)], 6, [0] * 4 + [1] * 2, [(0, 4), (4, 6)]),  # the last stage takes the rest
     ([(0.5, False), (0.25, True)], 6, [0] * 3 + [1] * 2, [(0, 3), (3, 5)]),
+    ([(0.75, False), (0.25, True)], 2, [0, 1], [(0, 1), (1, 2)]),
     ([(0.1, False)] * 3, 10, [0, 1, 2], [(0, 3)]),  # their sum is 0.30000000000000004
     ([(0.7, False), (0.2, False), (0.1, False)], 10, [0] * 7 + [1] * 2 + [2], [(0, 10)]),
 ]
