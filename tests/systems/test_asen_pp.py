@@ -197,3 +197,24 @@ def test_no_gradient_runs_through_the_region():
     local_parts = {n for n, _ in system.named_parameters() if n.startswith("local_")}
     assert reached == local_parts | {"attributes.table.rows"}
     assert bool((images.grad != 0).any())  # what the region shows does count
+
+
+def test_a_store_of_twice_the_side_gives_crops_detail_that_the_small_image_lacks():
+    """Waves of 3 stored pixels: images of half the side can't show them, and a crop of such an image neither.
+
+    One network reads images of 48 px, and one the same images at 96 px with input_scale 0.5, cropped from 96 px.
+    """
+    wave = 0.5 + 0.5 * torch.sin(2 * torch.pi * (torch.arange(96) + 0.5) / 3)
+    images = wave.expand(1, 3, 96, 96)
+    small = torch.nn.functional.interpolate(images, scale_factor=0.5, mode="area")
+    alpha, crops = bright((1, 1)).expand(1, N, 3, 3), []
+    for given, scale in ((images, 0.5), (small, 1.0)):
+        system = make_whole_system("asen_pp", input_scale=scale, local_size=1.0, box_threshold=0.5).eval()
+        system.local_backbone.register_forward_pre_hook(lambda _, read: crops.append(read[0][0, 0, 0]))
+        system.local_embeddings(given, alpha)
+    _, left, _, wide = region(as_float64(alpha[0, 0]), (96, 96), 0.5)
+    assert wide < 48 == len(crops[0]) == len(crops[1])  # so the crop is an enlarged part of the stored image
+    truth = np.sin(2 * np.pi * (left + (np.arange(48) + 0.5) / 48 * wide) / 3)
+    stored, lost = (abs(np.corrcoef(truth, as_float64(crop))[0, 1]) for crop in crops)
+    assert stored > 0.9
+    assert lost < 0.3
