@@ -27,10 +27,13 @@ LOSSES = (  # the weights in params.yaml, `loss`; each but the first is named by
     "m3_cluster",
 )
 LOGIT_LOSSES = {"classification", "m3_classification"}
+PAIR_LOSSES = ("asen_triplet", "asen_pp_local", "modc_pseudo", "m3_instance", "m3_cluster")
 LOSS_SETTINGS = {  # the other settings in `loss`: the losses that read them
-    "margin": ("asen_triplet", "asen_pp_local", "modc_cluster", "modc_pseudo", "m3_instance", "m3_cluster"),
+    "pairs": PAIR_LOSSES,
+    "contrast_temperature": PAIR_LOSSES,
+    "margin": (*PAIR_LOSSES, "modc_cluster"),
     "pseudo_margin": ("modc_pseudo",),
-    "hardness": ("asen_triplet", "asen_pp_local", "modc_pseudo", "m3_instance", "m3_cluster"),
+    "hardness": PAIR_LOSSES,
     "center_momentum": ("modc_cluster", "m3_cluster"),
     "positive_power": ("m3_classification",),
 }

@@ -133,6 +133,8 @@ class Loss:
     m3_classification: Weight
     m3_instance: Weight
     m3_cluster: Weight
+    pairs: Literal["drawn", "all"]
+    contrast_temperature: number(0.01, 100)
     margin: Weight
     pseudo_margin: Weight
     hardness: Weight

@@ -34,9 +34,11 @@ NEEDS = {  # a setting that another one switches off: why it has no effect then,
     "model.trainable": ("the whole backbone is frozen", lambda row: row.network != "frozen"),
     "model.cache_frozen": ("no block is frozen", lambda row: row.network == "frozen" or row.model.trainable != "all"),
     "model.local_weights": ("model.local_from_global copies the global branch", lambda row: has_own_local_branch(row)),
+    "loss.margin": ("loss.pairs is all", lambda stage: drawn(stage) or stage.loss.modc_cluster),
+    "loss.contrast_temperature": ("loss.pairs is drawn", lambda stage: not drawn(stage)),
     "loss.hardness": (
-        "train.sampler draws the triplets by itself",
-        lambda stage: not triplets(stage) or stage.loss.modc_pseudo,
+        "train.sampler or loss.pairs leaves no pair to draw",
+        lambda stage: drawn(stage) and (not triplets(stage) or stage.loss.modc_pseudo),
     ),
     "train.triplets": (f"no row has train.sampler {' or '.join(BY_SAMPLER)}", lambda stage: triplets(stage)),
     "train.warmup": ("no row has train.schedule cosine", lambda stage: stage.train.schedule == "cosine"),
@@ -167,6 +169,10 @@ class Run:
 
 def triplets(stage: Stage) -> bool:
     return stage.train.sampler in BY_SAMPLER
+
+
+def drawn(stage: Stage) -> bool:
+    return stage.loss.pairs == "drawn"
 
 
 def has_own_local_branch(variant: Variant) -> bool:

@@ -51,18 +51,19 @@ def known_attributes(labels: Tensor, attribute_of_class: Tensor) -> Tensor:
 
 def sample_triplets(
     embedding: Tensor, space: Tensor, anchors: Anchors, hardness: float, generator: Generator
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Sample one positive and one negative per anchor, compared in the anchor's space.
 
-    Returns the anchors' embeddings (A, d), and their cosines to the positives (A,) and to the negatives (A,).
+    Returns the anchors' cosines to the positives (A,) and to the negatives (A,).
     embedding: (B, S, d), unit rows in S spaces; space: (A,) int64. Far positives and near negatives are more likely as
     `hardness` grows. Cosines of all pairs are computed without a gradient; only the sampled pairs get one.
     """
-    cosines = anchor_cosines(embedding, anchors.image, space)  # (A, B)
+    with torch.no_grad():
+        cosines = anchor_cosines(embedding, anchors.image, space)  # (A, B)
     positive = sample_by_hardness(-cosines, anchors.positives, hardness, generator)
     negative = sample_by_hardness(cosines, anchors.negatives, hardness, generator)
     rows = embedding[torch.stack([anchors.image, positive, negative]), space]  # (3, A, d)
-    return rows[0], (rows[0] * rows[1]).sum(dim=1), (rows[0] * rows[2]).sum(dim=1)
+    return (rows[0] * rows[1]).sum(dim=1), (rows[0] * rows[2]).sum(dim=1)
 
 
 def sample_by_hardness(similarity: Tensor, allowed: Tensor, hardness: float, generator: Generator) -> Tensor:
@@ -76,7 +77,6 @@ def sample_by_hardness(similarity: Tensor, allowed: Tensor, hardness: float, gen
     return logits.masked_fill(~allowed, -torch.inf).argmax(dim=1)
 
 
-@torch.no_grad()
 def anchor_cosines(embedding: Tensor, image: Tensor, space: Tensor) -> Tensor:
     """Return (A, B): the cosines of each anchor to all images of the batch, in the anchor's space.
 
@@ -98,6 +98,19 @@ def triplet_loss(positive: Tensor, negative: Tensor, margin: float) -> Tensor:
     positive, negative: (A,) cosines. 0 without triplets.
     """
     return F.relu(margin - positive + negative).sum() / max(1, len(positive))
+
+
+def contrast_loss(cosines: Tensor, positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """Supervised contrast of all pairs (Khosla et al. 2020, equation 2), each anchor in its own space.
+
+    The mean over anchors of: the mean over positives p of -log(e_p / sum of e_j over positives and negatives j), where
+    e_j = exp(cosine to j / temperature). cosines: (A, B); positives, negatives: (A, B) bool, a positive in each row. 0
+    without anchors.
+    """
+    logits = cosines / temperature
+    all_pairs = logits.masked_fill(~(positives | negatives), -torch.inf).logsumexp(dim=1)  # (A,)
+    positive_pairs = (logits * positives).sum(dim=1) / positives.sum(dim=1)  # (A,)
+    return (all_pairs - positive_pairs).sum() / max(1, len(cosines))
 
 
 def align_loss(attribute: Tensor, local: Tensor, known: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Generator, Tensor
 from m3lib.config import Loss
 from m3lib.systems import losses
 from m3lib.systems.base import Outputs, System
-from m3lib.systems.losses import Anchors, Batch
+from m3lib.systems.losses import Anchors, Batch, Centers
 
 
 def total_loss(
@@ -26,9 +26,9 @@ def total_loss(
         logits, weight = outputs.logits.float(), system.positive_weight
         values["m3_classification"] = losses.m3_classification_loss(logits, labels, weight, attribute_of_class)
     if loss.asen_triplet:
-        values["asen_triplet"] = attribute_triplet_loss(f, anchors, attribute_of_class, loss, generator)
+        values["asen_triplet"] = attribute_pair_loss(f, anchors, attribute_of_class, loss, generator)
     if loss.asen_pp_local:
-        values["asen_pp_local"] = attribute_triplet_loss(outputs.local, anchors, attribute_of_class, loss, generator)
+        values["asen_pp_local"] = attribute_pair_loss(outputs.local, anchors, attribute_of_class, loss, generator)
     if loss.asen_pp_align:
         known = losses.known_attributes(labels, attribute_of_class)
         values["asen_pp_align"] = losses.align_loss(f, outputs.local, known)
@@ -41,26 +41,46 @@ def total_loss(
         space = anchors.class_id
         if outputs.class_ids is not None:
             space = torch.searchsorted(outputs.class_ids, space)
-        phi, positive, negative = losses.sample_triplets(outputs.classes, space, anchors, loss.hardness, generator)
-        if loss.m3_instance:
-            values["m3_instance"] = losses.triplet_loss(positive, negative, margin)
-        if loss.m3_cluster:  # Loss 3 of M3-Net's poster: the positive is the class center, if the class has one yet
-            to_center = (phi * system.centers.value[anchors.class_id]).sum(dim=1)  # (A,)
-            seen = system.centers.seen[anchors.class_id]
-            values["m3_cluster"] = losses.triplet_loss(to_center[seen], negative[seen], margin)
-    return {name: getattr(loss, name) * value for name, value in values.items()}
+        values |= class_pair_losses(outputs.classes, space, anchors, system.centers, loss, generator)
+    return {name: getattr(loss, name) * value for name, value in values.items() if getattr(loss, name)}
 
 
-def attribute_triplet_loss(
+def attribute_pair_loss(
     embedding: Tensor, anchors: Anchors, attribute_of_class: Tensor, loss: Loss, generator: Generator
 ) -> Tensor:
-    """ASEN's triplet loss, MODC's instance loss: triplets in the space of the anchor's attribute.
+    """ASEN's triplet loss, MODC's instance loss, in the space of the anchor's attribute; all pairs if the settings say.
 
     embedding: (B, N, D), unit rows.
     """
     space = attribute_of_class[anchors.class_id]
-    _, positive, negative = losses.sample_triplets(embedding, space, anchors, loss.hardness, generator)
+    if loss.pairs == "all":
+        cosines = losses.anchor_cosines(embedding, anchors.image, space)
+        return losses.contrast_loss(cosines, anchors.positives, anchors.negatives, loss.contrast_temperature)
+    positive, negative = losses.sample_triplets(embedding, space, anchors, loss.hardness, generator)
     return losses.triplet_loss(positive, negative, loss.margin)
+
+
+def class_pair_losses(
+    phi: Tensor, space: Tensor, anchors: Anchors, centers: Centers, loss: Loss, generator: Generator
+) -> dict[str, Tensor]:
+    """M3-Net's Losses 2 and 3; the positive of Loss 3 is the class center, if the class has one yet (poster).
+
+    phi: (B, K, d), unit rows; space: (A,) int64, the anchors' classes among the K.
+    """
+    seen, image = centers.seen[anchors.class_id], anchors.image[:, None]
+    to_center = (phi[anchors.image, space] * centers.value[anchors.class_id]).sum(dim=1)  # (A,)
+    if loss.pairs == "all":
+        cosines, temperature = losses.anchor_cosines(phi, anchors.image, space), loss.contrast_temperature
+        instance = losses.contrast_loss(cosines, anchors.positives, anchors.negatives, temperature)
+        # the center takes the column of the anchor's image, which is not compared with itself
+        cosines = cosines.scatter(1, image, to_center[:, None])[seen]
+        is_center = torch.zeros_like(anchors.positives).scatter(1, image, True)[seen]
+        cluster = losses.contrast_loss(cosines, is_center, anchors.negatives[seen], temperature)
+    else:
+        positive, negative = losses.sample_triplets(phi, space, anchors, loss.hardness, generator)
+        instance = losses.triplet_loss(positive, negative, loss.margin)
+        cluster = losses.triplet_loss(to_center[seen], negative[seen], loss.margin)
+    return {"m3_instance": instance, "m3_cluster": cluster}
 
 
 def pseudo_loss(
@@ -72,8 +92,8 @@ def pseudo_loss(
         anchors = losses.find_anchors(labels | pseudo, attribute_of_class)
         guessed = pseudo[anchors.image, anchors.class_id]
         anchors = Anchors(*(field[guessed] for field in anchors))
-        triplet = attribute_triplet_loss(embedding, anchors, attribute_of_class, loss, generator)
-        values.append(loss.asen_triplet * triplet)
+        instance = attribute_pair_loss(embedding, anchors, attribute_of_class, loss, generator)
+        values.append(loss.asen_triplet * instance)
     if loss.modc_cluster:
         cosines, seen = losses.center_cosines(embedding, system.centers.value, attribute_of_class), system.centers.seen
         cluster = losses.center_loss(cosines, pseudo, seen, attribute_of_class, loss.margin)

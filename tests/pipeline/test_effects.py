@@ -43,7 +43,7 @@ def test_the_committed_settings_give_one_short_note():
     assert note == (
         "rows replace these general settings: model.weights (in systems.frozen); "
         "model.attention_batch_norm (in systems.asen_pp); train.lr (in systems.asen_pp, systems.m3); "
-        "train.crop, train.jitter (in systems.modc.stages.2)"
+        "train.crop, train.jitter, train.keep_originals (in systems.modc.stages.2)"
     )
     assert effects.notes(VALUES) == [note]  # without git
     assert effects.notes(changed("variants=[classifier, asen_v2]"), VALUES) == []
@@ -85,8 +85,13 @@ def test_the_committed_settings_give_one_short_note():
         ),
         (
             ["loss.hardness=2", "variants=[asen]", "train.sampler=asen"],
-            f"loss.hardness: {NO_EFFECT} train.sampler draws the triplets by itself",
+            f"loss.hardness: {NO_EFFECT} train.sampler or loss.pairs leaves no pair to draw",
         ),
+        (
+            ["loss.contrast_temperature=0.2", "variants=[asen, m3]"],
+            f"loss.contrast_temperature: {NO_EFFECT} loss.pairs is drawn",
+        ),
+        (["loss.margin=0.3", "loss.pairs=all", "variants=[asen]"], f"loss.margin: {NO_EFFECT} loss.pairs is all"),
         (
             ["loss.asen_triplet=2", "variants=[asen]"],
             f"loss.asen_triplet: {NO_EFFECT} rows set their own: systems.asen.loss.asen_triplet = 1 (asen)",

@@ -78,6 +78,18 @@ def test_one_class_per_image_is_torchs_cross_entropy_and_unknown_labels_get_no_g
 
 
 @pytest.mark.parametrize("block", [1, B * B, 5 * B * B, 10**9])
+def test_gradients_of_similarities_are_those_of_comparing_all_pairs(block, monkeypatch):
+    monkeypatch.setattr(losses, "MAX_COSINES", block)
+    anchors = losses.find_anchors(draw_labels("multi"), OWN)
+    for count, space in ((M, anchors.class_id), (N, OWN[anchors.class_id])):
+        first, second = (unit_rows(B, count, D, seed=count, dtype=torch.float64).requires_grad_() for _ in range(2))
+        weight = torch.randn(len(space), B, generator=generator(4), dtype=torch.float64)
+        (losses.anchor_cosines(first, anchors.image, space) * weight).sum().backward()
+        (torch.einsum("isd,jsd->sij", second, second)[space, anchors.image] * weight).sum().backward()
+        torch.testing.assert_close(first.grad, second.grad)
+
+
+@pytest.mark.parametrize("block", [1, B * B, 5 * B * B, 10**9])
 @pytest.mark.parametrize("seed", range(3))
 def test_similarities_against_a_loop(block, seed, monkeypatch):
     """In blocks of one anchor, of five, and all at once; of class spaces and of attribute spaces."""
@@ -85,9 +97,8 @@ def test_similarities_against_a_loop(block, seed, monkeypatch):
     anchors = losses.find_anchors(draw_labels("multi", seed), OWN)
     for count, space in ((M, anchors.class_id), (N, OWN[anchors.class_id])):
         rows = unit_rows(B, count, D, seed=seed + count, dtype=torch.float64)
-        got = losses.anchor_cosines(rows.clone().requires_grad_(), anchors.image, space)
+        got = losses.anchor_cosines(rows, anchors.image, space)
         assert got.shape == (len(space), B)
-        assert not got.requires_grad
         for a, (i, s) in enumerate(zip(anchors.image.tolist(), space.tolist(), strict=True)):
             assert got[a].tolist() == pytest.approx([float(rows[i, s] @ rows[j, s]) for j in range(B)])
 
@@ -99,7 +110,7 @@ def test_triplets_and_their_gradients_are_those_of_comparing_all_pairs(hardness)
     for count, space in ((M, anchors.class_id), (N, OWN[anchors.class_id])):
         raw = torch.randn(B, count, D, generator=generator(count), dtype=torch.float64)
         first, second = (raw.clone().requires_grad_() for _ in range(2))
-        anchor, *drawn = losses.sample_triplets(first, space, anchors, hardness, generator(3))
+        drawn = losses.sample_triplets(first, space, anchors, hardness, generator(3))
         every = torch.einsum("isd,jsd->sij", second, second)[space, anchors.image]  # (A, B)
         draws, cosines = generator(3), []
         for sign, allowed in ((-1, anchors.positives), (1, anchors.negatives)):
@@ -107,7 +118,6 @@ def test_triplets_and_their_gradients_are_those_of_comparing_all_pairs(hardness)
             cosines.append(every.gather(1, chosen[:, None]).squeeze(1))
         weight = torch.randn(2, len(space), generator=generator(4), dtype=torch.float64)
         assert torch.allclose(torch.stack(drawn), torch.stack(cosines))
-        assert torch.equal(anchor, first[anchors.image, space])
         for got, found in ((drawn, first), (cosines, second)):
             sum((part * by).sum() for part, by in zip(got, weight, strict=True)).backward()
             assert found.grad.abs().sum() > 0
@@ -126,7 +136,8 @@ class Watched(TorchDispatchMode):
         return made
 
 
-def test_memory_is_bounded_with_many_classes(monkeypatch):
+@pytest.mark.parametrize("pairs", ["drawn", "all"])
+def test_memory_is_bounded_with_many_classes(pairs, monkeypatch):
     """2,000 classes, batch 32: all pairs in all spaces would be 2 million cosines; the embedding has 128,000."""
     monkeypatch.setattr(losses, "MAX_COSINES", 10 * 32 * 32)
     size, classes = 32, 2000
@@ -134,8 +145,12 @@ def test_memory_is_bounded_with_many_classes(monkeypatch):
     anchors = losses.find_anchors(labels, torch.zeros(classes, dtype=torch.int64))
     phi = unit_rows(size, classes, 2).requires_grad_()
     with Watched() as watched:
-        _, positive, negative = losses.sample_triplets(phi, anchors.class_id, anchors, 4.0, generator())
-        losses.triplet_loss(positive, negative, MARGIN).backward()
+        if pairs == "drawn":
+            positive, negative = losses.sample_triplets(phi, anchors.class_id, anchors, 4.0, generator())
+            losses.triplet_loss(positive, negative, MARGIN).backward()
+        else:
+            cosines = losses.anchor_cosines(phi, anchors.image, anchors.class_id)
+            losses.contrast_loss(cosines, anchors.positives, anchors.negatives, 0.1).backward()
     assert watched.largest == phi.numel() < classes * size * size / 10
     assert len(anchors.class_id) > 500
 

@@ -1,5 +1,6 @@
 """The total loss against naive loops; images without a label for an attribute get no gradient from its losses."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -46,11 +47,13 @@ LOSSES = [
     "m3_cluster",
 ]
 WEIGHTS = dict(zip(LOSSES, (1.7, 2.0, 0.5, 0.7, 1.3, 1.1, 0.6, 3.0, 4.0), strict=True))
+TEMPERATURE = 0.3
 HARDEST = 1e7  # every draw is the hardest one: Gumbel's noise stays below 40
 
 
-def make_loss(**changes: float) -> config.Loss:
-    return replace(make_variant("m3").loss, **(WEIGHTS | {"margin": MARGIN, "hardness": HARDEST} | changes))
+def make_loss(**changes: object) -> config.Loss:
+    settings = {"margin": MARGIN, "hardness": HARDEST, "contrast_temperature": TEMPERATURE}
+    return replace(make_variant("m3").loss, **(WEIGHTS | settings | changes))
 
 
 def stub(seed: int = 3) -> SimpleNamespace:
@@ -96,41 +99,69 @@ def naive_triplet(pairs: list[tuple[float, float]]) -> float:
     return sum(max(0.0, MARGIN - p + n) for p, n in pairs) / len(pairs) if pairs else 0.0
 
 
-def naive_total(outputs: Outputs, labels: Tensor, pseudo: Tensor, system: SimpleNamespace) -> dict[str, float]:
+def naive_contrast(rows: list[tuple[int, int, set[int], set[int]]], space: Tensor) -> float:
+    """Supervised contrast of every anchor with all its positives and negatives; space: as of `hardest`."""
+    terms = []
+    for i, m, positives, negatives in rows:
+        e = {j: math.exp(float(space[i, m] @ space[j, m]) / TEMPERATURE) for j in positives | negatives}
+        terms.append(-sum(math.log(e[j] / sum(e.values())) for j in positives) / len(positives))
+    return sum(terms) / len(terms) if terms else 0.0
+
+
+def naive_center_contrast(
+    rows: list[tuple[int, int, set[int], set[int]]], phi: Tensor, centers: losses.Centers
+) -> float:
+    """The same, with the class center as the only positive, of classes that have one."""
+    terms = []
+    for i, m, _, negatives in rows:
+        if centers.seen[m]:
+            positive = math.exp(float(phi[i, m] @ centers.value[m].double()) / TEMPERATURE)
+            e = [math.exp(float(phi[i, m] @ phi[j, m]) / TEMPERATURE) for j in negatives]
+            terms.append(-math.log(positive / (positive + sum(e))))
+    return sum(terms) / len(terms) if terms else 0.0
+
+
+def naive_total(
+    outputs: Outputs, labels: Tensor, pseudo: Tensor, system: SimpleNamespace, pairs: str = "drawn"
+) -> dict[str, float]:
     rows, phi = naive_anchors(labels), outputs.classes
     f, l = (part[:, OWN] for part in (outputs.attribute, outputs.local))  # noqa: E741
     inside = hardest(rows, phi)
     guessed = [row for row in naive_anchors(labels | pseudo) if pseudo[row[0], row[1]]]
     worst = [(i, m, negative) for (i, m, *_), (_, negative) in zip(rows, inside, strict=True)]
+    of_pairs = naive_contrast if pairs == "all" else lambda rows, space: naive_triplet(hardest(rows, space))
     parts = {
         "classification": naive_classification(outputs.logits, labels),
         "m3_classification": naive_m3_classification(outputs.logits, labels, system.positive_weight),
-        "asen_triplet": naive_triplet(hardest(rows, f)),
-        "asen_pp_local": naive_triplet(hardest(rows, l)),
+        "asen_triplet": of_pairs(rows, f),
+        "asen_pp_local": of_pairs(rows, l),
         "asen_pp_align": naive_align(outputs.attribute, outputs.local, labels),
         "modc_cluster": naive_center(outputs.attribute, labels, system.centers),
-        "modc_pseudo": WEIGHTS["asen_triplet"] * naive_triplet(hardest(guessed, f))
+        "modc_pseudo": WEIGHTS["asen_triplet"] * of_pairs(guessed, f)
         + WEIGHTS["modc_cluster"] * naive_center(outputs.attribute, pseudo, system.centers),
-        "m3_instance": naive_triplet(inside),
-        "m3_cluster": naive_cluster(phi, worst, system.centers),
+        "m3_instance": of_pairs(rows, phi),
+        "m3_cluster": naive_center_contrast(rows, phi, system.centers)
+        if pairs == "all"
+        else naive_cluster(phi, worst, system.centers),
     }
     return {name: WEIGHTS[name] * value for name, value in parts.items()}
 
 
-def values(outputs: Outputs, labels: Tensor, guessed: Tensor | None = None, **changes: float) -> dict[str, float]:
+def values(outputs: Outputs, labels: Tensor, guessed: Tensor | None = None, **changes: object) -> dict[str, float]:
     parts = objective.total_loss(outputs, batch_of(labels), stub(), make_loss(**changes), generator(), guessed)
     return {name: value.item() for name, value in parts.items()}
 
 
+@pytest.mark.parametrize("pairs", ["drawn", "all"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(3))
-def test_total_loss_against_naive_loops(kind, seed):
-    """Every loss with its weight, each triplet the hardest of its anchor."""
+def test_total_loss_against_naive_loops(kind, seed, pairs):
+    """Every loss with its weight, each triplet the hardest of its anchor, or all pairs."""
     labels, outputs = draw_labels(kind, seed), outputs_of(*random_raw(seed=seed))
     pseudo = guess(labels, seed)
     assert pseudo.any() == (kind == "partial")
-    got = values(outputs, labels, pseudo)
-    assert got == pytest.approx(naive_total(outputs, labels, pseudo, stub()), rel=1e-5)
+    got = values(outputs, labels, pseudo, pairs=pairs)
+    assert got == pytest.approx(naive_total(outputs, labels, pseudo, stub(), pairs), rel=1e-5)
     assert all(value > 0 for name, value in got.items() if name != "modc_pseudo" or kind == "partial")
 
 
@@ -159,12 +190,14 @@ READS = {  # the embeddings that a loss trains: attribute, local, logits, classe
 }
 
 
+@pytest.mark.parametrize("pairs", ["drawn", "all"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_gradients_against_finite_differences(name):
+def test_gradients_against_finite_differences(name, pairs):
     labels, system = draw_labels("partial", size=5), stub()
     system.centers.double()
     batch, pseudo, raw = batch_of(labels), guess(labels), random_raw(5)
-    loss = make_loss(**dict.fromkeys(set(LOSSES) - {name, "asen_triplet"}, 0))  # pseudo needs another one
+    others = dict.fromkeys(set(LOSSES) - {name, "asen_triplet"}, 0)  # pseudo needs another one
+    loss = make_loss(**others, pairs=pairs)
 
     def value(*read: Tensor) -> Tensor:
         whole = list(raw)
@@ -213,13 +246,15 @@ def test_draws_follow_the_softmax_of_hardness_times_similarity(hardness):
     assert stats.chisquare(found[kept], found.sum() * share[kept]).pvalue > 1e-4
 
 
+@pytest.mark.parametrize("pairs", ["drawn", "all"])
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("seed", range(3))
-def test_an_image_unknown_under_an_attribute_gets_no_gradient_from_it(name, seed):
+def test_an_image_unknown_under_an_attribute_gets_no_gradient_from_it(name, seed, pairs):
     """Where there is a guess, pseudo is the loss that may use it, and none but it."""
     labels = draw_labels("partial", seed, 14)
     pseudo, raw = guess(labels, seed), [part.requires_grad_() for part in random_raw(14, seed)]
-    parts = objective.total_loss(outputs_of(*raw), batch_of(labels), stub(), make_loss(hardness=2), generator(), pseudo)
+    loss = make_loss(hardness=2, pairs=pairs)
+    parts = objective.total_loss(outputs_of(*raw), batch_of(labels), stub(), loss, generator(), pseudo)
     parts[name].backward()
     known = losses.known_attributes(labels | pseudo if name == "modc_pseudo" else labels, OWN)
     by_class = known[:, OWN]
@@ -263,13 +298,13 @@ def test_images_unknown_under_an_attribute_do_not_change_its_losses(n):
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("pairs", ["drawn", "all"])
 @pytest.mark.parametrize("labels", [torch.zeros(4, M, dtype=torch.bool), torch.eye(M, dtype=torch.bool)[[0, 3, 7, 7]]])
-def test_a_batch_without_anchors_has_zero_losses_and_finite_gradients(labels):
+def test_a_batch_without_anchors_has_zero_losses_and_finite_gradients(labels, pairs):
     batch, raw = batch_of(labels), [part.requires_grad_() for part in random_raw(4)]
     assert len(batch.anchors.image) == 0
-    parts = objective.total_loss(
-        outputs_of(*raw), batch, stub(), make_loss(asen_pp_align=0, modc_cluster=0), generator()
-    )
+    loss = make_loss(asen_pp_align=0, modc_cluster=0, pairs=pairs)
+    parts = objective.total_loss(outputs_of(*raw), batch, stub(), loss, generator())
     assert [parts[name].item() for name in ("asen_triplet", "asen_pp_local", "m3_instance", "m3_cluster")] == [
         0,
         0,
@@ -296,8 +331,9 @@ def test_centers_move_in_the_space_of_the_loss_in_use(weights, space):
     assert torch.equal(system.centers.seen, expected.seen)
 
 
+@pytest.mark.parametrize("pairs", ["drawn", "all"])
 @pytest.mark.parametrize("seed", range(3))
-def test_embeddings_of_the_classes_of_a_batch_are_enough(seed):
+def test_embeddings_of_the_classes_of_a_batch_are_enough(seed, pairs):
     """Losses and centers equal those from the embeddings of all classes."""
     labels = draw_labels("partial", seed)
     labels[:, [2, 5]] = False
@@ -307,7 +343,8 @@ def test_embeddings_of_the_classes_of_a_batch_are_enough(seed):
     selected = outputs._replace(classes=outputs.classes[:, carried], class_ids=carried)
     results = []
     for given in (outputs, selected):
-        system, loss = stub(seed), make_loss(**dict.fromkeys(LOSSES, 0) | {"m3_instance": 1, "m3_cluster": 1})
+        system, weights = stub(seed), dict.fromkeys(LOSSES, 0) | {"m3_instance": 1, "m3_cluster": 1}
+        loss = make_loss(**weights, pairs=pairs)
         values = objective.total_loss(given, batch_of(labels), system, loss, generator(seed))
         objective.update_centers(given, labels, system, loss)
         results.append((values, system.centers))
@@ -326,7 +363,7 @@ def test_outputs_that_no_loss_reads_may_be_missing():
     assert set(values) == {"m3_classification"}
 
 
-@pytest.mark.parametrize("setting", ["margin", "hardness"])
+@pytest.mark.parametrize("setting", ["margin", "hardness", "contrast_temperature"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_reads_the_settings_that_are_listed_for_it(name, setting):
     """Whether another value of a setting changes the loss; modc_pseudo weighs asen_triplet, so both are on."""
@@ -334,7 +371,8 @@ def test_a_loss_reads_the_settings_that_are_listed_for_it(name, setting):
     outputs, pseudo, zero = outputs_of(*random_raw()), guess(labels), dict.fromkeys(LOSSES, 0.0)
     values = []
     for value in (0.1, 7.0):
-        loss = make_loss(**zero | {"asen_triplet": 1.0, name: 1.0, setting: value})
+        pairs = "all" if setting == "contrast_temperature" else "drawn"
+        loss = make_loss(**zero | {"asen_triplet": 1.0, name: 1.0, setting: value, "pairs": pairs})
         parts = objective.total_loss(outputs, batch_of(labels), system, loss, generator(), pseudo)
         values.append(float(parts[name]))
     assert (values[0] != values[1]) == (name in LOSS_SETTINGS[setting])
