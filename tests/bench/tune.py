@@ -1,15 +1,17 @@
-"""`make bench WHAT=tune`: the same random search for every row, on data/prepared.
+"""`make bench WHAT=tune`: the same random search for every row.
 
-Every row gets the same TRIALS settings, a Latin hypercube over RANGES, of which it uses those that its losses read. A
-trial trains on a third of the training images; the two best are trained on all. What counts is MAP@all of the
-validation queries, by the best of the scores that the network allows, which is recorded too. A setting must suit
-several data sets: the trials of one are kept in data/results/tuning-<data set>.csv, a stopped search continues there,
-and the best two are those with the best mean over all data sets that have records.
+Every row gets the same TRIALS settings, a Latin hypercube over RANGES; it uses those that its losses read. A trial
+trains on every third training image. Where a row's best trial has the smallest or largest value of a setting, it gets
+one more trial beyond (`extend`). The two best are trained on all images, and the better one is chosen. What counts is
+MAP@all of the validation queries by the best of the row's scores; the test queries are not looked at.
 
-    python -m tests.bench.tune multi                        # all rows, a third of the images
-    python -m tests.bench.tune multi full                   # the best two of every row, all images
-    python -m tests.bench.tune multi full m3 asen           # some rows
-    python -m tests.bench.tune table                        # writes data/results/tuning.md
+A setting must suit several data sets: the trials of each are kept in data/results/tuning-<data set>.csv, and "best" is
+the best mean over them. A stopped search goes on where it stopped. With data/prepared of a data set in place:
+
+    python -m tests.bench.tune multi                  # the trials of all rows; then those of the other data sets
+    python -m tests.bench.tune multi extend           # once all data sets have them
+    python -m tests.bench.tune multi full             # once all data sets have these; a row's name takes it alone
+    python -m tests.bench.tune table                  # data/results/tuning.md
 """
 
 import sys
@@ -33,93 +35,141 @@ from m3lib.training import activations, inference
 from m3lib.training.run import fit
 from tests.bench.start import changed
 
-RANGES = {  # both ends are possible; drawn evenly in the logarithm
+RANGES = {  # drawn evenly in the logarithm
     "lr": (0.001, 0.03),
     "margin": (0.05, 0.5),
     "hardness": (1, 16),
+    "contrast_temperature": (0.03, 0.3),
 }
 TRIALS, SEED = 6, 0
-EDGE = 0.1  # a chosen value in this outer share of its range would ask for a wider range
+BEYOND = 1.7  # factor of the value of a trial that `extend` adds
 KEYS = ["row", "trial", "budget"]
+COUNTS = "valid MAP@all"
+Trial = dict[str, float]
 
 
-def settings_of(trial: int, row: Variant) -> dict[str, float]:
-    """The values of a trial that the row's losses read; the same for all rows."""
+def trials(row: Variant) -> list[Trial]:
+    """The settings of a row's trials: the same for all rows, without those that the row's losses do not read."""
     low, high = np.log(np.array(list(RANGES.values()), dtype=float)).T
     points = qmc.LatinHypercube(len(RANGES), rng=np.random.default_rng(SEED)).random(TRIALS)
-    values = dict(zip(RANGES, np.exp(low + points[trial] * (high - low)).round(4).tolist(), strict=True))
-    losses = set(losses_of(row))
-    return {name: value for name, value in values.items() if name == "lr" or losses & set(LOSS_SETTINGS[name])}
+    losses, pairs = set(losses_of(row)), row.loss.pairs
+    idle = {"all": {"margin", "hardness"}, "drawn": {"contrast_temperature"}}[pairs]
+    read = ["lr", *(name for name in RANGES if name != "lr" and losses & set(LOSS_SETTINGS[name]) and name not in idle)]
+    values = pd.DataFrame(np.exp(low + points * (high - low)), columns=list(RANGES)).round(4)
+    return values[read].to_dict("records")
+
+
+def extend(records: pd.DataFrame) -> list[Trial]:
+    """One trial beyond each setting of the best trial that is the smallest or largest of all; records: of one row."""
+    names = [name for name in RANGES if records[name].notna().any()]
+    settings, means = records.groupby("trial")[names].first(), records.groupby("trial")[COUNTS].mean()
+    best = settings.loc[means.idxmax()]
+    added = []
+    for name in names:
+        others = settings[name].drop(best.name)
+        if not others.min() < best[name] < others.max():
+            factor = BEYOND if best[name] >= others.max() else 1 / BEYOND
+            added.append(best.to_dict() | {name: round(factor * best[name], 5)})
+    return added
 
 
 def third(prepared: Prepared) -> Prepared:
     """The same data with every third of its training images."""
     frame, rows = prepared.manifest.copy(), prepared.rows("train")
-    frame.loc[np.delete(rows, np.s_[::3]), "split"] = "none"
+    frame.loc[np.delete(rows, np.s_[::3]), ["split", "role"]] = ["none", "unlabelled"]
     return replace(prepared, manifest=frame)
 
 
-def measure(settings: Settings, prepared: Prepared, row: Variant, trial: int, cache: Path) -> dict:
-    """Train one trial; returns its record."""
-    values = settings_of(trial, row)
-    row = changed(row, values)
+def measure(settings: Settings, prepared: Prepared, row: Variant, trial: Trial, cache: Path) -> dict:
+    """Train one trial and return its record; cache: the folder with the outputs of frozen blocks."""
+    row = changed(row, trial)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
-        path = Path(folder) / "checkpoint.safetensors"
-        (path.parent / "activations").symlink_to(cache)
-        system, curves = fit(prepared, row, settings.seed, settings.threads, path)
+        (Path(folder) / "activations").symlink_to(cache)
+        system, curves = fit(prepared, row, settings.seed, settings.threads, Path(folder) / "checkpoint.safetensors")
         outputs = activations.stored(system, prepared, row, cache)
-    embeddings = inference.embed(system, prepared, prepared.rows("valid"), row.train.precision, outputs)
-    by_score = {
-        score: metrics.summarise(ranking.evaluate(prepared, "valid", score, embeddings))["map_all"]["overall_by_query"]
-        for score in embeddings.scores
-    }
-    best = max(by_score, key=by_score.get)
-    maps = {f"valid {score}": round(100 * value, 2) for score, value in by_score.items()}
-    return values | {"score": best, "valid MAP@all": maps[f"valid {best}"], "epochs": len(curves)} | maps
+    rows = prepared.rows("valid")
+    embeddings = inference.embed(system, prepared, rows, row.train.precision, outputs)
+    summaries = {s: metrics.summarise(ranking.evaluate(prepared, "valid", s, embeddings)) for s in embeddings.scores}
+    maps = {score: round(100 * of["map_all"]["overall_by_query"], 2) for score, of in summaries.items()}
+    best = max(maps, key=maps.get)
+    return trial | {"score": best, COUNTS: maps[best], "epochs": len(curves)} | maps
 
 
-def search(dataset: str, full: bool, names: list[str]) -> Iterator[pd.DataFrame]:
-    """Run the trials that are not on record; yields the table after each."""
+def recorded(folder: Path) -> pd.DataFrame:
+    """All trials of all data sets, with the column "data set"; a trial counts once all data sets have it."""
+    tables = {path.stem.removeprefix("tuning-"): pd.read_csv(path) for path in sorted(folder.glob("tuning-*.csv"))}
+    return pd.concat([table.assign(**{"data set": name}) for name, table in tables.items()])
+
+
+def best(records: pd.DataFrame, count: int) -> list[int]:
+    """The trials of a row with the best means over the data sets, of those that most data sets have."""
+    means = records.groupby("trial")[COUNTS].agg(["mean", "size"])
+    return means[means["size"] == means["size"].max()]["mean"].nlargest(count).index.tolist()
+
+
+def planned(row: Variant, phase: str, folder: Path) -> dict[int, Trial]:
+    """The trials of a row in a phase of the search, by number."""
+    first = dict(enumerate(trials(row)))
+    if not phase:
+        return first
+    records = recorded(folder).query("row == @row.name and budget == 'third'")
+    if phase == "extend":
+        return dict(enumerate(extend(records[records["trial"] < TRIALS]), TRIALS))
+    names = [name for name in RANGES if records[name].notna().any()]
+    return records.groupby("trial")[names].first().loc[best(records, 2)].to_dict("index")
+
+
+def search(dataset: str, phase: str, names: list[str]) -> Iterator[dict]:
+    """Run the trials that are not on record; yields the record of each."""
     root = config.find_root()
-    path, settings = root / "data" / "results" / f"tuning-{dataset}.csv", config.load(root / "params.yaml")
-    whole = manifest.open_prepared(root / "data" / "prepared")
-    prepared, budget, cache = (whole if full else third(whole)), ("full" if full else "third"), root / "data" / "work"
+    folder, settings = root / "data" / "results", config.load(root / "params.yaml")
+    path, cache = folder / f"tuning-{dataset}.csv", root / "data" / "work"
     cache.mkdir(parents=True, exist_ok=True)
-    for name in names or settings.variants:
-        row = settings.variant(name)
-        trials = best_two(root, name) if full else range(TRIALS)
-        for trial in trials:
+    whole = manifest.open_prepared(root / "data" / "prepared")
+    prepared, budget = (whole, "full") if phase == "full" else (third(whole), "third")
+    for row in map(settings.variant, names or settings.variants):
+        for number, trial in planned(row, phase, folder).items():
             table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=KEYS)
-            if ((table[KEYS] == [name, trial, budget]).all(axis=1)).any():
+            if (table[KEYS] == [row.name, number, budget]).all(axis=1).any():
                 continue
-            record = {"row": name, "trial": trial, "budget": budget, "seed": settings.seed}
-            record |= measure(settings, prepared, row, trial, cache)
-            table = pd.concat([table, pd.DataFrame([record])], ignore_index=True)
-            table.to_csv(path, index=False)
-            yield table
+            keys = dict(zip(KEYS, [row.name, number, budget], strict=True))
+            record = keys | measure(settings, prepared, row, trial, cache)
+            pd.concat([table, pd.DataFrame([record])], ignore_index=True).to_csv(path, index=False)
+            yield record
 
 
-def recorded(root: Path) -> pd.DataFrame:
-    """All trials of all data sets, with the column "data set"."""
-    paths = sorted((root / "data" / "results").glob("tuning-*.csv"))
-    return pd.concat([pd.read_csv(path).assign(**{"data set": path.stem.removeprefix("tuning-")}) for path in paths])
-
-
-def best_two(root: Path, name: str) -> list[int]:
-    """The two trials of a row with the best mean over the data sets, at a third of the images."""
-    table = recorded(root)
-    table = table[(table["row"] == name) & (table["budget"] == "third")]
-    means = table.groupby("trial")["valid MAP@all"].agg(["mean", "size"])
-    return means[means["size"] == means["size"].max()]["mean"].nlargest(2).index.tolist()
+def page(records: pd.DataFrame) -> str:
+    """The chosen trial of every row, and all trials."""
+    about = (
+        "Written by `python -m tests.bench.tune table`: every row got the same random search (`tests/bench/tune.py`).",
+        "MAP@all of the validation queries in percent, one seed: a trial at a third of the training images, the two",
+        f"best at all of them. Ranges: {', '.join(f'{name} {low} to {high}' for name, (low, high) in RANGES.items())};",
+        "a best trial at the end of a range got one more beyond. The chosen trial has the best mean over data sets.",
+    )
+    parts = ["# The same search for every row", "", *about]
+    names = [name for name in (*RANGES, "score") if name in records]
+    for title, budget in (("Chosen", "full"), ("Trials", "third")):
+        table = records[records["budget"] == budget]
+        cells = table.pivot_table(index=["row", "trial"], columns="data set", values=COUNTS, sort=False)
+        cells.insert(0, "mean", cells.mean(axis=1))
+        settings = table.groupby(["row", "trial"], sort=False)[names].agg(
+            lambda v: v.mode().iloc[0] if v.notna().any() else "-"
+        )
+        whole = settings.join(cells.round(1)).reset_index().set_index("row")
+        if title == "Chosen":
+            whole = whole.sort_values("mean", ascending=False).groupby("row", sort=False).head(1)
+        parts += ["", f"## {title}", "", markdown_table(whole.astype(str))]
+    return "\n".join(parts) + "\n"
 
 
 def main(dataset: str, *names: str) -> int:
+    folder = config.find_root() / "data" / "results"
     if dataset == "table":
-        print(markdown_table(recorded(config.find_root()).set_index("row").astype(str)))
+        (folder / "tuning.md").write_text(page(recorded(folder)))
         return 0
-    full = names[:1] == ("full",)
-    for table in search(dataset, full, list(names[full:])):
-        print(*(f"{key} {value}" for key, value in table.iloc[-1].dropna().items()), sep="  ", flush=True)
+    phase = names[0] if names[:1] in (("extend",), ("full",)) else ""
+    for record in search(dataset, phase, list(names[bool(phase) :])):
+        print(*(f"{key} {value}" for key, value in record.items()), sep="  ", flush=True)
     return 0
 
 
