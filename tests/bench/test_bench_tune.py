@@ -1,0 +1,61 @@
+"""The search is the same for every row, and goes on where it stopped."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from m3lib.config import load
+from tests.bench import tune
+from tiny import ROOT, make_prepared, random_labels
+
+SETTINGS = load(ROOT / "params.yaml")
+
+
+def test_rows_share_their_trials_and_leave_out_what_their_losses_do_not_read():
+    drawn, contrast, plain = (tune.trials(SETTINGS.variant(name)) for name in ("m3", "asen_v2_contrast", "classifier"))
+    assert len(drawn) == len(contrast) == len(plain) == tune.TRIALS
+    assert [set(trials[0]) for trials in (drawn, contrast, plain)] == [
+        {"lr", "margin", "hardness"},
+        {"lr", "contrast_temperature"},
+        {"lr"},
+    ]
+    assert [trial["lr"] for trial in drawn] == [trial["lr"] for trial in plain]
+    for name, (low, high) in tune.RANGES.items():
+        values = sorted(trial[name] for trial in (contrast if name == "contrast_temperature" else drawn))
+        parts = np.log(np.array(values) / low) / np.log(high / low) * tune.TRIALS
+        assert np.floor(parts).tolist() == list(range(tune.TRIALS))  # one in each part of the range
+
+
+def records(values: list[float], trials: list[dict]) -> pd.DataFrame:
+    """Two data sets, whose mean is `values`."""
+    rows = [
+        trial | {"trial": i, tune.COUNTS: v + d}
+        for i, (v, trial) in enumerate(zip(values, trials, strict=True))
+        for d in (-9, 9)
+    ]
+    return pd.DataFrame(rows, columns=["trial", tune.COUNTS, *tune.RANGES])
+
+
+def test_a_best_trial_at_the_end_of_a_range_gets_one_more_beyond():
+    trials = [{"lr": lr, "margin": margin} for lr, margin in [(0.001, 0.3), (0.004, 0.1), (0.016, 0.5)]]
+    assert tune.extend(records([1, 2, 3], trials)) == [
+        {"lr": pytest.approx(0.016 * 1.7), "margin": 0.5},
+        {"lr": 0.016, "margin": pytest.approx(0.85)},
+    ]
+    assert tune.extend(records([3, 2, 1], trials)) == [{"lr": pytest.approx(0.001 / 1.7, abs=1e-5), "margin": 0.3}]
+    assert [set(trial) for trial in tune.extend(records([1, 3, 2], trials))] == [{"lr", "margin"}]  # the margin
+
+
+def test_the_best_trials_are_those_of_the_mean_over_all_data_sets():
+    table = records([1, 5, 3, 4], [{"lr": 0.1}] * 4)
+    assert tune.best(table, 2) == [1, 3]
+    unfinished = pd.DataFrame([{"trial": 9, tune.COUNTS: 99.0}])  # on one data set only
+    assert tune.best(pd.concat([table, unfinished]), 2) == [1, 3]
+
+
+def test_a_third_of_the_training_images_is_left():
+    labels = random_labels("single", 60, np.random.default_rng(0))
+    prepared = make_prepared(labels, [("train", "")] * 40 + [("valid", "query"), ("valid", "candidate")] * 10)
+    smaller = tune.third(prepared)
+    assert smaller.rows("train").tolist() == list(range(0, 40, 3))
+    assert smaller.rows("valid").tolist() == prepared.rows("valid").tolist()
