@@ -32,7 +32,7 @@ record: $(READY)  ## collect experiments NAME-... into data/results/NAME.csv and
 	python -m m3lib.analysis.record $(NAME)
 
 clean:  ## remove what the pipeline made, but not its cache: `make repro` restores it
-	rm -rf notebooks/executed data/notebooks data/imagenet data/prepared data/models data/embeddings data/attention data/figures data/index data/work dvc_plots
+	rm -rf notebooks/executed data/notebooks data/imagenet data/prepared data/models data/embeddings data/untrained data/attention data/figures data/index data/work dvc_plots
 
 lock:  ## pin the newest versions that satisfy pyproject.toml
 	$(BIN)/uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \

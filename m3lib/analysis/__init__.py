@@ -1,6 +1,8 @@
 """What the numbers say. Nothing here trains or ranks; most of it reads tables.
 
-classes        metrics and embeddings class by class
+classes        metrics class by class, and for rare and frequent classes
+calibration    are class probabilities right as often as they say?
+separation     are classes separable in embedding space, compared with the untrained network?
 significance   bootstrap intervals and paired tests over query images
 factors        do scores order images of one class by finer, unlabelled factors?
 comparison     the report: tables of all variants, published results

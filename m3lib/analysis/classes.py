@@ -1,17 +1,13 @@
-"""Metrics and embeddings class by class: which classes are hard, and where they lie in embedding space."""
+"""Metrics class by class: which classes are hard, and whether these are the rare ones."""
 
 import numpy as np
 import pandas as pd
-import torch
-from sklearn.model_selection import train_test_split
-from sklearn.neighbors import KNeighborsClassifier
 
 from m3lib.data.manifest import Prepared
-from m3lib.retrieval.embeddings import Embeddings
 from m3lib.retrieval.metrics import QueryMetrics, expected_random_ap
+from m3lib.taxonomy import Taxonomy
 
-NEIGHBOURS = 15  # that vote
-MIN_POINTS = 6 * NEIGHBOURS  # half of them may vote; if most of these did, the embeddings would not matter
+BANDS = ("rare", "middle", "frequent")  # thirds of an attribute's classes
 
 
 def class_means(prepared: Prepared, results: dict[str, QueryMetrics]) -> dict[str, float]:
@@ -25,7 +21,10 @@ def class_means(prepared: Prepared, results: dict[str, QueryMetrics]) -> dict[st
 
 
 def class_table(prepared: Prepared, split: str, results: dict[str, QueryMetrics]) -> pd.DataFrame:
-    """Return one row per class with queries: attribute, class_, training images, AP@all and its random floor in %."""
+    """Return one row per class with queries, of the attributes that can be measured.
+
+    Columns attribute, class_, images (training images), band (see `frequency_bands`), AP@all and its random floor in %.
+    """
     taxonomy, blocks = prepared.taxonomy, []
     candidates = prepared.labels[prepared.rows(split, "candidate")]
     asks_all = bool(np.isin(prepared.rows(split, "query"), prepared.rows(split, "candidate")).any())
@@ -34,42 +33,35 @@ def class_table(prepared: Prepared, split: str, results: dict[str, QueryMetrics]
         offered = int(candidates[:, classes].any(axis=1).sum()) - asks_all  # a query is no candidate for itself
         floor = 100 * expected_random_ap(of_attribute.relevant, offered)
         class_id, ap = of_attribute.class_id + classes.start, 100 * of_attribute.ap_all
-        blocks.append(pd.DataFrame({"class_id": class_id, "ap": ap, "floor": floor}))
+        pairs = pd.DataFrame({"class_id": class_id, "ap": ap, "floor": floor})
+        blocks.append(pairs if of_attribute.relevant.any() else pairs[:0])
     table = pd.concat(blocks).groupby("class_id", as_index=False).mean()
+    counts = prepared.labels[prepared.rows("train")].sum(axis=0)  # (M,)
     table["attribute"] = np.array(taxonomy.names)[taxonomy.attribute_of_class[table["class_id"]]]
     table["class_"] = [taxonomy.class_name(m) for m in table["class_id"]]
-    table["images"] = prepared.labels[prepared.rows("train")].sum(axis=0)[table["class_id"]]
-    return table[["attribute", "class_", "images", "ap", "floor"]]
+    table["images"] = counts[table["class_id"]]
+    table["band"] = frequency_bands(counts, taxonomy)[table["class_id"]]
+    return table[["attribute", "class_", "images", "band", "ap", "floor"]]
 
 
-def class_points(
-    prepared: Prepared, embeddings: Embeddings, attribute: int, limit: int, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return up to `limit` test (image, class) pairs of an attribute: vectors (A, d) float32 and class names (A,).
+def frequency_bands(counts: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
+    """(M,) the third of its attribute's classes in which each class is, by its training images, counts (M,).
 
-    The vector is the class-specific embedding of that class if the network outputs one, else the attribute embedding,
-    else the class probabilities of the attribute.
+    "rare", "middle" or "frequent"; "unseen" without a training image. Of two classes, one is rare and one frequent.
     """
-    classes, rows = prepared.taxonomy.classes_of(attribute), prepared.rows("test")
-    image, class_id = np.nonzero(prepared.labels[rows, classes])
-    sample = np.sort(generator.permutation(len(image))[:limit])
-    image, class_id = image[sample], class_id[sample]
-    of_images = embeddings.of_attribute(attribute, prepared.taxonomy).take(rows[image])
-    if of_images.classes is not None:
-        vectors = of_images.classes[torch.arange(len(image)), torch.from_numpy(class_id)]
-    elif of_images.attribute is not None:
-        vectors = of_images.attribute[:, 0]
-    else:
-        vectors = of_images.posterior
-    return vectors.float().numpy(), np.array([prepared.taxonomy.class_name(classes.start + m) for m in class_id])
+    bands = np.full(len(counts), "unseen", dtype=object)
+    for n in range(taxonomy.num_attributes):
+        classes = taxonomy.classes_of(n)
+        seen = classes.start + np.flatnonzero(counts[classes])
+        rising = seen[np.argsort(counts[seen], kind="stable")]
+        bands[rising] = np.array(BANDS)[(3 * np.arange(len(rising)) + 1) // max(len(rising), 1)]
+    return bands
 
 
-def vote(vectors: np.ndarray, labels: np.ndarray, seed: int) -> float:
-    """Return the share of a random half of the points whose class a vote of NEIGHBOURS of the other half predicts.
+def band_means(table: pd.DataFrame, column: str = "ap") -> dict[str, float]:
+    """Return means over classes of a column of `class_table`, as fractions: of "all" classes, and of each band's.
 
-    vectors: (A, d), compared by cosine; labels: (A,). The share is NaN for fewer than MIN_POINTS points.
+    Every class counts once, whatever its number of queries; NaN for a band without classes.
     """
-    if len(labels) < MIN_POINTS:
-        return np.nan
-    voters, others, of_voters, of_others = train_test_split(vectors, labels, test_size=0.5, random_state=seed)
-    return KNeighborsClassifier(NEIGHBOURS, metric="cosine").fit(voters, of_voters).score(others, of_others)
+    by_band = table.groupby("band")[column].mean().reindex([*BANDS, "unseen"])
+    return {"all": float(table[column].mean() / 100)} | {name: float(mean / 100) for name, mean in by_band.items()}

@@ -70,6 +70,43 @@ def main_table(results: Mapping[str, dict], split: str) -> pd.DataFrame:
     return pd.DataFrame(rows.values(), index=list(rows))
 
 
+def beyond_pooled(result: dict, score: str) -> dict[str, float]:
+    """Return what the overall MAP@all of a metrics file hides, as fractions on test by column of `beyond_table`."""
+    summary, bands = result["random"] if score == "random" else result["test"][score], result["bands"][score]
+    errors = {} if score == "random" else result["calibration"]
+    return {
+        "MAP@R": summary["map_r"]["overall_by_query"],
+        "mean of classes": bands["all"],
+        **{f"{band} classes": bands[band] for band in ("rare", "middle", "frequent")},
+        "calibration error": pd.Series(errors, dtype=float).mean(),
+    }
+
+
+def beyond_table(results: Mapping[str, dict], milliseconds: Mapping[str, float]) -> pd.DataFrame:
+    """One row per variant, below the random ranking, on test by its configured score.
+
+    Percent: MAP@R over queries, MAP@all with each class once and in each band of frequency (`classes.band_means`), and
+    the mean calibration error of the attributes. Then bytes per image, and milliseconds per training step where known.
+    """
+    rows = {"random": beyond_pooled(next(iter(results.values())), "random")}
+    rows |= {variant: beyond_pooled(result, result["score"]) for variant, result in results.items()}
+    table = 100 * pd.DataFrame(rows).T
+    table["bytes per image"] = pd.Series({variant: result["bytes"] for variant, result in results.items()})
+    table["ms per step"] = pd.Series(milliseconds, dtype=float)
+    return table
+
+
+def step_milliseconds(recorded: pd.DataFrame, backbones: Mapping[str, str]) -> dict[str, float]:
+    """Return the milliseconds of a training step by variant, of those that were measured with their backbone.
+
+    recorded: what `make bench WHAT=train` writes; its last device counts, and of each step the first size.
+    """
+    last = recorded[recorded["device"] == recorded["device"].iloc[-1]].drop_duplicates(["what", "backbone"])
+    measured = last.set_index(["what", "backbone"])["ms"]
+    keys = {variant: (f"step of {variant}", backbone) for variant, backbone in backbones.items()}
+    return {variant: float(measured[key]) for variant, key in keys.items() if key in measured}
+
+
 def attribute_table(results: Mapping[str, dict], split: str) -> pd.DataFrame:
     """MAP@all in percent: one row per variant, one column per attribute."""
     return 100 * pd.DataFrame({name: s["map_all"]["attributes"] for name, s in summaries(results, split).items()}).T

@@ -20,7 +20,7 @@ import yaml
 from scipy import stats
 
 from m3lib.analysis import sweeps
-from m3lib.analysis.comparison import COLUMNS
+from m3lib.analysis.comparison import COLUMNS, beyond_pooled
 from m3lib.analysis.markdown import markdown_table
 from m3lib.compatibility import SCORES
 from m3lib.config import find_root
@@ -61,8 +61,9 @@ def repeats_general(key: str, values: dict[str, str]) -> bool:
 def experiment_table(root: Path, commit: str, params: dict) -> pd.DataFrame:
     """Return one experiment's metrics in percent, as in a recorded table.
 
-    Overall MAP@all by every score; on test all metrics by the reported score, factor correlations, what
-    `spaces.space_table` says of class spaces, and MAP@all of the classes that some variant held out of training.
+    Overall MAP@all by every score; on test all metrics by the reported score, what `comparison.beyond_pooled` adds,
+    factor correlations, what `spaces.space_table` says of class spaces, and MAP@all of the classes that some variant
+    held out of training.
     """
     trains = [params.get("train", {}) | resolve_row(name, params["systems"])["train"] for name in params["variants"]]
     held_out = {class_ for train in trains for class_ in train.get("held_out", [])}
@@ -77,6 +78,8 @@ def experiment_table(root: Path, commit: str, params: dict) -> pd.DataFrame:
             values |= {("MAP@all", attribute): value for attribute, value in summary["map_all"]["attributes"].items()}
             keys = values if own and split == "test" else [("MAP@all", "")]
             rows += [(name, split, score, own, *key, values[key]) for key in keys]
+        beyond = beyond_pooled(result, result["score"])
+        rows += [(variant, "test", result["score"], False, column, "", value) for column, value in beyond.items()]
         for score, factors in result["likeness"].items():
             rows += [(variant, "test", score, False, "likeness", *item) for item in factors.items()]
         for attribute, space in result["spaces"].items():

@@ -74,6 +74,10 @@ class Embeddings:
         """The scores that can be computed from these kinds of embeddings."""
         return [score for score, kinds in SCORES.items() if set(kinds) <= set(self.tensors)]
 
+    def bytes_per_image(self, score: str) -> int:
+        """Return the bytes of one image that a catalogue must store for a score, for all attributes."""
+        return sum(self.tensors[kind][0].nbytes for kind in SCORES[score])
+
     def of_attribute(self, attribute: int, taxonomy: Taxonomy) -> "Embeddings":
         """Return the embeddings of one attribute and its classes, as views."""
         classes = taxonomy.classes_of(attribute)

@@ -41,6 +41,7 @@ class QueryMetrics:
     class_id: np.ndarray  # (P,) int: index of the class among the label columns
     relevant: np.ndarray  # (P,) int: R
     ap_all: np.ndarray  # (P,) float64: sum of Prec_i over the ranks i of all relevant candidates, divided by R
+    ap_r: np.ndarray  # (P,) float64: the same sum over the relevant ranks i <= R, divided by R (Musgrave et al. 2020)
     ap_100_hits: np.ndarray  # (P,) float64: sum of Prec_i over the relevant ranks i <= k, divided by h (the poster's)
     ap_100_min: np.ndarray  # (P,) float64: the same sum divided by min(R, k) (the usual MAP@k elsewhere)
     recall_100: np.ndarray  # (P,) float64: h / R
@@ -71,6 +72,7 @@ def evaluate_attribute(
         class_id=class_id,
         relevant=relevant,
         ap_all=divide(np.bincount(pair, precision, minlength=len(query)), relevant),
+        ap_r=divide(np.bincount(pair, precision * (rank <= relevant[pair]), minlength=len(query)), relevant),
         ap_100_hits=divide(sum_k, hits),
         ap_100_min=divide(sum_k, np.minimum(relevant, k)),
         recall_100=divide(hits, relevant),
@@ -136,14 +138,14 @@ def measured(by_attribute: Mapping[str, QueryMetrics]) -> dict[str, QueryMetrics
 def summarise(by_attribute: Mapping[str, QueryMetrics]) -> dict:
     """Return the means of every metric, for `to_json`.
 
-    {"map_all": {"overall_by_query", "mean_over_attributes", "attributes": {name: mean}}, "map_100_hits": the same,
-    "map_100_min", "recall_100", "queries": {name: P}}. overall_by_query is the mean over all pairs of all attributes,
-    the "overall" of the ASEN code and the poster: attributes with more queries weigh more.
+    {"map_all": {"overall_by_query", "mean_over_attributes", "attributes": {name: mean}}, "map_r": the same,
+    "map_100_hits", "map_100_min", "recall_100", "queries": {name: P}}. overall_by_query is the mean over all
+    pairs of all attributes, the "overall" of the ASEN code and the poster: attributes with more queries weigh more.
     An attribute that can't be measured (see `measured`) is NaN and takes no part in the other means, which are NaN if
     there is no other attribute.
     """
     summary: dict = {}
-    for field in ("ap_all", "ap_100_hits", "ap_100_min", "recall_100"):
+    for field in ("ap_all", "ap_r", "ap_100_hits", "ap_100_min", "recall_100"):
         values = {name: getattr(of_attribute, field) for name, of_attribute in measured(by_attribute).items()}
         means = {name: float(v.mean()) for name, v in values.items()}
         summary[field.replace("ap_", "map_")] = {

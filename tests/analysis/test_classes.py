@@ -1,13 +1,16 @@
-"""Metrics and embeddings class by class, against loops."""
+"""Metrics class by class, against loops."""
 
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from embedded import labelled_rows, make_embeddings, make_split
 from m3lib.analysis import classes
+from m3lib.data.manifest import hold_out
 from m3lib.retrieval import metrics, ranking
+from m3lib.taxonomy import Attribute, Taxonomy
 from tiny import TAXONOMY
 
 
@@ -30,50 +33,45 @@ def test_class_table_against_a_loop():
         assert table.loc[key, ["images", "ap", "floor"]].tolist() == pytest.approx(values)
 
 
-@pytest.mark.parametrize("source", ["classes", "attribute", "posterior"])
-def test_class_points_against_a_loop(source):
-    prepared, every_kind = make_split(80), make_embeddings(80)
-    absent = {"classes": [], "attribute": ["classes"], "posterior": ["classes", "attribute"]}[source]
-    embeddings = replace(every_kind, **dict.fromkeys(absent))
-    of_attribute = TAXONOMY.classes_of(1)
-    vectors, names = classes.class_points(prepared, embeddings, 1, 1000, np.random.default_rng(0))
-    expected = []
-    for row in labelled_rows(prepared, "test", "query", 1) + labelled_rows(prepared, "test", "candidate", 1):
-        for m in prepared.manifest["labels"][row]:
-            if of_attribute.start <= m < of_attribute.stop:
-                vector = {"classes": every_kind.classes[row, m], "attribute": every_kind.attribute[row, 1]}
-                expected.append(
-                    (TAXONOMY.class_name(m), *vector.get(source, every_kind.posterior[row, of_attribute]).tolist())
-                )
-    assert vectors.dtype == np.float32
-    actual = [(str(name), *vector.tolist()) for name, vector in zip(names, vectors, strict=True)]
-    assert sorted(actual) == sorted(expected)
+def test_an_attribute_that_cannot_be_measured_has_no_row():
+    prepared = make_split(90, seed=3)
+    results = ranking.evaluate(prepared, "test", "attribute", make_embeddings(90))
+    unanswered = replace(results["details"], relevant=np.zeros_like(results["details"].relevant))
+    table = classes.class_table(prepared, "test", results | {"details": unanswered})
+    assert set(table["attribute"]) == {"colour", "sleeve"}
+    nothing = dict.fromkeys(results, unanswered)
+    assert all(np.isnan(mean) for mean in classes.band_means(classes.class_table(prepared, "test", nothing)).values())
 
 
-def test_class_points_draws_no_more_than_the_limit_and_by_the_seed():
-    prepared, embeddings = make_split(80), make_embeddings(80)
-
-    def points(seed: int, limit: int = 7) -> np.ndarray:
-        return classes.class_points(prepared, embeddings, 1, limit, np.random.default_rng(seed))[0]
-
-    assert len(points(0)) == 7
-    assert np.array_equal(points(0), points(0))
-    assert not np.array_equal(points(0), points(1))
-    assert len(np.unique(points(0), axis=0)) == 7
-
-
-def class_centres(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points of three classes around three centres, sorted by class as in many tables."""
-    labels = np.arange(count) * 3 // max(count, 1)
-    return np.eye(3)[labels] + 0.1 * np.random.default_rng(0).normal(size=(count, 3)), labels.astype(str)
+@pytest.mark.parametrize("size", range(1, 11))
+def test_bands_are_thirds_of_the_seen_classes_by_training_images(size):
+    """Symmetric: as many rare classes as frequent ones, and no frequent one with fewer images than a middle one."""
+    rng = np.random.default_rng()
+    taxonomy = Taxonomy((Attribute("a", ("x", "y")), Attribute("b", tuple(map(str, range(size + 1))))))
+    counts = np.concatenate([[9, 4], rng.permutation([0, *rng.choice(np.arange(1, 90), size, replace=False)])])
+    bands = classes.frequency_bands(counts, taxonomy)
+    assert bands[:2].tolist() == ["frequent", "rare"]
+    assert counts[2:][bands[2:] == "unseen"].tolist() == [0]
+    by_count = bands[2:][np.argsort(counts[2:])][1:].tolist()
+    third = round(size / 3)  # 1 of 2 and of 4, 2 of 5
+    middle = size - 2 * third
+    assert by_count == ["rare"] * third + ["middle"] * middle + ["frequent"] * third
 
 
-def test_a_vote_depends_on_the_embeddings_and_not_on_the_order():
-    vectors, labels = class_centres(classes.MIN_POINTS)
-    assert classes.vote(vectors, labels, 0) == 1
-    assert classes.vote(np.random.default_rng(1).permutation(vectors), labels, 0) < 0.6
+def test_every_class_counts_once_in_the_means_of_bands():
+    rng = np.random.default_rng()
+    band, ap = rng.choice(["rare", "frequent", "unseen"], 40), 100 * rng.random(40)
+    means = classes.band_means(pd.DataFrame({"band": band, "ap": ap, "floor": ap / 2}))
+    assert list(means) == ["all", "rare", "middle", "frequent", "unseen"]
+    assert means["all"] == pytest.approx(ap.mean() / 100)
+    for name in ("rare", "frequent", "unseen"):
+        assert means[name] == pytest.approx(sum(ap[band == name]) / sum(band == name) / 100)
+    assert np.isnan(means["middle"])
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 15, 30, classes.MIN_POINTS - 1])
-def test_a_vote_in_which_most_points_would_vote_is_not_measured(count):
-    assert np.isnan(classes.vote(*class_centres(count), 0))
+def test_a_class_left_out_of_training_is_unseen():
+    prepared = make_split(90, seed=3)
+    results = ranking.evaluate(prepared, "test", "attribute", make_embeddings(90))
+    table = classes.class_table(hold_out(prepared, ["colour: red"]), "test", results)
+    assert table[table["band"] == "unseen"]["class_"].tolist() == ["red"]
+    assert table[table["class_"] == "red"]["images"].tolist() == [0]

@@ -12,7 +12,7 @@ from m3lib.retrieval.metrics import to_json
 from tiny import ROOT, SETTINGS
 
 PUBLISHED = pd.read_csv(ROOT / "data/results/published.csv")
-METRICS = ["map_all", "map_100_hits", "map_100_min", "recall_100"]
+METRICS = ["map_all", "map_100_hits", "map_100_min", "recall_100", "map_r"]
 
 
 def summary(overall: float, colour: float, sleeve: float) -> dict:
@@ -27,18 +27,28 @@ def summary(overall: float, colour: float, sleeve: float) -> dict:
     }
 
 
+def bands(value: float) -> dict:
+    return {name: value + k / 100 for k, name in enumerate(["all", "rare", "middle", "frequent"])}
+
+
 RESULTS = {
     "asen": {
         "score": "attribute",
         "random": summary(0.2, 0.25, 0.3),
         "valid": {"attribute": summary(0.41, 0.4, 0.4)},
         "test": {"attribute": summary(0.4, 0.5, 0.3)},
+        "bands": {"attribute": bands(0.3), "random": bands(0.1)},
+        "calibration": {},
+        "bytes": 1000,
     },
     "m3": {
         "score": "weighted",
         "random": summary(0.2, 0.25, 0.3),
         "valid": {"weighted": summary(0.61, 0.6, 0.7)},
         "test": {"weighted": summary(0.6, 0.55, 0.7), "posterior": summary(0.58, 0.5, 0.6)},
+        "bands": {"weighted": bands(0.5), "posterior": bands(0.2), "random": bands(0.1)},
+        "calibration": {"colour": 0.1, "sleeve": 0.2},
+        "bytes": 2000,
     },
 }
 
@@ -50,6 +60,30 @@ def test_main_table_has_a_row_per_variant_and_on_test_the_random_ranking():
     assert table.loc["m3"].tolist()[1:] == pytest.approx([60, 62.5, 61, 62, 63])
     assert table.loc["random"].tolist()[1:] == pytest.approx([20, 27.5, 21, 22, 23])
     assert comparison.main_table(RESULTS, "valid")["MAP@all"].to_dict() == pytest.approx({"asen": 41, "m3": 61})
+
+
+def test_beyond_pooled_map_has_a_row_per_variant_below_the_random_ranking():
+    table = comparison.beyond_table(RESULTS, {"asen": 120.0})
+    assert table.index.tolist() == ["random", "asen", "m3"]
+    names = ["MAP@R", "mean of classes", "rare classes", "middle classes", "frequent classes", "calibration error"]
+    assert table.columns.tolist() == [*names, "bytes per image", "ms per step"]
+    expected = [
+        [24, 10, 11, 12, 13, np.nan, np.nan, np.nan],
+        [44, 30, 31, 32, 33, np.nan, 1000, 120],
+        [64, 50, 51, 52, 53, 15, 2000, np.nan],
+    ]
+    np.testing.assert_allclose(table.to_numpy(), expected)
+
+
+def test_the_milliseconds_of_a_step_are_those_of_the_last_device_the_same_backbone_and_the_first_size():
+    rows = [
+        ("step of m3", "old", "lite0", 64, 9.0), ("step of asen", "old", "lite0", 64, 8.0),
+        ("step of m3", "new", "lite0", 64, 5.0), ("step of m3", "new", "lite0", 128, 7.0),
+        ("loading only", "new", "lite0", 64, 1.0), ("step of modc", "new", "resnet10t", 64, 3.0),
+    ]  # fmt: skip
+    recorded = pd.DataFrame(rows, columns=["what", "device", "backbone", "batch", "ms"])
+    backbones = dict.fromkeys(["asen", "modc", "m3"], "lite0")
+    assert comparison.step_milliseconds(recorded, backbones) == {"m3": 5.0}
 
 
 def test_attribute_table_has_a_column_per_attribute():

@@ -16,6 +16,7 @@ PAIR = ["lower", "higher", "difference", "low", "high", "p"]
 
 def summary(value: float) -> dict:
     metrics = {metric: {mean: value for _, mean in COLUMNS.values()} for metric, _ in COLUMNS.values()}
+    metrics["map_r"] = {"overall_by_query": value / 5}
     metrics["map_all"]["attributes"] = {"colour": value, "shape": value / 2}
     return metrics
 
@@ -52,6 +53,8 @@ def repository(tmp_path):
             "colour": {"cosine": 0.5, "own": 60.0, "attribute": None},
             "hem": {"cosine": 0, "own": 20.0},
         }
+        of_classes = {"all": 0.2, "rare": 0.1, "middle": None, "frequent": 0.4, "unseen": None}
+        result |= {"bands": {"weighted": of_classes}, "calibration": {"colour": 0.1, "shape": None}, "bytes": 9}
         result["classes"] = {"weighted": {"colour: red": 0.5, "colour: blue": 0.6}}
         pairs = pd.DataFrame([["asen", "m3", 100 * value, 10 * seed - 5, 90, 0.01]], columns=PAIR)
         pairs.to_csv(tmp_path / "data" / "pairs.csv", index=False)
@@ -126,6 +129,15 @@ def test_class_spaces_are_averaged_over_attributes_and_then_over_runs(repository
     lines = record.space_table(repository / "data" / "results", "sweep").splitlines()
     assert lines[0] == "| variant | cosine | own |"
     assert lines[-1] == "| m3 | 25.0 | 40.0 |"
+
+
+def test_records_what_pooled_map_hides_without_a_place_in_the_tables(repository):
+    table = pd.read_csv(record.collect(repository, "sweep")).query("seed == 1 and not own")
+    names = ["MAP@R", "mean of classes", "rare classes", "frequent classes", "calibration error"]
+    beyond = table[table["metric"].isin([*names, "middle classes"])]
+    assert beyond[["seed", "metric"]].to_numpy().tolist() == [[1, name] for name in names]
+    assert beyond["percent"].tolist() == [10, 20, 10, 40, 10]
+    assert "rare" not in record.results_tables(repository / "data/results", "sweep")
 
 
 def test_pairs_are_counted_over_runs(repository):

@@ -27,7 +27,7 @@ def small(monkeypatch, tmp_path) -> bench_train.Bench:
 
 def test_every_row_of_the_table_is_a_ratio(small):
     table = small.run()
-    assert set(table["what"]) >= {f"step of {name}" for name in (bench_train.PLAIN, *bench_train.SYSTEMS)}
+    assert set(table["what"]) >= {f"step of {name}" for name in SETTINGS.variants}
     assert {"pairs/s of m3", "loading only", "extraction by m3", "extraction by asen_v2"} <= set(table["what"])
     assert (table["ratio"] > 0).all()
     assert (table[table["what"] == f"step of {bench_train.PLAIN}"]["ratio"] == 1).all()

@@ -36,7 +36,6 @@ from m3lib.training import augment, devices, inference
 from m3lib.training import trainer as training
 from tests.bench.measure import in_new_process, seconds
 
-SYSTEMS = ("asen", "asen_v2", "asen_pp", "modc", "m3_a", "m3_c", "m3")
 PLAIN = "classifier"
 ROUNDS = 5  # each ratio is the median over these
 LABELS = 1.5  # classes of an attribute that an image carries, of the labelled attributes
@@ -94,8 +93,9 @@ def make_row(network: str, size: str, batch: int) -> Variant:
 class Stepper:
     """A trainer at its first epoch, whose next step is a call."""
 
-    def __init__(self, prepared: Prepared, variant: Variant, threads: int, accelerator: str):
-        self.trainer = trainer = training.Trainer(prepared, variant, 0, threads, accelerator)
+    def __init__(self, prepared: Prepared, variant: Variant, threads: int, accelerator: str, cache: Path | None = None):
+        """cache: a folder for the outputs of frozen blocks, which steps then read instead of images."""
+        self.trainer = trainer = training.Trainer(prepared, variant, 0, threads, accelerator, cache)
         self.stage, self.generator = trainer.schedule.stage(0), torch.Generator().manual_seed(0)
         trainer.system.enter_stage(self.stage.loss)
         trainer.system.train()
@@ -171,7 +171,7 @@ class Bench:
     def __init__(self, size: str, folder: Path, rounds: int):
         settings = config.load(config.find_root() / "params.yaml")
         self.size, self.folder, self.rounds, self.threads = size, folder, rounds, settings.threads
-        self.accelerator = settings.accelerator
+        self.accelerator, self.variants = settings.accelerator, settings.variants
         device = devices.choose(self.accelerator, settings.train.precision)
         name = torch.cuda.get_device_name() if device.type == "cuda" else f"{cpu_name()}, {self.threads} threads"
         self.machine = {
@@ -182,10 +182,10 @@ class Bench:
         }
         self.rows: list[dict] = []
 
-    def stepper(self, network: str, shape: Sequence[int]) -> Stepper:
+    def stepper(self, network: str, shape: Sequence[int], cache: Path | None = None) -> Stepper:
         batch, side, classes, attributes = shape
         prepared = make_prepared(max(512, 2 * batch), side, classes, attributes, self.folder)
-        return Stepper(prepared, make_row(network, self.size, batch), self.threads, self.accelerator)
+        return Stepper(prepared, make_row(network, self.size, batch), self.threads, self.accelerator, cache)
 
     def peak_mb(self, network: str, shape: Sequence[int]) -> float:
         try:
@@ -202,8 +202,12 @@ class Bench:
         print(*(f"{key} {value}" for key, value in row.items()), sep="  ", flush=True)
 
     def steps(self, networks: Sequence[str], shape: Sequence[int]) -> None:
-        """Each network's step in images per second, as a share of the plain classification step's; and its memory."""
-        steppers = {name: self.stepper(name, shape) for name in (PLAIN, *networks)}
+        """Each network's step in images per second, as a share of the plain classification step's; and its memory.
+
+        As in the pipeline, a step reads the stored outputs of frozen blocks.
+        """
+        cache = self.folder / "activations"
+        steppers = {name: self.stepper(name, shape, cache) for name in dict.fromkeys((PLAIN, *networks))}
         times = take_turns({name: s.step for name, s in steppers.items()}, self.rounds)
         for name, spent in times.items():
             mb = self.peak_mb(name, shape)
@@ -233,7 +237,7 @@ class Bench:
 
     def run(self, networks: Sequence[str] = ()) -> pd.DataFrame:
         base = BASE[self.size]
-        self.steps(networks or SYSTEMS, base)
+        self.steps(networks or self.variants, base)
         if networks:
             return pd.DataFrame(self.rows)
         for attributes in (base[3], *GROWS[self.size][3]):  # one forward pass serves all labels of an image

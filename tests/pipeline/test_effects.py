@@ -112,7 +112,7 @@ def test_the_committed_settings_give_one_short_note():
         (["sources.wardrobe.images.fit=pad"], f"sources.wardrobe.images.fit: {NO_EFFECT} the drawn images are square"),
         (
             ["sources.wardrobe.umap.points=80"],
-            f"sources.wardrobe.umap.points: {NO_EFFECT} umap.points is 600, not auto",
+            f"sources.wardrobe.umap.points: {NO_EFFECT} umap.points is 300, not auto",
         ),
         (
             ["train.epochs=9", "sources.wardrobe.train.epochs=5"],
@@ -120,7 +120,7 @@ def test_the_committed_settings_give_one_short_note():
         ),
         (["source=csv", "images.width=72"], f"images.width: {NO_EFFECT} sources.csv has the same value"),
         (
-            ["umap.points=auto", "sources.wardrobe.umap.points=600"],
+            ["umap.points=auto", "sources.wardrobe.umap.points=300"],
             f"umap.points: {NO_EFFECT} sources.wardrobe has the same value",
         ),
         (

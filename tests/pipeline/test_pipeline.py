@@ -112,7 +112,10 @@ def test_every_output_has_its_documented_name(whole):
         assert str(whole.folder) not in path.read_text(), f"{path.name} holds a path of this machine"
         assert '"output_type": "error"' not in path.read_text()
     data = whole.folder / "data"
-    for folder, ending in [*((f, "safetensors") for f in ("models", "attention", "embeddings")), ("curves", "csv")]:
+    for folder, ending in [
+        *((f, "safetensors") for f in ("models", "attention", "embeddings", "untrained")),
+        ("curves", "csv"),
+    ]:
         assert sorted(path.name for path in (data / folder).iterdir()) == [f"{v}.{ending}" for v in VARIANTS]
     figures = ["attributes.png", "curves.png", "retrieved.png", *(f"umap-{v}.png" for v in VARIANTS)]
     assert sorted(path.name for path in (data / "figures").iterdir()) == figures

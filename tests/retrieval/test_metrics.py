@@ -22,7 +22,7 @@ from m3lib.retrieval.metrics import (
     to_json,
 )
 
-FIELDS = ("query", "class_id", "relevant", "ap_all", "ap_100_hits", "ap_100_min", "recall_100")
+FIELDS = ("query", "class_id", "relevant", "ap_all", "ap_r", "ap_100_hits", "ap_100_min", "recall_100")
 SHARED = Path(__file__).parents[3] / "shared"
 
 
@@ -55,9 +55,9 @@ def naive(similarity, query_labels, candidate_labels, k):
             precisions = [j / rank for j, rank in enumerate(ranks, start=1)]
             R, hits = len(ranks), sum(rank <= k for rank in ranks)
             total, total_k = sum(precisions), sum(precisions[:hits])
-            rows.append(
-                (i, m, R, total / max(R, 1), total_k / max(hits, 1), total_k / max(min(R, k), 1), hits / max(R, 1))
-            )
+            total_r = sum(p for p, rank in zip(precisions, ranks, strict=True) if rank <= R)
+            by_k = (total_k / max(hits, 1), total_k / max(min(R, k), 1), hits / max(R, 1))
+            rows.append((i, m, R, total / max(R, 1), total_r / max(R, 1), *by_k))
     return np.array(rows, dtype=float).reshape(-1, len(FIELDS)).T
 
 
@@ -81,6 +81,7 @@ def test_literal_metrics():
     assert at_3.class_id.tolist() == [0, 1, 2]
     assert at_3.relevant.tolist() == [3, 1, 0]
     assert at_3.ap_all == pytest.approx([(1 + 2 / 3 + 3 / 6) / 3, 1 / 4, 0])
+    assert at_3.ap_r == pytest.approx([(1 + 2 / 3) / 3, 0, 0])
     assert at_3.ap_100_hits == pytest.approx([(1 + 2 / 3) / 2, 0, 0])
     assert at_3.ap_100_min == pytest.approx([(1 + 2 / 3) / 3, 0, 0])
     assert at_3.recall_100 == pytest.approx([2 / 3, 0, 0])
@@ -174,19 +175,20 @@ def test_expected_random_ap_by_exhaustion():
 # ---- summaries
 
 
-def constant_metrics(count, ap, hits=0.0, minimum=0.0, recall=0.0):
+def constant_metrics(count, ap, hits=0.0, minimum=0.0, recall=0.0, ap_r=0.0):
     index = np.arange(count)
-    return QueryMetrics(index, index, index + 1, *(np.full(count, value) for value in (ap, hits, minimum, recall)))
+    return QueryMetrics(index, index, index + 1, *(np.full(count, x) for x in (ap, ap_r, hits, minimum, recall)))
 
 
 def test_summarise_literal():
     summary = summarise(
-        {"sleeve": constant_metrics(3, 0.5, 0.8, 0.2, 0.1), "neck": constant_metrics(1, 0.9, 0.4, 0, 1)}
+        {"sleeve": constant_metrics(3, 0.5, 0.8, 0.2, 0.1, 0.4), "neck": constant_metrics(1, 0.9, 0.4, 0, 1, 0.8)}
     )
-    assert list(summary) == ["map_all", "map_100_hits", "map_100_min", "recall_100", "queries"]
+    assert list(summary) == ["map_all", "map_r", "map_100_hits", "map_100_min", "recall_100", "queries"]
     assert summary["queries"] == {"sleeve": 3, "neck": 1}
     for key, overall, mean, sleeve, neck in [
         ("map_all", 0.6, 0.7, 0.5, 0.9),
+        ("map_r", 0.5, 0.6, 0.4, 0.8),
         ("map_100_hits", 0.7, 0.6, 0.8, 0.4),
         ("map_100_min", 0.15, 0.1, 0.2, 0),
         ("recall_100", 0.325, 0.55, 0.1, 1),
@@ -211,7 +213,7 @@ def unanswered(count):
 def test_an_attribute_that_cannot_be_measured_takes_no_part_in_the_means(unmeasured):
     others = {"sleeve": constant_metrics(3, 0.5), "colour": constant_metrics(2, 0.25, 1)}
     summary, expected = summarise({"neck": unmeasured} | others), summarise(others)
-    for key in ("map_all", "map_100_hits", "map_100_min", "recall_100"):
+    for key in ("map_all", "map_r", "map_100_hits", "map_100_min", "recall_100"):
         assert np.isnan(summary[key]["attributes"].pop("neck"))
         assert summary[key] == expected[key]
     assert summary["queries"]["neck"] == len(unmeasured.query)

@@ -51,7 +51,8 @@ class Lopsided:
             PIL.Image.fromarray(coarse).save(folder / "catalogue" / f"{i:03}.png")
         (folder / "params.yaml").write_text(json.dumps(merged(merged(VALUES, TINY), changes)))
         (folder / "data" / "results").mkdir(parents=True)
-        shutil.copy(ROOT / "data" / "results" / "published.csv", folder / "data" / "results")
+        for name in ("published.csv", "training.csv"):
+            shutil.copy(ROOT / "data" / "results" / name, folder / "data" / "results")
 
     def run(self, monkeypatch, *notebooks: str, rows: Sequence[str] = ROWS) -> dict[str, str]:
         """Run notebooks on the folder, by default every stage that reads the catalogue; returns what each printed."""
