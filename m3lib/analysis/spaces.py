@@ -16,7 +16,7 @@ from m3lib.data.manifest import Prepared
 from m3lib.retrieval import metrics, ranking, scores
 from m3lib.retrieval.embeddings import Embeddings
 
-MAX_QUERIES, MAX_SPACES = 500, 24  # of an attribute, sampled; bounds the time on large benchmarks
+MAX_QUERIES, MAX_SPACES = 500, 12  # of an attribute, sampled; bounds the time on large benchmarks
 
 
 def mean_cosine(vectors: Tensor) -> float:
