@@ -395,7 +395,7 @@ def test_a_row_knows_which_general_settings_do_not_reach_it(row, own):
         (("asen_v2", "train"), {"lr": VALUES["train"]["lr"]}),  # the general value
         (("m3_a", "loss"), {"m3_cluster": 1}),  # the value of m3, which it is like
         (("asen", "loss"), {"asen_triplet": 1, "margin": 0.2}),
-        (("asen_pp", "stages", 0), {"epoch_share": 0.5, "loss": {}, "train": VALUES["systems"]["asen_pp"]["train"]}),
+        (("asen_pp", "stages", 0), {"epoch_share": 0.75, "loss": {}, "train": VALUES["systems"]["asen_pp"]["train"]}),
     ],
 )
 def test_a_present_value_written_into_a_row_changes_nothing_that_its_training_depends_on(tmp_path, path, value):
