@@ -1,6 +1,7 @@
-"""Which files of m3lib a piece of code imports: a checkpoint and a row's settings file cover these, and no more."""
+"""Which files of m3lib a piece of code imports: a checkpoint, a row's file and the copy of a notebook cover these."""
 
 import ast
+import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def imported_files(*modules: str) -> list[Path]:
         path = module_file(waiting.pop())
         if path and path not in files:
             files.add(path)
-            waiting += imports(ast.parse(path.read_text(encoding="utf-8")))
+            waiting += imports_of(path)
     return sorted(files)
 
 
@@ -26,6 +27,12 @@ def module_file(module: str) -> Path | None:
     """The file of an m3lib module; None if there is no such module (the name is a function or a class)."""
     base = PACKAGE.parent.joinpath(*module.split("."))
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+@functools.cache  # one process asks about many files that import the same ones
+def imports_of(path: Path) -> tuple[str, ...]:
+    """The imports of a file of m3lib."""
+    return tuple(imports(ast.parse(path.read_text(encoding="utf-8"))))
 
 
 def imports(tree: ast.AST) -> Iterator[str]:

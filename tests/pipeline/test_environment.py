@@ -7,15 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
 import yaml
 from jupyter_client.kernelspec import KernelSpecManager
 
-from m3lib.errors import InputError
-from m3lib.pipeline import copy_notebooks, environment, execute
-from notebook_runs import Workspace, listing, outputs
-from tiny import ROOT
+from m3lib.pipeline import environment, execute
+from notebook_runs import Workspace, listing
 from workspace import ENVIRONMENT, finished
 
 STAGES = {  # of dvc.yaml: what it is run with besides the hostile variables
@@ -239,32 +236,6 @@ def test_the_kernel_is_this_interpreters(tmp_path, monkeypatch):
     argv = execute.OwnKernel(kernel_name="python3").kernel_spec.argv
     assert argv[0] == sys.executable
     assert argv[-4:] == ["-m", "ipykernel_launcher", "-f", "{connection_file}"]
-
-
-def test_copies_of_notebooks_have_no_outputs_whatever_git_is_configured_to_strip(tmp_path, monkeypatch):
-    set_traps(tmp_path / "home")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    (tmp_path / "notebooks").mkdir()
-    for path in (ROOT / "notebooks").glob("0*.ipynb"):
-        notebook = nbformat.read(path, as_version=4)
-        notebook.metadata["language_info"] = notebook.metadata["widgets"] = {"name": "x"}
-        cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
-        cell.outputs, cell.execution_count = [nbformat.v4.new_output("stream", text="an output")], 7
-        cell.metadata["collapsed"] = cell.metadata["scrolled"] = True
-        nbformat.write(notebook, tmp_path / "notebooks" / path.name)
-    copy_notebooks.copy(tmp_path)
-    for path in (ROOT / "notebooks").glob("0*.ipynb"):
-        copy = nbformat.read(tmp_path / "data" / "notebooks" / path.name, as_version=4)
-        assert copy == nbformat.read(path, as_version=4)
-    assert outputs(tmp_path / "data" / "notebooks" / "01_prepare.ipynb") == []
-
-
-@pytest.mark.parametrize("text", ["", "{}", "{", "[1]"])
-def test_a_notebook_that_is_none_is_one_sentence(tmp_path, text):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "01_prepare.ipynb").write_text(text)
-    with pytest.raises(InputError, match=r"01_prepare\.ipynb can't be read as a notebook \(.*\); restore it with git"):
-        copy_notebooks.copy(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["plain", "Zoë's", "商品"])
