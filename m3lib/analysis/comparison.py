@@ -32,6 +32,8 @@ PUBLISHED_NAMES = {  # variant -> name in the published table, in the published 
 FURTHER_PAIRS = (
     ("frozen", "classifier"), ("classifier", "classifier_bce"), ("classifier_bce", "m3"), ("classifier", "m3"),
     ("modc", "m3"), ("asen_v2_l1", "m3"), ("modc_l1", "m3"), ("asen_pp", "asen_pp_long"),
+    ("asen_v2", "asen_v2_contrast"), ("modc", "modc_contrast"), ("asen_v2_contrast", "m3"), ("modc_contrast", "m3"),
+    ("m3_shared", "m3"), ("m3", "m3_softmax"), ("classifier", "m3_softmax"), ("asen_v2_l1_softmax", "m3_softmax"),
 )  # fmt: skip
 
 
