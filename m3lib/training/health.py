@@ -21,6 +21,7 @@ from m3lib.systems.base import Outputs, System
 from m3lib.systems.losses import Batch, find_anchors, known_attributes
 from m3lib.systems.objective import total_loss
 from m3lib.training.inference import predict
+from m3lib.training.schedule import StageSchedule
 
 BATCHES = 4  # of training images
 SATURATED = 0.99  # of the range of a tanh or sigmoid
@@ -64,14 +65,24 @@ class Watch(TorchFunctionMode):
 
 
 @torch.no_grad()
-def examine(system: System, prepared: Prepared, variant: Variant, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def examine(
+    system: System, prepared: Prepared, variant: Variant, curves: pd.DataFrame, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return two tables about a trained network, in evaluation mode, on a few batches of training images.
 
+    system, curves: what `run.fit` returned, the network at its best epoch.
+
     Units: one row per activation function, with the shares "saturated" and "dead" in one batch, fractions. Losses: one
-    row per loss of the last stage, with its value, its "trivial" value, that of `constant` outputs, and their ratio.
+    row per loss of the stage of the best epoch, with its value, its "trivial" value, that of `constant` outputs, and
+    their ratio.
     """
     prepared, generator = hold_out(prepared, variant.train.held_out), Generator().manual_seed(seed)
-    rows, device, loss = prepared.rows("train"), system.attribute_of_class.device, variant.stages[-1].loss
+    best = int(curves["valid_map_all"].fillna(-1)[::-1].idxmax())  # of equal epochs the last, as the trainer keeps
+    rows, device, loss = (
+        prepared.rows("train"),
+        system.attribute_of_class.device,
+        StageSchedule(variant).stage(best).loss,
+    )
     prior = class_prior(torch.from_numpy(prepared.labels[rows]).to(device), system.attribute_of_class)
     drawn = torch.randperm(len(rows), generator=generator)[: BATCHES * variant.train.batch].numpy()
     parts: dict[str, list[list[float]]] = {}

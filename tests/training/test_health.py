@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tqdm import tqdm
 
 from m3lib import systems
 from m3lib.analysis import spaces
@@ -13,6 +14,7 @@ from m3lib.systems.base import Outputs
 from m3lib.systems.losses import Batch, find_anchors
 from m3lib.systems.objective import total_loss
 from m3lib.training import health, inference
+from m3lib.training.trainer import Trainer
 from stripes import PREPARED, run, short
 from tiny import OWN, generator, make_system, make_variant, random_labels
 
@@ -65,10 +67,22 @@ def test_the_logits_of_a_constant_minimise_the_classification_losses(name):
 
 def test_a_constant_embedding_has_the_margin_as_its_triplet_loss(tmp_path):
     variant = short("asen_v2", 20, batch=24)
-    system, _ = run(variant, tmp_path / "c.safetensors")
-    _, losses = health.examine(system, PREPARED, variant, seed=0)
+    system, curves = run(variant, tmp_path / "c.safetensors")
+    _, losses = health.examine(system, PREPARED, variant, pd.DataFrame(curves), seed=0)
     assert losses.loc["asen_triplet", "trivial"] == pytest.approx(variant.loss.margin, rel=1e-5)
     assert losses.loc["asen_triplet", "ratio"] < 1
+
+
+@pytest.mark.parametrize("best", [1, 2])
+def test_the_losses_are_those_of_the_stage_of_the_best_epoch(best, tmp_path):
+    """A network whose best epoch is before its second branch joined has no loss of that branch."""
+    variant = short("asen_pp", 2, (0.5, 0.5))
+    trainer = Trainer(PREPARED, variant, 0, 1)
+    for _ in range(best):
+        trainer.run_epoch(tqdm(disable=True))
+    curves = pd.DataFrame({"epoch": [1, 2], "valid_map_all": np.eye(2)[best - 1]})
+    _, losses = health.examine(trainer.system, PREPARED, variant, curves, seed=0)
+    assert ("asen_pp_local" in losses.index) == (best == 2)
 
 
 @pytest.mark.parametrize("network", ["m3_a", "m3_c", "m3"])
