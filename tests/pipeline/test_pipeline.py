@@ -28,11 +28,8 @@ def spare(tmp_path_factory):
 @pytest.mark.parametrize(
     ("setting", "value", "sentence"),
     [
-        ("variants", "[asen, m33]", r"variants: there is no row 'm33'; did you mean 'm3'"),
         ("train.lr", "1e-3", r"params\.yaml, train\.lr: expected a number, got '1e-3' \(.*write 0\.0001\)"),
-        ("source", "csv", r"data/catalogue/catalogue\.csv"),
         ("source", "fashionai", r"fashionai is not complete in .*data/fashionai; the missing files are listed above"),
-        ("model.backbone", "resnet1O", r"resnet1O.*did you mean .*resnet18"),
     ],
 )
 def test_a_wrong_setting_ends_the_run_at_once_with_one_sentence(spare, setting, value, sentence):
@@ -161,7 +158,7 @@ def test_an_experiment_elsewhere_runs_its_own_code(whole):
     )
     path.write_text(path.read_text() + marker)
     try:
-        said = whole.dvc("exp", "run", "--temp", "--single-item", "--name", "elsewhere", "report")
+        said = whole.dvc("exp", "run", "--temp", "--force", "--single-item", "--name", "elsewhere", "report")
     finally:
         whole.reset()
     assert stages_run(said) == ["report"], said

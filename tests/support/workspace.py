@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
+from m3lib import config
+from m3lib.data import code
+from m3lib.pipeline import check_inputs, copy_notebooks
+
 ROOT = Path(__file__).parents[2]
 VARIANTS = ["asen", "m3"]
 PER_VARIANT = ("train", "evaluate", "umap")
@@ -107,10 +111,15 @@ class Clone:
         assert (process.returncode == 0) == ok, said
         return said
 
-    def check_inputs(self) -> None:
-        """Run the command of the first stage, which rewrites the settings file of each row."""
-        command = [sys.executable, "-m", "m3lib.pipeline.check_inputs"]
-        subprocess.run(command, cwd=self.folder, env=ENVIRONMENT, capture_output=True, check=True)
+    def refresh(self) -> None:
+        """Write what the first two stages write, from this folder's settings and code, but in this process."""
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (check_inputs, config):
+                patch.setattr(module, "find_root", lambda: self.folder)
+            patch.setattr(code, "PACKAGE", self.folder / "m3lib")
+            code.imports_of.cache_clear()
+            assert check_inputs.main() == 0
+            copy_notebooks.copy(self.folder)
 
     def stale(self) -> set[str]:
         """The stages that dvc finds changed, without the one that always is."""
