@@ -32,6 +32,7 @@ from m3lib.validation import NAME
 OBJECT_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the representation of a Python object
 VARYING = ["metadata.papermill", "cell.metadata.papermill", "cell.metadata.execution", "metadata.language_info.version"]
 OUT_OF_MEMORY = "memory ran out: lower train.batch, or images.height and images.width (params.yaml), or free some"
+PATIENCE = 600  # seconds for the start of a kernel and for the last output of a cell, on a busy machine
 # matplotlib reads a matplotlibrc in the working directory, and no setting prevents that
 FIRST_LINE = "--InteractiveShellApp.exec_lines=__import__('matplotlib').rcdefaults()"
 KNOWN_FAILURES = {  # pattern in the message of an error: the sentence that is printed instead of a traceback
@@ -86,7 +87,7 @@ def execute(source: Path, executed: Path, parameters: dict[str, str], root: Path
     """
     sockets = Config({"KernelManager": {"transport": "ipc", "ip": str(Path("data", "work", f"{executed.stem}-ipc"))}})
     options = {"kernel_name": "python3", "kernel_manager_class": OwnKernel, "config": sockets, "progress_bar": False}
-    options |= {"extra_arguments": [FIRST_LINE]}
+    options |= {"extra_arguments": [FIRST_LINE], "start_timeout": PATIENCE, "iopub_timeout": PATIENCE}
     options |= {"shutdown_kernel": "immediate"}  # a kernel that shuts down by itself may print a traceback
     source, executed = source.relative_to(root), executed.relative_to(root)
     execute_notebook(source, executed, parameters, **options, stdout_file=sys.stdout, stderr_file=sys.stderr)

@@ -123,7 +123,7 @@ def test_every_output_has_its_documented_name(whole):
 def test_git_sees_only_what_is_kept(whole):
     kept = {name for name in whole.git("ls-files", "data").split() if not name.startswith("data/results/")}
     expected = {f"data/{name}" for name in ("backbones.json", "inputs.json", "metrics.json", "pairs.csv")}
-    kinds = (("metrics", "json"), ("curves", "csv"), ("rows", "json"))
+    kinds = (("metrics", "json"), ("curves", "csv"), ("health", "json"), ("rows", "json"))
     expected |= {f"data/{kind}/{v}.{end}" for kind, end in kinds for v in VARIANTS}
     assert kept - {"data/README.md"} == expected
     assert whole.git("ls-files", "notebooks/executed") == ""

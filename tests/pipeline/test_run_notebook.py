@@ -107,6 +107,16 @@ def test_the_answer_is_quoted_below_the_title_and_nothing_else_changes(notebooks
     assert answered[-1].outputs == plain[-1].outputs
 
 
+def test_an_output_that_comes_late_on_a_busy_machine_is_kept(notebooks):
+    """Five seconds after the cell has ended; nbclient waits four by itself."""
+    hold = "import sys, time\nsys.stdout.flush_timeout = sys.stderr.flush_timeout = 0\n"
+    hold += "get_ipython().kernel.iopub_thread.schedule(lambda: time.sleep(5))"
+    notebooks.notebook("late", f"{hold}\n'late'")
+    run = notebooks.run("late")
+    assert run.returncode == 0, run.stderr
+    assert outputs(notebooks.executed("late"))[-1].data["text/plain"] == "'late'"
+
+
 def test_a_bug_prints_the_traceback_of_its_cell(notebooks):
     notebooks.notebook("bug", "def divide():\n    return 1 / 0", "divide()")
     run = notebooks.run("bug", "m3")

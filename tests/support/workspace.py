@@ -52,6 +52,7 @@ TINY = {
 MADE = (
     "dvc.lock",
     "data/curves/",
+    "data/health/",
     "data/metrics",
     "data/inputs.json",
     "data/backbones.json",
