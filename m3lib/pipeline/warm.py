@@ -28,8 +28,8 @@ from types import SimpleNamespace
 from m3lib.pipeline import environment
 
 COMMON = (
-    "papermill nbstripout ipykernel.ipkernel ipykernel.debugger IPython.core.shellapp IPython.core.debugger "
-    "tornado.platform.asyncio pydantic.dataclasses pydantic.type_adapter yaml tqdm numpy pandas pyarrow PIL.Image "
+    "papermill nbstripout ipykernel.ipkernel IPython.core.shellapp IPython.core.debugger tornado.platform.asyncio "
+    "pydantic.dataclasses pydantic.type_adapter yaml tqdm numpy pandas pyarrow PIL.Image "
     "torch timm safetensors.torch safetensors.numpy matplotlib.pyplot seaborn"
 )
 RARE = (
