@@ -13,6 +13,8 @@ import yaml
 
 from workspace import ENVIRONMENT, Clone, finished, stages_run
 
+pytestmark = pytest.mark.slow
+
 RATES = ("0.004", "0.016")
 SETTING = "systems.m3.train.lr"
 
@@ -60,7 +62,6 @@ def test_the_pipeline_writes_equal_bytes_in_another_clone(first, second):
         assert str(first.folder) not in (first.folder / name).read_text()
 
 
-@pytest.mark.slow
 def test_a_sweep_by_two_workers(first):
     """Every experiment runs in its own copy; one fails without stopping the others; the best one is applied."""
     sweep = ["exp", "run", "--queue", "-S", "variants=[m3]"]

@@ -19,6 +19,8 @@ from m3lib.pipeline.execute import KNOWN_FAILURES
 from tiny import ROOT
 from workspace import Copy
 
+pytestmark = pytest.mark.slow
+
 STAGES = [("01_prepare", ""), ("02_train", "m3"), ("03_evaluate", "m3"), ("04_umap", "m3"), ("05_report", "")]
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGKILL)  # one after the other, to each stage
 

@@ -138,6 +138,7 @@ class Toy(System):
 """
 
 
+@pytest.mark.slow
 def test_a_system_is_one_file_one_line_and_one_row(whole):
     """README's five lines: the new row goes through training, evaluation and the report; no other row is retrained."""
     row = "  toy: {network: toy, score: attribute, loss: {asen_triplet: 1}, model: {attribute_embedding: 16}}\n"

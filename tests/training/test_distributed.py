@@ -33,7 +33,7 @@ from stripes import PARTIAL, PREPARED, run, same, short
 from tiny import MODEL, ROOT, VALUES, generator
 
 TWO = Machines(2, 1, "")
-SEED = 3  # errors of rounding stay small, as they do at this rate of learning; else one changed triplet moves a loss
+SEED = 5  # errors of rounding stay small, as they do at this rate of learning; else one changed triplet moves a loss
 VARIANTS = {
     "m3": short("m3", 3, lr=0.001),
     "modc": short("modc", 3, (0.34, 0.33, 0.33), lr=0.001, loss={"pseudo_margin": 0.0}),
