@@ -1,4 +1,4 @@
-"""`make bench WHAT=tune`: the same random search for every row.
+"""`make bench WHAT=tune` (prints how it is called): the same random search for every row.
 
 Every row gets the same TRIALS settings, a Latin hypercube over RANGES; it uses those that its losses read. A trial
 trains on every third training image. Where a row's best trial has the smallest or largest value of a setting, it gets
@@ -162,7 +162,10 @@ def page(records: pd.DataFrame) -> str:
     return "\n".join(parts) + "\n"
 
 
-def main(dataset: str, *names: str) -> int:
+def main(dataset: str = "", *names: str) -> int:
+    if not dataset:
+        print(__doc__)
+        return 2
     folder = config.find_root() / "data" / "results"
     if dataset == "table":
         (folder / "tuning.md").write_text(page(recorded(folder)))
