@@ -127,7 +127,8 @@ def collect(root: Path, name: str) -> Path:
 
 def cell(values: pd.Series) -> str:
     """Return `mean ± standard deviation`; only the mean for one seed or a deviation that rounds to 0."""
-    mean, spread = round(values.mean(), 1) + 0.0, values.std()  # + 0.0: no minus sign on a zero
+    mean, spread = values.mean(), values.std()
+    mean = 0.0 if abs(mean) < 0.05 else mean  # no minus sign on a zero
     return f"{mean:.1f} ± {spread:.1f}" if spread >= 0.05 else f"{mean:.1f}"
 
 
