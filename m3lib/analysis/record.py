@@ -164,7 +164,8 @@ def results_tables(folder: Path, name: str) -> str:
     overall, attributes = cells[list(COLUMNS)], cells.drop(columns=list(COLUMNS))
     overall.insert(0, "score", table.query("own").groupby("variant")["score"].first()[overall.index])
     seeds = ", ".join(str(seed) for seed in sorted(table["seed"].unique()))
-    texts = [f"Percent, mean ± standard deviation over seeds {seeds}.", markdown_table(overall)]
+    about = f"mean ± standard deviation over seeds {seeds}" if "," in seeds else f"one seed ({seeds})"
+    texts = [f"Percent, {about}.", markdown_table(overall)]
     texts += ["MAP@all by attribute:", markdown_table(attributes)]
     pairs = folder / f"{name}-pairs.csv"
     if pairs.exists():
