@@ -91,6 +91,7 @@ class Split:
     test: Fraction
     query: Fraction
     group_duplicates: Flag
+    seed: integer(0)
 
 
 @dataclass(frozen=True, config=FORBID)

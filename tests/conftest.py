@@ -93,7 +93,7 @@ def tiny_catalogue(tmp_path: Path) -> Catalogue:
         rare="drop",
     )
     catalogue = Catalogue(
-        tmp_path / "table.csv", settings, config.Split(valid=0.25, test=0.25, query=0.4, group_duplicates=True)
+        tmp_path / "table.csv", settings, config.Split(valid=0.25, test=0.25, query=0.4, group_duplicates=True, seed=0)
     )
     catalogue.write(rows)
     return catalogue

@@ -273,7 +273,7 @@ def test_a_setting_changed_from_the_command_line_changes_itself_only(tmp_path, n
     assert yaml.safe_load(path.read_text()) == expected
     apply_overrides(path, ["systems.m3.loss.m3_instance=0.5"])
     loaded = config.load(path)
-    assert {loaded.variant(row).loss.m3_instance for row in ("m3", "m3_a", "m3_c", "m3_unseen")} == {0.5}
+    assert {loaded.variant(row).loss.m3_instance for row in ("m3", "m3_a", "m3_c", "m3_shared")} == {0.5}
 
 
 def test_an_integer_is_accepted_as_a_float(tmp_path):

@@ -1,7 +1,4 @@
-"""What each component of M3-Net contributes, from recorded experiments (`make record NAME=ablation`).
-
-A recorded table has one row per experiment, variant, split, score, metric and attribute; see `record.py`.
-"""
+"""What each component of M3-Net contributes, from recorded runs (`record.RECORDED` names the columns)."""
 
 import pandas as pd
 
@@ -25,7 +22,6 @@ CONDITIONING = {
     "m3_a": "attribute branch only (M3-Net_a)",
     "m3_c": "class branch only (M3-Net_c)",
 }
-UNSEEN = ("m3", "m3_unseen", "asen_v2_unseen")
 
 
 def by_score(table: pd.DataFrame, rows: dict[str, str]) -> pd.DataFrame:
@@ -50,17 +46,18 @@ def factor_correlation(table: pd.DataFrame, variants: tuple[str, ...]) -> pd.Dat
 
 
 def unseen(table: pd.DataFrame) -> pd.DataFrame:
-    """MAP@all in percent of the classes held out of training, mean over classes and seeds, by score and variant.
+    """MAP@all in percent of classes left out of training, mean over classes and seeds, by variant and score.
 
-    The variant `m3` was trained with these classes: it is the upper reference.
+    table: recorded runs that left classes out. The row random is the expected MAP of a random ranking.
     """
-    rows = table[(table["metric"] == "MAP@all of a class") & table["variant"].isin(UNSEEN)]
-    means = rows.groupby(["variant", "score"])["percent"].mean().unstack(level="variant")
-    return means[[name for name in UNSEEN if name in means]]
+    rows = table[table["metric"] == "unseen classes"]
+    means = rows.groupby(["variant", "score"], sort=False)["percent"].mean().unstack()
+    means["random"] = means["random"].dropna().item()
+    return means.drop(index="random")
 
 
-def summary_sentences(table: pd.DataFrame) -> list[str]:
-    """Return the answers to the three questions of the ablation in sentences."""
+def summary_sentences(table: pd.DataFrame, left_out: pd.DataFrame) -> list[str]:
+    """Return the answers to the three questions of the ablation in sentences; left_out: see `unseen`."""
     lines, one_seed = [], table["seed"].nunique() == 1
     for name, row in differences(table, LOSSES | CONDITIONING).iterrows():
         spread = "one seed" if one_seed else f"{row['min']:+.1f} to {row['max']:+.1f} over the seeds"
@@ -70,8 +67,7 @@ def summary_sentences(table: pd.DataFrame) -> list[str]:
         gains = (correlation.drop("posterior") - correlation.loc["posterior"]).max().sort_values(ascending=False)
         text = ", ".join(f"{factor} {value:+.2f}" for factor, value in gains.items())
         lines.append(f"Factor correlation within classes, best other score minus class probabilities: {text}.")
-    held_out = unseen(table)
-    if "m3_unseen" in held_out:
-        scores = held_out["m3_unseen"].dropna().sort_values(ascending=False)
-        lines.append(f"Held-out classes, by score: {', '.join(f'{s} {value:.1f}' for s, value in scores.items())}.")
+    for name, scores in unseen(left_out).iterrows():
+        falling = scores.dropna().sort_values(ascending=False)
+        lines.append(f"Unseen classes, {name}: {', '.join(f'{s} {value:.1f}' for s, value in falling.items())}.")
     return lines

@@ -2,13 +2,14 @@
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from m3lib.analysis.pairs import PUBLISHED_NAMES, comparison_pairs
 from m3lib.analysis.significance import paired_bootstrap
 from m3lib.compatibility import SCORES
 from m3lib.errors import InputError
@@ -20,21 +21,6 @@ COLUMNS = {  # column of the main table -> the metric and which of its means
     "MAP@100, min(R, 100)": ("map_100_min", "overall_by_query"),
     "Recall@100": ("recall_100", "overall_by_query"),
 }
-PUBLISHED_NAMES = {  # variant -> name in the published table, in the published order
-    "asen": "ASEN",
-    "asen_v2": "ASEN_v2",
-    "asen_pp": "ASEN++",
-    "modc": "MODC",
-    "m3_a": "M3-Net_a",
-    "m3_c": "M3-Net_c",
-    "m3": "M3-Net",
-}
-FURTHER_PAIRS = (
-    ("frozen", "classifier"), ("classifier", "classifier_bce"), ("classifier_bce", "m3"), ("classifier", "m3"),
-    ("modc", "m3"), ("asen_v2_l1", "m3"), ("modc_l1", "m3"), ("asen_pp", "asen_pp_long"),
-    ("asen_v2", "asen_v2_contrast"), ("modc", "modc_contrast"), ("asen_v2_contrast", "m3"), ("modc_contrast", "m3"),
-    ("m3_shared", "m3"), ("m3", "m3_softmax"), ("classifier", "m3_softmax"), ("asen_v2_l1_softmax", "m3_softmax"),
-)  # fmt: skip
 
 
 def read_metrics(folder: Path, variants: list[str]) -> dict[str, dict]:
@@ -70,6 +56,16 @@ def main_table(results: Mapping[str, dict], split: str) -> pd.DataFrame:
         for variant, summary in summaries(results, split).items()
     }
     return pd.DataFrame(rows.values(), index=list(rows))
+
+
+def fine_attributes(result: dict) -> list[str]:
+    """Return the attributes of a metrics file with three classes or more that have test queries; else all attributes.
+
+    Of two classes, the random ranking already finds half or more.
+    """
+    attributes, classes = list(result["random"]["map_all"]["attributes"]), result["classes"][result["score"]]
+    counts = {name: sum(key.startswith(f"{name}: ") for key in classes) for name in attributes}
+    return [name for name in attributes if counts[name] > 2] or attributes
 
 
 def beyond_pooled(result: dict, score: str) -> dict[str, float]:
@@ -190,13 +186,6 @@ def against_published(results: Mapping[str, dict], split: str, published: pd.Dat
 
 
 # ---- differences between variants
-
-
-def comparison_pairs(variants: Collection[str]) -> list[tuple[str, str]]:
-    """Return (lower, higher) pairs of variants: neighbours in the published order, then FURTHER_PAIRS."""
-    order = [name for name in PUBLISHED_NAMES if name in variants]
-    further = [pair for pair in FURTHER_PAIRS if set(pair) <= set(variants)]
-    return list(dict.fromkeys([*pairwise(order), *further]))
 
 
 def compare(precisions: Mapping[str, np.ndarray], images: np.ndarray, seed: int) -> pd.DataFrame:

@@ -98,7 +98,7 @@ def assign_splits(keys: Sequence[str], split: Split) -> np.ndarray:
     small set does a key's split depend on the other keys.
     """
     groups, which = np.unique(np.asarray(keys, dtype=object), return_inverse=True)
-    u = unit_hash(groups, "split")
+    u = unit_hash(groups, salted("split", split.seed))
     least = 2 if len(groups) >= 5 else int(len(groups) >= 3)
     least_test, least_valid = least * (split.test > 0), least * (split.valid > 0)
     test, both = np.count_nonzero(u < split.test), np.count_nonzero(u < split.test + split.valid)
@@ -111,7 +111,12 @@ def assign_splits(keys: Sequence[str], split: Split) -> np.ndarray:
     return splits[which]
 
 
-def assign_roles(keys: Sequence[str], splits: np.ndarray, query: float) -> np.ndarray:
+def salted(name: str, seed: int) -> str:
+    """Return the salt of a draw; the seed 0 adds nothing."""
+    return f"{name} {seed}" if seed else name
+
+
+def assign_roles(keys: Sequence[str], splits: np.ndarray, query: float, seed: int = 0) -> np.ndarray:
     """Return (I,) query | candidate by a hash of each key, a share `query` of queries; empty in train.
 
     Of two keys or more in a split, the smallest hash is a query and the largest a candidate. Of a share of 1, all are
@@ -119,7 +124,7 @@ def assign_roles(keys: Sequence[str], splits: np.ndarray, query: float) -> np.nd
     """
     if query == 1:
         return np.where(splits == "train", "", BOTH).astype(object)
-    u = unit_hash(keys, "role")
+    u = unit_hash(keys, salted("role", seed))
     roles = np.where(u < query, "query", "candidate").astype(object)
     for split in ("valid", "test"):
         own = splits == split

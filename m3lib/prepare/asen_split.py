@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from m3lib.data.files import atomic
-from m3lib.data.manifest import unit_hash
+from m3lib.data.manifest import salted, unit_hash
 from m3lib.errors import InputError
 from m3lib.taxonomy import Taxonomy
 
@@ -182,14 +182,14 @@ def draw_rows(names: Sequence[str], labels: Sequence[Sequence[int]]) -> np.ndarr
 
 
 def draw_roles(
-    names: Sequence[str], rows: np.ndarray, splits: np.ndarray, query: float, taxonomy: Taxonomy
+    names: Sequence[str], rows: np.ndarray, splits: np.ndarray, query: float, taxonomy: Taxonomy, seed: int = 0
 ) -> np.ndarray:
     """Draw (I,) query | candidate by a hash of the name: a share `query` of each attribute's rows in valid and in test.
 
     Two or more rows get at least one of each role. Photos of train get the empty role.
     """
     roles = np.full(len(rows), "", dtype=object)
-    u = unit_hash(names, "role")
+    u = unit_hash(names, salted("role", seed))
     attribute = np.where(rows >= 0, taxonomy.attribute_of_class[rows], -1)
     for split in HELD_OUT:
         for n in range(taxonomy.num_attributes):

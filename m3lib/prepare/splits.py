@@ -64,7 +64,7 @@ def assign(source: Source, frame: pd.DataFrame, keys: np.ndarray, settings: Spli
     """Return the source with a frame's rows; rows with equal keys share the split and the role that are drawn."""
     frame = frame.assign(key=keys)
     frame["split"] = frame["split"].mask(frame["split"] == "", assign_splits(keys, settings))
-    frame["role"] = frame["role"].mask(frame["role"] == "", draw_roles(frame, keys, settings.query, source.taxonomy))
+    frame["role"] = frame["role"].mask(frame["role"] == "", draw_roles(frame, keys, settings, source.taxonomy))
     if "row" in frame:
         frame["row"] = frame["row"].mask(frame["split"] == "train", -1)
     relevance = "any" if source.relevance == "any" else "pair"
@@ -80,16 +80,17 @@ def usable(source: Source) -> bool:
     return True
 
 
-def draw_roles(frame: pd.DataFrame, keys: np.ndarray, query: float, taxonomy: Taxonomy) -> np.ndarray:
+def draw_roles(frame: pd.DataFrame, keys: np.ndarray, settings: Split, taxonomy: Taxonomy) -> np.ndarray:
     """Return (I,) roles; those of a public benchmark are drawn per attribute, for one photo of each group."""
     splits = frame["split"].to_numpy()
-    if "row" not in frame or query == 1:
-        return assign_roles(keys, splits, query)
+    if "row" not in frame or settings.query == 1:
+        return assign_roles(keys, splits, settings.query, settings.seed)
     order = np.argsort(frame["image"].to_numpy(object))
     ids = [f"{split} {key}" for split, key in zip(splits[order], keys[order], strict=True)]
     _, first, which = np.unique(ids, return_index=True, return_inverse=True)
     one = frame.iloc[order[first]]  # of each group, the photo with the smallest name
-    drawn = asen_split.draw_roles(one["image"].tolist(), one["row"].to_numpy(), splits[one.index], query, taxonomy)
+    names, rows = one["image"].tolist(), one["row"].to_numpy()
+    drawn = asen_split.draw_roles(names, rows, splits[one.index], settings.query, taxonomy, settings.seed)
     roles = np.empty(len(frame), dtype=object)
     roles[order] = drawn[which]
     return roles

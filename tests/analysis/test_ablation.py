@@ -18,11 +18,10 @@ ROWS += [
 ]
 ROWS += [[s, "m3", "test", "posterior", False, "likeness", "texture: pitch", 4.0 + s] for s in (0, 1)]
 ROWS += [[s, "m3", "test", "concat", False, "likeness", "texture: pitch", 14.0 + s] for s in (0, 1)]
-ROWS += [
-    [0, variant, "test", "concat", False, "MAP@all of a class", class_, value]
-    for variant, values in [("m3_unseen", (3.0, 5.0)), ("m3", (10.0, 20.0))]
-    for class_, value in zip(("style: glam", "part: bow"), values, strict=True)
-]
+LEFT_OUT = [
+    [0, variant, "test", score, False, "unseen classes", "", value]
+    for variant, score, value in [("m3", "concat", 4.0), ("m3", "posterior", 3.0), ("asen", "attribute", 5.0)]
+] + [[seed, "random", "test", "random", False, "unseen classes", "", 1.0 + seed] for seed in (0, 1)]
 
 
 @pytest.fixture
@@ -44,11 +43,13 @@ def test_differences_are_within_each_seed(table):
 
 def test_factor_correlation_and_unseen_classes(table):
     assert ablation.factor_correlation(table, ("m3",)).loc[("m3", "concat"), "texture: pitch"] == pytest.approx(0.145)
-    assert ablation.unseen(table).loc["concat"].to_dict() == {"m3": 15.0, "m3_unseen": 4.0}
+    unseen = ablation.unseen(pd.DataFrame(LEFT_OUT, columns=COLUMNS))
+    assert unseen.loc["m3", ["concat", "posterior", "random"]].tolist() == [4.0, 3.0, 1.5]
+    assert list(unseen.index) == ["m3", "asen"]
 
 
 def test_the_summary_has_a_sentence_for_each_question(table):
-    lines = ablation.summary_sentences(table)
+    lines = ablation.summary_sentences(table, pd.DataFrame(LEFT_OUT, columns=COLUMNS))
     assert lines[0] == "Loss 1: -1.0 points compared with M3-Net (-1.0 to -1.0 over the seeds)."
-    assert "texture: pitch +0.10" in lines[-2]
-    assert lines[-1] == "Held-out classes, by score: concat 4.0."
+    assert "texture: pitch +0.10" in lines[-3]
+    assert lines[-2] == "Unseen classes, m3: concat 4.0, posterior 3.0, random 1.5."

@@ -5,10 +5,11 @@ trains on every third training image. Where a row's best trial has the smallest 
 one more trial beyond (`extend`). The two best are trained on all images, and the better one is chosen. What counts is
 MAP@all of the validation queries by the best of the row's scores; the test queries are not looked at.
 
-A setting must suit several data sets: the trials of each are kept in data/results/tuning-<data set>.csv, and "best" is
-the best mean over them. A stopped search goes on where it stopped. With data/prepared of a data set in place:
+A setting must suit several data sets (`tests.bench.sets`): the trials of each are kept in
+data/results/tuning-<data set>.csv, and "best" is the best mean over them. A stopped search goes on where it stopped. A
+trial takes one thread; two processes with different data sets or rows can run at once:
 
-    python -m tests.bench.tune multi                  # the trials of all rows; then those of the other data sets
+    python -m tests.bench.tune multi                  # the trials of all ROWS; then those of the other data sets
     python -m tests.bench.tune multi extend           # once all data sets have them
     python -m tests.bench.tune multi full             # once all data sets have these; a row's name takes it alone
     python -m tests.bench.tune table                  # data/results/tuning.md
@@ -17,7 +18,6 @@ the best mean over them. A stopped search goes on where it stopped. With data/pr
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +26,13 @@ from scipy.stats import qmc
 
 from m3lib import config
 from m3lib.analysis.markdown import markdown_table
-from m3lib.compatibility import LOSS_SETTINGS, losses_of
+from m3lib.compatibility import LOSS_SETTINGS, SCORES, losses_of
 from m3lib.config import Settings, Variant
-from m3lib.data import manifest
 from m3lib.data.manifest import Prepared
 from m3lib.retrieval import metrics, ranking
 from m3lib.training import activations, inference
 from m3lib.training.run import fit
+from tests.bench.sets import ROWS, open_set, third
 from tests.bench.start import changed
 
 RANGES = {  # drawn evenly in the logarithm
@@ -45,6 +45,7 @@ TRIALS, SEED = 6, 0
 BEYOND = 1.7  # factor of the value of a trial that `extend` adds
 KEYS = ["row", "trial", "budget"]
 COUNTS = "valid MAP@all"
+COLUMNS = [*KEYS, *RANGES, "score", COUNTS, "epochs", *SCORES]
 Trial = dict[str, float]
 
 
@@ -73,16 +74,10 @@ def extend(records: pd.DataFrame) -> list[Trial]:
     return added
 
 
-def third(prepared: Prepared) -> Prepared:
-    """The same data with every third of its training images."""
-    frame, rows = prepared.manifest.copy(), prepared.rows("train")
-    frame.loc[np.delete(rows, np.s_[::3]), ["split", "role"]] = ["none", "unlabelled"]
-    return replace(prepared, manifest=frame)
-
-
 def measure(settings: Settings, prepared: Prepared, row: Variant, trial: Trial, cache: Path) -> dict:
     """Train one trial and return its record; cache: the folder with the outputs of frozen blocks."""
     row = changed(row, trial)
+    cache.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         (Path(folder) / "activations").symlink_to(cache)
         system, curves = fit(prepared, row, settings.seed, settings.threads, Path(folder) / "checkpoint.safetensors")
@@ -121,20 +116,21 @@ def planned(row: Variant, phase: str, folder: Path) -> dict[int, Trial]:
 
 def search(dataset: str, phase: str, names: list[str]) -> Iterator[dict]:
     """Run the trials that are not on record; yields the record of each."""
-    root = config.find_root()
-    folder, settings = root / "data" / "results", config.load(root / "params.yaml")
-    path, cache = folder / f"tuning-{dataset}.csv", root / "data" / "work"
-    cache.mkdir(parents=True, exist_ok=True)
-    whole = manifest.open_prepared(root / "data" / "prepared")
+    folder = config.find_root() / "data" / "results"
+    settings, whole, work = open_set(dataset, SEED)
+    path = folder / f"tuning-{dataset}.csv"
+    if not path.exists():
+        pd.DataFrame(columns=COLUMNS).to_csv(path, index=False)
     prepared, budget = (whole, "full") if phase == "full" else (third(whole), "third")
-    for row in map(settings.variant, names or settings.variants):
+    for row in map(settings.variant, names or ROWS):
         for number, trial in planned(row, phase, folder).items():
-            table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=KEYS)
-            if (table[KEYS] == [row.name, number, budget]).all(axis=1).any():
-                continue
             keys = dict(zip(KEYS, [row.name, number, budget], strict=True))
-            record = keys | measure(settings, prepared, row, trial, cache)
-            pd.concat([table, pd.DataFrame([record])], ignore_index=True).to_csv(path, index=False)
+            if (pd.read_csv(path)[KEYS] == list(keys.values())).all(axis=1).any():
+                continue
+            record = keys | measure(settings, prepared, row, trial, work / "activations")
+            line = pd.DataFrame([record], columns=COLUMNS).to_csv(header=False, index=False)
+            with path.open("a") as file:  # one write, so that processes with other rows can append too
+                file.write(line)
             yield record
 
 

@@ -12,7 +12,7 @@ from m3lib.data.manifest import LABELLED, SUBSETS, Source
 from m3lib.errors import InputError
 from tiny import TAXONOMY, make_prepared, random_labels
 
-SPLIT = Split(valid=0.1, test=0.25, query=0.2, group_duplicates=True)
+SPLIT = Split(valid=0.1, test=0.25, query=0.2, group_duplicates=True, seed=0)
 KEYS = [f"photo {i}.jpg" for i in range(6000)]
 
 
@@ -57,6 +57,16 @@ def test_shares_are_those_asked_for():
         assert_share(roles[splits == name] == "query", 0.2)
     assert set(zip(splits.tolist(), roles.tolist(), strict=True)) == set(LABELLED)
     assert (manifest.assign_roles(KEYS, splits, 1.0) == np.where(splits == "train", "", "both")).all()
+
+
+def test_another_seed_draws_other_splits_and_roles():
+    splits = manifest.assign_splits(KEYS, SPLIT)
+    other = manifest.assign_splits(KEYS, replace(SPLIT, seed=1))
+    both_test = (splits == "test") & (other == "test")
+    assert_share(both_test, 0.25**2)  # as two independent draws
+    test = np.full(len(KEYS), "test", dtype=object)
+    query, again = (manifest.assign_roles(KEYS, test, 0.2, seed) == "query" for seed in (0, 1))
+    assert_share(query & again, 0.2**2)
 
 
 @pytest.mark.parametrize("kind", ["single", "multi", "partial"])

@@ -107,7 +107,7 @@ def changed_rows(before: dict[str, bytes], after: dict[str, bytes]) -> set[str]:
         ("  beta: 0.6", "  beta: 0.5", {"asen_pp"}),
         ("  class_embedding: 64", "  class_embedding: 32", M3),
         ("  neighbors: 15", "  neighbors: 14", set()),
-        ("m3_unseen:", "m3_other: {like: m3}\n  m3_unseen:", set()),
+        ("m3_loss1:", "m3_other: {like: m3}\n  m3_loss1:", set()),
         ("variants: [frozen, ", "variants: [", {"frozen"}),
     ],
 )

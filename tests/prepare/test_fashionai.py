@@ -11,7 +11,7 @@ from m3lib.prepare import fashionai as reader
 from m3lib.prepare.asen_split import by_photo
 
 ONE, TWO = (f"{name}/Annotations/label.csv" for name in reader.FOLDERS)
-SPLIT = config.Split(valid=0.3, test=0.35, query=0.3, group_duplicates=True)
+SPLIT = config.Split(valid=0.3, test=0.35, query=0.3, group_duplicates=True, seed=0)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from m3lib.errors import InputError
 from m3lib.prepare import catalogue, pack, splits
 from tiny import SETTINGS, TAXONOMY
 
-SPLIT = Split(valid=0.25, test=0.25, query=0.4, group_duplicates=True)
+SPLIT = Split(valid=0.25, test=0.25, query=0.4, group_duplicates=True, seed=0)
 SINGLE = [photo(seed) for seed in range(40)]
 COPIED = [change(SINGLE[i]) for i, change in enumerate(COPIES.values())]
 SIGNATURES = signatures([*SINGLE, *COPIED])  # photo 40 + i is a copy of photo i

@@ -15,7 +15,7 @@ from m3lib.prepare.wardrobe import multi_track, partial_track, patterns, trims
 from m3lib.prepare.wardrobe.garments import SHAPES, SLEEVES, Garment
 from m3lib.prepare.wardrobe.rendering import render, to_svg
 
-SPLIT = Split(valid=0.1, test=0.2, query=0.2, group_duplicates=True)
+SPLIT = Split(valid=0.1, test=0.2, query=0.2, group_duplicates=True, seed=0)
 TRACKS = ("multi", "single", "partial")
 CHANGES = [
     {"sleeve_length": 0.8}, {"sleeve": "bell", "sleeve_length": 0.7}, {"hem": 90.0}, {"hue": 0.1}, {"lightness": 0.8},

@@ -20,7 +20,7 @@ from m3lib.prepare import splits
 from m3lib.taxonomy import Attribute, Taxonomy
 from tiny import SETTINGS
 
-SPLIT = config.Split(valid=0.3, test=0.3, query=0.2, group_duplicates=True)
+SPLIT = config.Split(valid=0.3, test=0.3, query=0.2, group_duplicates=True, seed=0)
 SIZE = (24, 18)  # of a photo, height and width
 CLOTH = (  # name and type, in the order of the file: the types are mixed
     ("crew neck", 4), ("floral print", 1), ("a-line", 3), ("cotton blend", 2), ("boho chic", 5), ("striped", 1),

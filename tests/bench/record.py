@@ -1,0 +1,97 @@
+"""`make bench WHAT=record` (prints how it is called): the comparison of data/results, one finished run at a time.
+
+A run trains one row on one data set with one seed, which draws the images anew or, of photos, the splits
+(`tests.bench.sets`), and appends its metrics to data/results/<set>.csv. What the table holds is skipped, so that a
+stopped record goes on where it stopped. A run takes one thread; two processes with different sets can run at once:
+
+    python -m tests.bench.record multi street         # all rows and seeds of these sets
+    python -m tests.bench.record tables               # the tables of README.md and data/results/README.md
+"""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from m3lib import config
+from m3lib.analysis import tables
+from m3lib.analysis.evaluation import evaluate
+from m3lib.analysis.record import RECORDED, result_table
+from m3lib.config import Settings
+from m3lib.data.manifest import Prepared
+from m3lib.retrieval import metrics
+from m3lib.training import activations, health, inference, trainer
+from m3lib.training.run import fit
+from tests.bench.sets import ROWS, open_set
+
+MORE_SEEDS = {"street": 5, "tees": 5}  # small sets
+SEEDS = 3
+OF_SET = {
+    "ablation": (
+        "m3", "m3_a", "m3_c", "m3_loss1", "m3_no_loss1", "m3_no_loss2", "m3_no_loss3", "m3_shared", "m3_masked",
+        "m3_factored", "m3_no_parent", "m3_no_refine", "m3_one_hot",
+    ),
+    "unseen": (
+        "classifier", "asen_v2", "asen_v2_contrast", "modc", "asen_v2_l1", "asen_v2_l1_softmax", "m3_a", "m3",
+        "m3_softmax", "m3_shared",
+    ),
+    "scratch": ("classifier", "asen_v2", "m3"),
+}  # fmt: skip
+
+
+def measure(settings: Settings, prepared: Prepared, name: str, work: Path) -> pd.DataFrame:
+    """Train one row and return what is recorded of it; work: the folder for the outputs of frozen blocks."""
+    row, cache = settings.variant(name), work / "activations"
+    cache.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        (Path(folder) / "activations").symlink_to(cache)
+        system, curves = fit(prepared, row, settings.seed, settings.threads, Path(folder) / "checkpoint.safetensors")
+        outputs = activations.stored(system, prepared, row, cache)
+        rows = np.sort(np.concatenate([prepared.rows("valid"), prepared.rows("test")]))
+        trained, untrained = inference.embed(system, prepared, rows, row.train.precision, outputs), None
+        _, losses = health.examine(system, prepared, row, curves, settings.seed)
+        if trained.classes is not None:
+            start = trainer.Trainer(prepared, row, settings.seed, settings.threads, "cpu", cache).system
+            untrained = inference.embed(start, prepared, prepared.rows("test"), row.train.precision, outputs)
+    measured = evaluate(prepared, row, trained, untrained, settings.seed)
+    result = measured.to_dict({"losses": losses.T.to_dict()})
+    return result_table(json.loads(metrics.to_json(result)), settings.seed)
+
+
+def main(*names: str) -> int:
+    root = config.find_root()
+    if not names:
+        print(__doc__)
+        return 2
+    if names == ("tables",):
+        tables.write(root)
+        return 0
+    for seed in range(max([SEEDS, *MORE_SEEDS.values()])):
+        for name in names:
+            if seed >= MORE_SEEDS.get(name, SEEDS):
+                continue
+            path = root / "data" / "results" / f"{name}.csv"
+            if not path.exists():
+                pd.DataFrame(columns=RECORDED).to_csv(path, index=False)
+            settings, prepared, work = open_set(name, seed)
+            for row in OF_SET.get(name, ROWS):
+                done = pd.read_csv(path)
+                if ((done["seed"] == seed) & (done["variant"] == row)).any():
+                    continue
+                start = time.perf_counter()
+                table = measure(settings, prepared, row, work)
+                if ((done["seed"] == seed) & (done["variant"] == "random")).any():
+                    table = table[table["variant"] != "random"]
+                with path.open("a") as file:
+                    file.write(table.round(2).to_csv(header=False, index=False))
+                level = table.query("variant != 'random' and own and metric == 'MAP@all' and attribute == ''")
+                print(name, seed, row, *level["percent"], f"{time.perf_counter() - start:.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,76 @@
+"""The record appends one finished run at a time and skips what its table holds."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from m3lib.analysis import tables
+from tests.bench import record, sets
+from tiny import SETTINGS, TAXONOMY, make_prepared, make_variant, random_labels
+
+ROWS = ("asen", "m3")
+
+
+class Tiny:
+    """Settings whose rows are tiny."""
+
+    def __init__(self, seed: int):
+        self.seed, self.threads = seed, 1
+
+    def variant(self, name):
+        return make_variant(name, epochs=1, batch=16)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A workspace with 60 images, two rows and two seeds."""
+    (tmp_path / "data" / "results").mkdir(parents=True)
+    parts = [("train", "")] * 30 + [("valid", "query"), ("valid", "candidate")] * 5 + [("test", "both")] * 20
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (60, 32, 32, 3), dtype=np.uint8)
+    prepared = make_prepared(random_labels("multi", 60, rng), parts, images)
+    monkeypatch.setattr(record, "open_set", lambda name, seed: (Tiny(seed), prepared, tmp_path))
+    monkeypatch.setattr(record, "ROWS", ROWS)
+    monkeypatch.setattr(record, "SEEDS", 2)
+    monkeypatch.setattr(record, "MORE_SEEDS", {})
+    monkeypatch.setattr(record.config, "find_root", lambda: tmp_path)
+    return tmp_path / "data" / "results" / "mine.csv"
+
+
+def test_a_stopped_record_goes_on_where_it_stopped(tiny, monkeypatch):
+    measure, calls = record.measure, []
+
+    def stopping(settings, prepared, name, work):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append((settings.seed, name))
+        return measure(settings, prepared, name, work)
+
+    monkeypatch.setattr(record, "measure", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        record.main("mine")
+    assert calls == [(0, "asen"), (0, "m3"), (1, "asen")]
+    before = tiny.read_text()
+    monkeypatch.setattr(record, "measure", measure)
+    record.main("mine")
+    assert tiny.read_text().startswith(before)
+    table = pd.read_csv(tiny, keep_default_na=False)
+    runs = table.query("own and metric == 'MAP@all' and attribute == '' and split == 'test'")
+    assert sorted(zip(runs["seed"], runs["variant"], strict=True)) == [
+        (seed, name) for seed in (0, 1) for name in ("asen", "m3", "random")
+    ]
+    assert set(table["settings"]) == {""}
+    levels = tables.by_run(table, tables.FINE)
+    assert levels.shape == (2, 3)
+    assert levels.notna().all(axis=None)
+    assert len(table[table["metric"] == f"{tables.SPACE}advantage"]) == 2 * TAXONOMY.num_attributes
+
+
+def test_a_set_changes_only_what_it_lists():
+    multi, street, unseen = (sets.settings_of(name, 3) for name in ("multi", "street", "unseen"))
+    assert (multi.wardrobe.seed, multi.seed, multi.threads) == (3, 3, 1)
+    assert replace(multi, seed=0, threads=2, accelerator="auto").model == SETTINGS.model
+    assert (street.split.seed, street.split.query, street.source) == (3, 1, "csv")
+    assert unseen.variant("m3").train.held_out == unseen.variant("asen_v2_contrast").train.held_out == sets.LEFT_OUT
