@@ -166,9 +166,9 @@ class ClassBranch(nn.Module):
 
 
 class ClassProjection(nn.Module):
-    """P_m x: how a class reads its embedding of size d from its features x of size C (before L2).
+    """P_m x: the projection of a class's features x, of size C, to its embedding of size d (before L2).
 
-    own: P_m = W_m, a matrix per class, drawn anew for each (C d numbers per class)
+    own: P_m = W_m, a matrix per class (C d numbers per class)
     factored: P_m = R_m V, a shared V (d x C) and a matrix R_m (d x d) per class (d d numbers; for wide backbones)
     masked: P_m = diag(ReLU(mask_m)) V, with masks from N(0.9, 0.7) as in conditional similarity networks (d numbers)
     shared: P_m = V, the same for all classes

@@ -31,6 +31,7 @@ from tests.bench.sets import ROWS, open_set
 MORE_SEEDS = {"street": 5, "tees": 5}  # small sets
 SEEDS = 3
 OF_SET = {
+    "multi": (*ROWS, "asen_pp_contrast"),
     "ablation": (
         "m3", "m3_a", "m3_c", "m3_loss1", "m3_no_loss1", "m3_no_loss2", "m3_no_loss3", "m3_shared", "m3_masked",
         "m3_factored", "m3_no_parent", "m3_no_refine", "m3_one_hot",

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from m3lib.config import load
-from tests.bench import tune
+from tests.bench import sets, tune
 from tiny import ROOT, make_prepared, random_labels
 
 SETTINGS = load(ROOT / "params.yaml")
@@ -53,9 +53,25 @@ def test_the_best_trials_are_those_of_the_mean_over_all_data_sets():
     assert tune.best(pd.concat([table, unfinished]), 2) == [1, 3]
 
 
+def test_the_chosen_score_has_the_best_mean_of_the_chosen_trial():
+    columns = ["row", "budget", "trial", "data set", tune.COUNTS, "posterior", "weighted", "lr"]
+    rows = [
+        ("m3", "full", 1, "a", 50, 50, 40, 0.1),
+        ("m3", "full", 1, "b", 60, 40, 60, 0.1),
+        ("m3", "full", 2, "a", 54, 54, 20, 0.2),
+        ("m3", "full", 2, "b", 54, 54, 20, 0.2),
+        ("m3", "third", 3, "a", 99, 99, 99, 0.3),
+        ("m3", "third", 3, "b", 99, 99, 99, 0.3),
+    ]
+    records = pd.DataFrame(rows, columns=columns).reindex(columns=[*tune.COLUMNS, "data set"])
+    m3 = tune.chosen(records).loc["m3"]
+    assert m3[["trial", "lr", "score", "mean", "a", "b"]].tolist() == [1, 0.1, "weighted", 50, 40, 60]
+    assert "| m3 | 1 | 0.1 | - | - | - | weighted | 50.0 | 40 | 60 |" in tune.page(records)
+
+
 def test_a_third_of_the_training_images_is_left():
     labels = random_labels("single", 60, np.random.default_rng(0))
     prepared = make_prepared(labels, [("train", "")] * 40 + [("valid", "query"), ("valid", "candidate")] * 10)
-    smaller = tune.third(prepared)
+    smaller = sets.third(prepared)
     assert smaller.rows("train").tolist() == list(range(0, 40, 3))
     assert smaller.rows("valid").tolist() == prepared.rows("valid").tolist()

@@ -134,27 +134,47 @@ def search(dataset: str, phase: str, names: list[str]) -> Iterator[dict]:
             yield record
 
 
+def chosen(records: pd.DataFrame) -> pd.DataFrame:
+    """The chosen settings of every row and its score, with MAP on each data set: one row per row of the comparison.
+
+    Of the trials at all images, the one with the best mean over data sets; of its scores, the one with the best mean.
+    """
+    full, rows = records[records["budget"] == "full"], {}
+    for name, of_row in full.groupby("row", sort=False):
+        trial = of_row[of_row["trial"] == best(of_row, 1)[0]]
+        score = trial[[*SCORES]].mean().idxmax()
+        levels = trial.set_index("data set")[score]
+        rows[name] = {"trial": trial["trial"].iloc[0]} | trial[[*RANGES]].iloc[0].to_dict()
+        rows[name] |= {"score": score, "mean": levels.mean(), **levels}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("row")
+
+
+def texts(table: pd.DataFrame) -> pd.DataFrame:
+    """The cells as text, `-` for a missing one."""
+    return table.astype(object).where(table.notna(), "-").astype(str)
+
+
 def page(records: pd.DataFrame) -> str:
-    """The chosen trial of every row, and all trials."""
+    """The chosen settings of every row, and all trials."""
+    ranges = ", ".join(f"{name} {low} to {high}" for name, (low, high) in RANGES.items())
     about = (
         "Written by `python -m tests.bench.tune table`: every row got the same random search (`tests/bench/tune.py`).",
-        "MAP@all of the validation queries in percent, one seed: a trial at a third of the training images, the two",
-        f"best at all of them. Ranges: {', '.join(f'{name} {low} to {high}' for name, (low, high) in RANGES.items())};",
-        "a best trial at the end of a range got one more beyond. The chosen trial has the best mean over data sets.",
+        "MAP@all of the validation queries in percent, one seed. A trial trains on a third of the training images; the",
+        "two best train on all. Ranges:",
+        f"{ranges};",
+        "a best trial at the end of a range got one more beyond. The chosen trial has the best mean over data sets,",
+        "and so has the score of the row.",
     )
-    parts = ["# The same search for every row", "", *about]
-    names = [name for name in (*RANGES, "score") if name in records]
-    for title, budget in (("Chosen", "full"), ("Trials", "third")):
-        table = records[records["budget"] == budget]
-        cells = table.pivot_table(index=["row", "trial"], columns="data set", values=COUNTS, sort=False)
+    parts = ["# The same search for every row", "", *about, "", "## Chosen", ""]
+    table = chosen(records).sort_values("mean", ascending=False)
+    parts.append(markdown_table(texts(table.round({name: 1 for name in table if name not in RANGES}))))
+    for title, budget in (("Trials at all images", "full"), ("Trials", "third")):
+        of_budget = records[records["budget"] == budget]
+        cells = of_budget.pivot_table(index=["row", "trial"], columns="data set", values=COUNTS, sort=False)
         cells.insert(0, "mean", cells.mean(axis=1))
-        settings = table.groupby(["row", "trial"], sort=False)[names].agg(
-            lambda v: v.mode().iloc[0] if v.notna().any() else "-"
-        )
+        settings = of_budget.groupby(["row", "trial"], sort=False)[[*RANGES]].first()
         whole = settings.join(cells.round(1)).reset_index().set_index("row")
-        if title == "Chosen":
-            whole = whole.sort_values("mean", ascending=False).groupby("row", sort=False).head(1)
-        parts += ["", f"## {title}", "", markdown_table(whole.astype(str))]
+        parts += ["", f"## {title}", "", markdown_table(texts(whole))]
     return "\n".join(parts) + "\n"
 
 
