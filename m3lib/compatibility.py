@@ -27,6 +27,7 @@ LOSSES = (  # the weights in params.yaml, `loss`; each but the first is named by
     "m3_cluster",
 )
 LOGIT_LOSSES = {"classification", "m3_classification"}
+CLASS_LOSSES = {"m3_instance", "m3_cluster"}  # that train class-specific embeddings
 PAIR_LOSSES = ("asen_triplet", "asen_pp_local", "modc_pseudo", "m3_instance", "m3_cluster")
 LOSS_SETTINGS = {  # the other settings in `loss`: the losses that read them
     "pairs": PAIR_LOSSES,
@@ -148,6 +149,9 @@ def problems(variant: Any) -> Iterator[tuple[str, str]]:
     for need in SCORES[variant.score]:
         if need not in outputs and not (need == "posterior" and outputs & {"logits", "centers"}):
             yield "score", f"{variant.score} compares {need} outputs, which {network} lacks with these losses"
+        elif need == "classes" and CLASS_LOSSES.isdisjoint(losses_of(variant)):
+            sentence = "compares class-specific embeddings, which no loss of this row trains"
+            yield "score", f"{variant.score} {sentence}; give {' or '.join(sorted(CLASS_LOSSES))} a weight"
 
 
 def check_variant(variant: Any) -> None:

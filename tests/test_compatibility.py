@@ -161,6 +161,11 @@ ONE = {"epoch_share": 1}
         ("asen", {"loss": {"asen_triplet": 0}}, "stages.0: every loss has weight 0"),
         ("modc", {"stages": [ONE, ONE | {"loss": {"asen_triplet": 0}}]}, "stages.1: every loss has weight 0"),
         ("asen", {"stages": [ONE, ONE | {"loss": {"asen_pp_local": 1}}]}, "stages.1.loss.asen_pp_local"),
+        (
+            "m3",
+            {"loss": {"m3_instance": 0, "m3_cluster": 0}},
+            "score: weighted compares class-specific embeddings, which no loss of this row trains; give m3_cluster or",
+        ),
     ],
 )
 def test_contradictions_are_refused(name, changes, sentence):

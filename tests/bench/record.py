@@ -23,6 +23,7 @@ from m3lib.analysis.evaluation import evaluate
 from m3lib.analysis.record import RECORDED, result_table
 from m3lib.config import Settings
 from m3lib.data.manifest import Prepared
+from m3lib.errors import exit_status
 from m3lib.retrieval import metrics
 from m3lib.training import activations, health, inference, trainer
 from m3lib.training.run import fit
@@ -95,4 +96,4 @@ def main(*names: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(exit_status(lambda: main(*sys.argv[1:])))

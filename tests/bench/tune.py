@@ -29,6 +29,7 @@ from m3lib.analysis.markdown import markdown_table
 from m3lib.compatibility import LOSS_SETTINGS, SCORES, losses_of
 from m3lib.config import Settings, Variant
 from m3lib.data.manifest import Prepared
+from m3lib.errors import exit_status
 from m3lib.retrieval import metrics, ranking
 from m3lib.training import activations, inference
 from m3lib.training.run import fit
@@ -193,4 +194,4 @@ def main(dataset: str = "", *names: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(exit_status(lambda: main(*sys.argv[1:])))

@@ -99,7 +99,7 @@ def changed_rows(before: dict[str, bytes], after: dict[str, bytes]) -> set[str]:
     [
         (
             "{m3_classification: 4, m3_instance: 1, m3_cluster: 1}",
-            "{m3_classification: 4, m3_instance: 1}",
+            "{m3_classification: 4, m3_instance: 1, m3_cluster: 2}",
             M3,
         ),
         ("m3_c: {like: m3, network: m3_c}", "m3_c: {like: m3, network: m3_c, train: {lr: 0.5}}", {"m3_c"}),
