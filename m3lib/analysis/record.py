@@ -19,7 +19,7 @@ from m3lib.config import find_root
 from m3lib.errors import InputError, exit_status
 
 SPACE = tables.SPACE
-RECORDED = ["seed", "variant", "split", "score", "own", "metric", "attribute", "percent", "settings"]
+RECORDED = ["seed", "variant", "split", "score", "own", "metric", "attribute", "percent", "settings", "digest"]
 VARIES_ANYWAY = ("seed", "threads", "variants")  # settings that differ between experiments of one question
 
 
@@ -49,12 +49,12 @@ def repeats_general(key: str, values: dict[str, str]) -> bool:
     return bool(general) and values[key] == values.get(general[0])
 
 
-def result_table(result: dict, seed: int, settings: str = "") -> pd.DataFrame:
+def result_table(result: dict, seed: int, settings: str = "", digest: str = "") -> pd.DataFrame:
     """Return the rows RECORDED of one metrics file, in percent; `own` marks the score that the variant reports.
 
     Overall MAP@all by every score; on test all metrics by the reported score, what `comparison.beyond_pooled` adds,
     unseen classes and factor correlations by every score, what `spaces.space_table` says of class spaces, and each
-    loss as a share of its trivial value.
+    loss as a share of its trivial value. digest: of everything that was set.
     """
     variant, own_score = result["variant"], result["score"]
     summaries = [("random", "test", "random", result["random"])]
@@ -84,7 +84,8 @@ def result_table(result: dict, seed: int, settings: str = "") -> pd.DataFrame:
         ]
     for loss, values in result["health"]["losses"].items():
         rows.append((variant, "train", "", False, "loss, share of its trivial value", loss, values["ratio"]))
-    table = pd.DataFrame(rows, columns=RECORDED[1:-1]).assign(seed=seed, settings=settings)[RECORDED]
+    table = pd.DataFrame(rows, columns=RECORDED[1:-2])
+    table = table.assign(seed=seed, settings=settings, digest=digest)[RECORDED]
     return table.assign(percent=100 * table["percent"].astype(float)).dropna(subset="percent")  # NaN: not measured
 
 

@@ -12,6 +12,8 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +24,15 @@ from m3lib.analysis import tables
 from m3lib.analysis.evaluation import evaluate
 from m3lib.analysis.record import RECORDED, result_table
 from m3lib.config import Settings
+from m3lib.data.files import digest
 from m3lib.data.manifest import Prepared
 from m3lib.errors import exit_status
 from m3lib.retrieval import metrics
 from m3lib.training import activations, health, inference, trainer
 from m3lib.training.run import fit
-from tests.bench.sets import ROWS, open_set
+from tests.bench.sets import ROWS, open_set, settings_of
 
-MORE_SEEDS = {"street": 5, "tees": 5}  # small sets
-SEEDS = 3
+SEEDS, SEEDS_OF = 3, {"street": 5, "tees": 5, "scratch": 1}  # small sets get more
 OF_SET = {
     "multi": (*ROWS, "asen_pp_contrast"),
     "ablation": (
@@ -61,35 +63,52 @@ def measure(settings: Settings, prepared: Prepared, name: str, work: Path) -> pd
             untrained = inference.embed(start, prepared, prepared.rows("test"), row.train.precision, outputs)
     measured = evaluate(prepared, row, trained, untrained, settings.seed)
     result = measured.to_dict({"losses": losses.T.to_dict()})
-    return result_table(json.loads(metrics.to_json(result)), settings.seed)
+    return result_table(json.loads(metrics.to_json(result)), settings.seed, digest=settings_digest(settings, name))
+
+
+def read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, keep_default_na=False) if path.exists() else pd.DataFrame(columns=RECORDED)
+
+
+def missing(path: Path, settings: Settings, names: Iterable[str]) -> list[str]:
+    """The rows that a table lacks for the seed of the settings; what it has of a row with other settings is removed."""
+    table = read(path)
+    digests, of_seed = {name: settings_digest(settings, name) for name in names}, table["seed"] == settings.seed
+    outdated = of_seed & table["variant"].isin(digests) & (table["digest"] != table["variant"].map(digests))
+    if outdated.any():
+        print(path.stem, settings.seed, "again, for their settings changed:", *table["variant"][outdated].unique())
+        table[~outdated].to_csv(path, index=False)
+    done = set(table["variant"][of_seed & ~outdated])
+    return [name for name in digests if name not in done]
+
+
+def settings_digest(settings: Settings, name: str) -> str:
+    """A digest of what decides a run: the settings of the data and of the row."""
+    table = replace(settings.csv, table=Path(settings.csv.table).name)  # wherever the photos are
+    data = (settings.source, settings.wardrobe, table, settings.images, settings.split)
+    return digest(*map(str, (*data, settings.variant(name).resolved())))[:8]
 
 
 def main(*names: str) -> int:
-    root = config.find_root()
+    folder = config.find_root() / "data" / "results"
     if not names:
         print(__doc__)
         return 2
     if names == ("tables",):
-        tables.write(root)
+        tables.write(config.find_root())
         return 0
-    for seed in range(max([SEEDS, *MORE_SEEDS.values()])):
-        for name in names:
-            if seed >= MORE_SEEDS.get(name, SEEDS):
+    for seed in range(max(SEEDS_OF.get(name, SEEDS) for name in names)):
+        for name in [name for name in names if seed < SEEDS_OF.get(name, SEEDS)]:
+            path = folder / f"{name}.csv"
+            if not (rows := missing(path, settings_of(name, seed), OF_SET.get(name, ROWS))):
                 continue
-            path = root / "data" / "results" / f"{name}.csv"
-            if not path.exists():
-                pd.DataFrame(columns=RECORDED).to_csv(path, index=False)
             settings, prepared, work = open_set(name, seed)
-            for row in OF_SET.get(name, ROWS):
-                done = pd.read_csv(path)
-                if ((done["seed"] == seed) & (done["variant"] == row)).any():
-                    continue
-                start = time.perf_counter()
-                table = measure(settings, prepared, row, work)
-                if ((done["seed"] == seed) & (done["variant"] == "random")).any():
+            for row in rows:
+                start, table = time.perf_counter(), measure(settings, prepared, row, work)
+                if ((read(path)["seed"] == seed) & (read(path)["variant"] == "random")).any():
                     table = table[table["variant"] != "random"]
                 with path.open("a") as file:
-                    file.write(table.round(2).to_csv(header=False, index=False))
+                    file.write(table.round(2).to_csv(header=not path.stat().st_size, index=False))
                 level = table.query("variant != 'random' and own and metric == 'MAP@all' and attribute == ''")
                 print(name, seed, row, *level["percent"], f"{time.perf_counter() - start:.0f} s", flush=True)
     return 0

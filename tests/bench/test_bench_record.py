@@ -13,14 +13,20 @@ from tiny import SETTINGS, TAXONOMY, make_prepared, make_variant, random_labels
 ROWS = ("asen", "m3")
 
 
+LR = {"asen": 0.01, "m3": 0.01}
+
+
 class Tiny:
     """Settings whose rows are tiny."""
 
     def __init__(self, seed: int):
         self.seed, self.threads = seed, 1
 
+    def __getattr__(self, name):
+        return getattr(SETTINGS, name)
+
     def variant(self, name):
-        return make_variant(name, epochs=1, batch=16)
+        return make_variant(name, epochs=1, batch=16, lr=LR[name])
 
 
 @pytest.fixture
@@ -32,9 +38,10 @@ def tiny(tmp_path, monkeypatch):
     images = rng.integers(0, 255, (60, 32, 32, 3), dtype=np.uint8)
     prepared = make_prepared(random_labels("multi", 60, rng), parts, images)
     monkeypatch.setattr(record, "open_set", lambda name, seed: (Tiny(seed), prepared, tmp_path))
+    monkeypatch.setattr(record, "settings_of", lambda name, seed: Tiny(seed))
     monkeypatch.setattr(record, "ROWS", ROWS)
     monkeypatch.setattr(record, "SEEDS", 2)
-    monkeypatch.setattr(record, "MORE_SEEDS", {})
+    monkeypatch.setattr(record, "SEEDS_OF", {})
     monkeypatch.setattr(record.config, "find_root", lambda: tmp_path)
     return tmp_path / "data" / "results" / "mine.csv"
 
@@ -66,6 +73,21 @@ def test_a_stopped_record_goes_on_where_it_stopped(tiny, monkeypatch):
     assert levels.shape == (2, 3)
     assert levels.notna().all(axis=None)
     assert len(table[table["metric"] == f"{tables.SPACE}advantage"]) == 2 * TAXONOMY.num_attributes
+
+
+def test_a_row_is_recorded_again_when_its_settings_change(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(record, "SEEDS", 1)
+    record.main("mine")
+    before = pd.read_csv(tiny, keep_default_na=False)
+    monkeypatch.setitem(LR, "m3", 0.02)
+    capsys.readouterr()
+    record.main("mine")
+    assert "mine 0 again, for their settings changed: m3" in capsys.readouterr().out
+    after = pd.read_csv(tiny, keep_default_na=False)
+    asen = [table[table["variant"] != "m3"].reset_index(drop=True) for table in (before, after)]
+    assert asen[0].equals(asen[1])
+    assert len(after) == len(before)
+    assert set(after["digest"]) != set(before["digest"])
 
 
 def test_a_set_changes_only_what_it_lists():
