@@ -169,15 +169,14 @@ def best_lines(folder: Path, *names: str) -> str:
     lines = []
     for name, table in recorded(folder, names).items():
         levels = by_run(table, headline(table)).drop(columns="random", errors="ignore")
-        order = levels.mean().sort_values(ascending=False)
-        best, level = order.index[0], []
-        for rival in order.index[1:]:
-            ends = interval((levels[best] - levels[rival]).dropna())
-            if ends is None or ends[0] <= 0:
-                level.append(f"`{rival}` ({order[rival]:.1f})")
-        runs = f"{len(levels)} runs" if len(levels) > 1 else "one run, so no interval"
-        behind = f"not ahead beyond the 95 % interval: {', '.join(level)}" if level else "ahead of every other row"
-        lines.append(f"- `{name}` ({runs}): `{best}` with {order[best]:.1f}; {behind}.")
+        means = levels.mean().sort_values(ascending=False)
+        leads = {rival: interval((levels[means.index[0]] - levels[rival]).dropna()) for rival in means.index[1:]}
+        level = [f"`{rival}` ({means[rival]:.1f})" for rival, ends in leads.items() if ends and ends[0] <= 0]
+        found = f"not ahead beyond the 95 % interval: {', '.join(level)}" if level else "ahead of every other row"
+        if len(levels) == 1:
+            found = f"then {', '.join(f'`{rival}` ({means[rival]:.1f})' for rival in list(leads)[:2])}"
+        runs = f"{len(levels)} runs" if len(levels) > 1 else "one run"
+        lines.append(f"- `{name}` ({runs}): `{means.index[0]}` with {means.iloc[0]:.1f}; {found}.")
     return "\n".join(lines)
 
 

@@ -67,9 +67,10 @@ def test_parts_have_a_column_per_result(folder):
 
 def test_the_best_row_is_named_with_those_that_it_does_not_lead_for_sure(folder):
     write(folder, "c", {"asen": [1, 1.1], "m3": [50, 50.1], "modc": [30, 55]})
+    write(folder, "b", {"modc": [20]})
     first, second = tables.best_lines(folder, "c", "b").splitlines()
     assert first == "- `c` (2 runs): `m3` with 50.0; not ahead beyond the 95 % interval: `modc` (42.5)."
-    assert second == "- `b` (one run, so no interval): `m3` with 50.0; ahead of every other row."
+    assert second == "- `b` (one run): `m3` with 50.0; then `modc` (20.0)."
 
 
 def test_class_spaces_are_averaged_over_attributes_and_then_over_runs(folder):
