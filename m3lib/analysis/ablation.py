@@ -41,7 +41,7 @@ def differences(table: pd.DataFrame, rows: dict[str, str], base: str = "m3") -> 
 def factor_correlation(table: pd.DataFrame, variants: tuple[str, ...]) -> pd.DataFrame:
     """Mean rank correlation within classes over seeds: one row per (variant, score), one column per hidden factor."""
     rows = table[(table["metric"] == "likeness") & table["variant"].isin(variants)]
-    means = rows.groupby(["variant", "score", "attribute"], sort=False)["percent"].mean().unstack() / 100
+    means = rows.groupby(["variant", "score", "attribute"], sort=False)["value"].mean().unstack() / 100
     return means.reindex(list(variants), level="variant")
 
 
@@ -51,7 +51,7 @@ def unseen(table: pd.DataFrame) -> pd.DataFrame:
     table: recorded runs that left classes out. The row random is the expected MAP of a random ranking.
     """
     rows = table[table["metric"] == "unseen classes"]
-    means = rows.groupby(["variant", "score"], sort=False)["percent"].mean().unstack()
+    means = rows.groupby(["variant", "score"], sort=False)["value"].mean().unstack()
     means["random"] = means["random"].dropna().item()
     return means.drop(index="random")
 

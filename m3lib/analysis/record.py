@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -19,7 +20,8 @@ from m3lib.config import find_root
 from m3lib.errors import InputError, exit_status
 
 SPACE = tables.SPACE
-RECORDED = ["seed", "variant", "split", "score", "own", "metric", "attribute", "percent", "settings", "digest"]
+RECORDED = ["seed", "variant", "split", "score", "own", "metric", "attribute", "value", "settings", "digest"]
+COSTS = ("bytes per image", "CPU seconds of training")  # the metrics that are no percentages
 VARIES_ANYWAY = ("seed", "threads", "variants")  # settings that differ between experiments of one question
 
 
@@ -50,7 +52,9 @@ def repeats_general(key: str, values: dict[str, str]) -> bool:
 
 
 def result_table(result: dict, seed: int, settings: str = "", digest: str = "") -> pd.DataFrame:
-    """Return the rows RECORDED of one metrics file, in percent; `own` marks the score that the variant reports.
+    """Return the rows RECORDED of one metrics file; `own` marks the score that the variant reports.
+
+    Values are in percent, but for COSTS.
 
     Overall MAP@all by every score; on test all metrics by the reported score, what `comparison.beyond_pooled` adds,
     unseen classes and factor correlations by every score, what `spaces.space_table` says of class spaces, and each
@@ -84,9 +88,12 @@ def result_table(result: dict, seed: int, settings: str = "", digest: str = "") 
         ]
     for loss, values in result["health"]["losses"].items():
         rows.append((variant, "train", "", False, "loss, share of its trivial value", loss, values["ratio"]))
+    rows.append((variant, "test", own_score, False, "bytes per image", "", result["bytes"]))
     table = pd.DataFrame(rows, columns=RECORDED[1:-2])
     table = table.assign(seed=seed, settings=settings, digest=digest)[RECORDED]
-    return table.assign(percent=100 * table["percent"].astype(float)).dropna(subset="percent")  # NaN: not measured
+    raw = table["metric"].isin(COSTS)
+    values = table["value"].astype(float) * np.where(raw, 1, 100)
+    return table.assign(value=values).dropna(subset="value")  # NaN: not measured
 
 
 def collect(root: Path, name: str) -> Path:

@@ -36,10 +36,9 @@ def number_or_text(value: str) -> float | str:
 
 
 def overall(recorded: pd.DataFrame, split: str) -> pd.DataFrame:
-    """Return the rows of overall MAP@all of a split, by every score; `query("own")` leaves the reported score."""
-    return recorded[
-        (recorded["metric"] == "MAP@all") & (recorded["attribute"] == "") & (recorded["split"] == split)
-    ].reset_index(drop=True)
+    """Return the rows of overall MAP@all of a split, in percent, by every score; `query("own")` leaves the reported."""
+    rows = recorded.query("metric == 'MAP@all' and attribute == '' and split == @split")
+    return rows.rename(columns={"value": "percent"}).reset_index(drop=True)
 
 
 def runs(recorded: pd.DataFrame, split: str) -> pd.DataFrame:

@@ -60,7 +60,7 @@ def unstacked(cells: pd.Series, columns: Iterable[str] | None = None) -> pd.Data
 def by_run(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """A test metric by the reported score: one row per run (seed, settings), one column per variant."""
     rows = table[table["own"] & (table["split"] == "test") & (table["metric"] == metric) & (table["attribute"] == "")]
-    return rows.pivot_table(index=["seed", "settings"], columns="variant", values="percent", sort=False)
+    return rows.pivot_table(index=["seed", "settings"], columns="variant", values="value", sort=False)
 
 
 def headline(table: pd.DataFrame) -> str:
@@ -72,7 +72,7 @@ def reported_cells(table: pd.DataFrame) -> pd.DataFrame:
     """Test metrics by each variant's reported score: one row per variant, one column per metric and attribute."""
     table = table.query("own and split == 'test'")
     keys = table["metric"].where(table["attribute"] == "", table["attribute"])
-    cells = table.assign(key=keys).groupby(["variant", "key"], sort=False)["percent"].agg(cell)
+    cells = table.assign(key=keys).groupby(["variant", "key"], sort=False)["value"].agg(cell)
     return unstacked(cells, dict.fromkeys(keys))
 
 
@@ -137,7 +137,7 @@ def space_table(folder: Path, name: str) -> str:
     """Class spaces, mean of attributes: one row per variant that has them; the cosine is in percent too."""
     table = sweeps.read(folder / f"{name}.csv")
     table = table[table["metric"].str.startswith(SPACE)].assign(key=lambda t: t["metric"].str.removeprefix(SPACE))
-    means = table.groupby(["variant", "key", "seed", "settings"], sort=False)["percent"].mean()
+    means = table.groupby(["variant", "key", "seed", "settings"], sort=False)["value"].mean()
     cells = means.groupby(["variant", "key"], sort=False).agg(cell)
     return markdown_table(unstacked(cells, dict.fromkeys(table["key"])))
 
@@ -146,21 +146,24 @@ def beyond_table(folder: Path, name: str, unseen: str) -> str:
     """Rare, middle and frequent classes by the reported score, and the best likeness within a class, of one result;
     classes left out of training by the reported and by the best score, of another."""
     table = sweeps.read(folder / f"{name}.csv")
-    parts = []
-    for metric in ("rare classes", "middle classes", "frequent classes"):
-        parts.append(table[table["metric"] == metric].assign(key=metric))
-    likeness = table[table["metric"] == "likeness"].groupby(["variant", "seed", "score"])["percent"].mean() / 100
+    metrics = ("rare classes", "middle classes", "frequent classes", "MAP@R", "calibration error")
+    parts = [table[table["metric"] == metric].assign(key=metric) for metric in metrics]
+    likeness = table[table["metric"] == "likeness"].groupby(["variant", "seed", "score"])["value"].mean() / 100
     best = likeness.groupby(["variant", "seed"]).max().reset_index()
-    cells = pd.concat(parts).groupby(["variant", "key"], sort=False)["percent"].agg(cell)
+    cells = pd.concat(parts).groupby(["variant", "key"], sort=False)["value"].agg(cell)
     shown = unstacked(cells)
     if (folder / f"{unseen}.csv").exists():
         left_out = sweeps.read(folder / f"{unseen}.csv").query("metric == 'unseen classes'")
         own = sweeps.read(folder / f"{unseen}.csv").query("own").groupby("variant")["score"].first()
-        mean = left_out.groupby(["variant", "score"])["percent"].agg(["mean", cell])
+        mean = left_out.groupby(["variant", "score"])["value"].agg(["mean", cell])
         shown["unseen classes"] = {v: mean["cell"][v, own[v]] for v in own.index if (v, own[v]) in mean.index}
         top = mean["mean"].groupby("variant").idxmax()
         shown["unseen, best score"] = {v: f"{mean['cell'][key]} ({key[1]})" for v, key in top.items()}
-    shown["likeness"] = best.groupby("variant")["percent"].mean().map("{:.2f}".format)
+    for cost in ("bytes per image", "CPU seconds of training"):
+        values = table[table["metric"] == cost].groupby("variant")["value"].mean()
+        if len(values):
+            shown[cost] = values.map("{:,.0f}".format)
+    shown["likeness"] = best.groupby("variant")["value"].mean().map("{:.2f}".format)
     return markdown_table(shown.fillna("-"))
 
 

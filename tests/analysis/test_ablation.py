@@ -5,7 +5,7 @@ import pytest
 
 from m3lib.analysis import ablation, sweeps
 
-COLUMNS = ["seed", "variant", "split", "score", "own", "metric", "attribute", "percent"]
+COLUMNS = ["seed", "variant", "split", "score", "own", "metric", "attribute", "value"]
 ROWS = [
     [seed, variant, "test", score, score == "weighted", "MAP@all", "", level + 2 * seed + (score == "weighted")]
     for seed in (0, 1)

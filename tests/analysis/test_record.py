@@ -72,12 +72,12 @@ def test_says_when_no_experiment_has_that_name(repository):
 def test_records_every_score_on_both_splits_and_factor_correlations(repository):
     table = pd.read_csv(record.collect(repository, "sweep")).query("seed == 1")
     others = table[table["score"] == "posterior"]
-    assert others[["split", "metric", "percent"]].to_numpy().tolist() == [
+    assert others[["split", "metric", "value"]].to_numpy().tolist() == [
         ["valid", "MAP@all", 90.0],
         ["test", "MAP@all", 90.0],
     ]
     factors = table[table["metric"] == "likeness"]
-    assert factors[["score", "attribute", "percent"]].to_numpy().tolist() == [["weighted", "colour: hue", 30.0]]
+    assert factors[["score", "attribute", "value"]].to_numpy().tolist() == [["weighted", "colour: hue", 30.0]]
 
 
 def test_records_what_pooled_map_hides_without_a_place_in_the_tables(repository):
@@ -85,7 +85,7 @@ def test_records_what_pooled_map_hides_without_a_place_in_the_tables(repository)
     names = ["MAP@R", "mean of classes", "rare classes", "frequent classes", "calibration error"]
     beyond = table[table["metric"].isin([*names, "middle classes"])]
     assert beyond[["seed", "metric"]].to_numpy().tolist() == [[1, name] for name in names]
-    assert beyond["percent"].tolist() == [10, 20, 10, 40, 10]
+    assert beyond["value"].tolist() == [10, 20, 10, 40, 10]
     assert "rare" not in tables.results_tables(repository / "data/results", "sweep")
 
 
@@ -104,11 +104,11 @@ def test_a_setting_of_a_row_is_recorded_where_it_differs_from_the_general_one():
 
 def test_the_headline_leaves_out_attributes_of_two_classes(repository):
     table = pd.read_csv(record.collect(repository, "sweep")).query("own and variant == 'm3' and seed == 0")
-    assert table[table["metric"] == tables.FINE]["percent"].tolist() == [25.0]  # colour's; shape has two classes
+    assert table[table["metric"] == tables.FINE]["value"].tolist() == [25.0]  # colour's; shape has two classes
 
 
 def test_unseen_classes_have_every_score_and_losses_their_share_of_the_trivial_value(repository):
     table = pd.read_csv(record.collect(repository, "sweep")).query("seed == 1")
-    assert table[table["metric"] == "unseen classes"][["score", "percent"]].to_numpy().tolist() == [["concat", 30.0]]
+    assert table[table["metric"] == "unseen classes"][["score", "value"]].to_numpy().tolist() == [["concat", 30.0]]
     losses = table[table["metric"].str.startswith("loss")]
-    assert losses[["attribute", "percent"]].to_numpy().tolist() == [["m3_instance", 50.0]]
+    assert losses[["attribute", "value"]].to_numpy().tolist() == [["m3_instance", 50.0]]

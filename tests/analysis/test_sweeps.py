@@ -18,7 +18,7 @@ RATES, EPOCHS, QUERIES = (0.004, 0.008), (4, 8), ("[a, b]", "one_hot")
 def table():
     """Two variants, two seeds, a full grid, random percents, and rows that `runs` must leave out."""
     rng, rows = np.random.default_rng(), []
-    columns = ("variant", "seed", "settings", "split", "own", "metric", "attribute", "percent")
+    columns = ("variant", "seed", "settings", "split", "own", "metric", "attribute", "value")
     grid = [f"train.lr={r} train.epochs={e} model.queries={q}" for r in RATES for e in EPOCHS for q in QUERIES]
     for key in product(("m3", "asen"), (0, 1), grid, ("valid", "test")):
         rows.append((*key, True, "MAP@all", "", 50 * rng.random()))
@@ -53,7 +53,7 @@ def test_the_best_settings_are_those_of_the_best_mean_on_validation(table):
         means, of_variant = {}, reported[reported["variant"] == variant]
         for settings, split in product(of_variant["settings"].unique(), ("valid", "test")):
             runs = of_variant.query("settings == @settings and split == @split")
-            means[settings, split] = sum(runs["percent"]) / len(runs)
+            means[settings, split] = sum(runs["value"]) / len(runs)
         settings = max(of_variant["settings"].unique(), key=lambda settings: means[settings, "valid"])
         assert (row["valid"], row["test"]) == pytest.approx((means[settings, "valid"], means[settings, "test"]))
         text = f"train.lr={row['train.lr']:g} train.epochs={row['train.epochs']:g} model.queries={row['model.queries']}"

@@ -17,7 +17,7 @@ def write(folder: Path, name: str, levels: dict[str, list[float]], metric: str =
     path = folder / f"{name}.csv"
     rows = [
         {"seed": s, "variant": variant, "split": "test", "score": "weighted", "own": True, "metric": metric}
-        | {"attribute": "", "percent": value, "settings": ""}
+        | {"attribute": "", "value": value, "settings": ""}
         | columns
         for variant, values in levels.items()
         for s, value in enumerate(values)

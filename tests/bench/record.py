@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from m3lib import config
+from m3lib import config, systems
 from m3lib.analysis import tables
 from m3lib.analysis.evaluation import evaluate
-from m3lib.analysis.record import RECORDED, result_table
+from m3lib.analysis.record import COSTS, RECORDED, result_table
 from m3lib.config import Settings
 from m3lib.data.files import digest
 from m3lib.data.manifest import Prepared
@@ -53,17 +53,22 @@ def measure(settings: Settings, prepared: Prepared, name: str, work: Path) -> pd
     cache.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         (Path(folder) / "activations").symlink_to(cache)
+        activations.stored(systems.build(row, prepared.taxonomy), prepared, row, cache)  # not part of its seconds
+        start = time.process_time()
         system, curves = fit(prepared, row, settings.seed, settings.threads, Path(folder) / "checkpoint.safetensors")
-        outputs = activations.stored(system, prepared, row, cache)
+        spent = time.process_time() - start
+        outputs = activations.stored(system, prepared, row, cache)  # None for a network that reads pixels
         rows = np.sort(np.concatenate([prepared.rows("valid"), prepared.rows("test")]))
         trained, untrained = inference.embed(system, prepared, rows, row.train.precision, outputs), None
         _, losses = health.examine(system, prepared, row, curves, settings.seed)
         if trained.classes is not None:
-            start = trainer.Trainer(prepared, row, settings.seed, settings.threads, "cpu", cache).system
-            untrained = inference.embed(start, prepared, prepared.rows("test"), row.train.precision, outputs)
+            new = trainer.Trainer(prepared, row, settings.seed, settings.threads, "cpu", cache).system
+            untrained = inference.embed(new, prepared, prepared.rows("test"), row.train.precision, outputs)
     measured = evaluate(prepared, row, trained, untrained, settings.seed)
     result = measured.to_dict({"losses": losses.T.to_dict()})
-    return result_table(json.loads(metrics.to_json(result)), settings.seed, digest=settings_digest(settings, name))
+    table = result_table(json.loads(metrics.to_json(result)), settings.seed, digest=settings_digest(settings, name))
+    seconds = table.iloc[-1:].assign(metric=COSTS[1], value=spent)  # after that of bytes
+    return pd.concat([table, seconds])
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -110,7 +115,7 @@ def main(*names: str) -> int:
                 with path.open("a") as file:
                     file.write(table.round(2).to_csv(header=not path.stat().st_size, index=False))
                 level = table.query("variant != 'random' and own and metric == 'MAP@all' and attribute == ''")
-                print(name, seed, row, *level["percent"], f"{time.perf_counter() - start:.0f} s", flush=True)
+                print(name, seed, row, *level["value"], f"{time.perf_counter() - start:.0f} s", flush=True)
     return 0
 
 
