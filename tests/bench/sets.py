@@ -24,18 +24,28 @@ LEFT_OUT = [
     "texture: plaid", "texture: paisley", "fabric: knit", "fabric: chiffon", "shape: bodycon", "part: bell sleeve",
     "style: glam",
 ]  # fmt: skip
+PRODUCTS = ["gender", "category", "colour", "season", "usage"]
+LEFT_OUT_PRODUCTS = [
+    "category: kurtas", "category: sandals", "category: watches", "category: backpacks", "colour: navy blue",
+    "colour: orange", "usage: formal",
+]  # fmt: skip
 SETS: dict[str, dict] = {
     "multi": {"wardrobe": {"track": "multi"}},
     "single": {"wardrobe": {"track": "single"}},
     "partial": {"wardrobe": {"track": "partial"}},
-    "catalogue": {"source": "csv", "csv": {"attributes": ["gender", "category", "colour", "season", "usage"]}},
+    "catalogue": {"source": "csv", "csv": {"attributes": PRODUCTS}},
     "street": {"source": "csv", "split": {"query": 1}},  # small: every test image asks all others
     "tees": {"source": "csv", "split": {"query": 1}},
     "unseen": {"train": {"held_out": LEFT_OUT}},
+    "unseen-catalogue": {
+        "source": "csv",
+        "csv": {"attributes": PRODUCTS},
+        "train": {"held_out": LEFT_OUT_PRODUCTS},
+    },
     "ablation": {},
     "scratch": {"model": {"pretrained": False, "trainable": "all"}},
 }
-SAME_IMAGES = dict.fromkeys(("unseen", "ablation", "scratch"), "multi")
+SAME_IMAGES = dict.fromkeys(("unseen", "ablation", "scratch"), "multi") | {"unseen-catalogue": "catalogue"}
 ROWS = (  # those of the default run, then the controls
     "frozen", "classifier", "classifier_bce", "asen", "asen_v2", "asen_pp", "modc", "m3_a", "m3_c", "m3",
     "asen_v2_contrast", "modc_contrast", "asen_v2_l1", "asen_v2_l1_softmax", "asen_v2_softmax", "m3_softmax",
@@ -53,7 +63,8 @@ def settings_of(name: str, seed: int) -> Settings:
     values |= {"seed": seed, "threads": 1, "accelerator": "cpu"}
     values["wardrobe"]["seed"] = values["split"]["seed"] = seed
     photos = Path(os.environ.get("PHOTOS", config.find_root().parent / "shared"))
-    values["csv"] = values["csv"] | {"table": str(photos / name / f"{name}.csv")}
+    images = SAME_IMAGES.get(name, name)
+    values["csv"] = values["csv"] | {"table": str(photos / images / f"{images}.csv")}
     return config.parse(values)
 
 
