@@ -67,7 +67,7 @@ def differences(records: pd.DataFrame, name: str) -> pd.DataFrame:
     value = records["MAP"].where(~records["set"].str.startswith("unseen"), records["unseen"])
     table = records.assign(value=value).pivot_table(index=["set", "seed"], columns="row", values="value", sort=False)
     rows = {}
-    for baseline in [b for b in BASELINES if b != name]:
+    for baseline in [b for b in BASELINES if b != name and b in table]:
         gaps = (table[name] - table[baseline]).dropna()
         rows[baseline] = {
             of_set: f"{runs.mean():+.1f} ({', '.join(f'{x:+.1f}' for x in runs)})"
