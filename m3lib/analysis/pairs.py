@@ -14,18 +14,18 @@ PUBLISHED_NAMES = {  # variant -> name in the published table, in the published 
 }
 PARTS = {  # what two rows differ in -> the rows without and with it
     "training the last blocks": ("frozen", "classifier"),
-    "softmax instead of Loss 1, classifier": ("classifier_bce", "classifier"),
-    "softmax instead of Loss 1, ASEN_v2": ("asen_v2_l1", "asen_v2_l1_softmax"),
-    "softmax instead of Loss 1, M3-Net": ("m3", "m3_softmax"),
+    "usual loss instead of Loss 1, classifier": ("classifier_bce", "classifier"),
+    "usual loss instead of Loss 1, ASEN_v2": ("asen_v2_l1", "asen_v2_l1_softmax"),
+    "usual loss instead of Loss 1, M3-Net": ("m3", "m3_softmax"),
     "attention by attribute": ("classifier", "asen_v2_softmax"),
-    "triplets beside the softmax": ("asen_v2_softmax", "asen_v2_l1_softmax"),
+    "triplets beside the usual loss": ("asen_v2_softmax", "asen_v2_l1_softmax"),
     "Loss 1 beside the triplets": ("asen_v2", "asen_v2_l1"),
     "all pairs instead of a triplet, ASEN_v2": ("asen_v2", "asen_v2_contrast"),
     "all pairs instead of a triplet, ASEN++": ("asen_pp", "asen_pp_contrast"),
     "all pairs instead of a triplet, MODC": ("modc", "modc_contrast"),
     "attention by class": ("m3_a", "m3"),
     "attention by attribute, in M3-Net": ("m3_c", "m3"),
-    "a projection per class": ("m3_shared", "m3"),
+    "a projection per class, queries of equal length": ("m3_shared", "m3"),
     "M3-Net's class branch and losses": ("asen_v2_l1", "m3"),
     "Losses 2 and 3": ("m3_loss1", "m3"),
 }

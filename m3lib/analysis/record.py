@@ -14,14 +14,12 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from m3lib.analysis import tables
+from m3lib.analysis import sweeps, tables
 from m3lib.analysis.comparison import COLUMNS, beyond_pooled, fine_attributes
 from m3lib.config import find_root
 from m3lib.errors import InputError, exit_status
 
-SPACE = tables.SPACE
 RECORDED = ["seed", "variant", "split", "score", "own", "metric", "attribute", "value", "settings", "digest"]
-COSTS = ("bytes per image", "CPU seconds of training")  # the metrics that are no percentages
 VARIES_ANYWAY = ("seed", "threads", "variants")  # settings that differ between experiments of one question
 
 
@@ -54,7 +52,7 @@ def repeats_general(key: str, values: dict[str, str]) -> bool:
 def result_table(result: dict, seed: int, settings: str = "", digest: str = "") -> pd.DataFrame:
     """Return the rows RECORDED of one metrics file; `own` marks the score that the variant reports.
 
-    Values are in percent, but for COSTS.
+    Values are in percent, but for tables.COSTS.
 
     Overall MAP@all by every score; on test all metrics by the reported score, what `comparison.beyond_pooled` adds,
     unseen classes and factor correlations by every score, what `spaces.space_table` says of class spaces, and each
@@ -81,40 +79,38 @@ def result_table(result: dict, seed: int, settings: str = "", digest: str = "") 
     for score, factors in result["likeness"].items():
         rows += [(variant, "test", score, False, "likeness", *item) for item in factors.items()]
     for attribute, space in result["spaces"].items():
-        known = {f"{SPACE}{name}": value for name, value in space.items() if value is not None}
+        known = {f"{tables.SPACE}{name}": value for name, value in space.items() if value is not None}
         rows += [
             (variant, "test", "", False, name, attribute, value if name.endswith("cosine") else value / 100)
             for name, value in known.items()
         ]
     for loss, values in result["health"]["losses"].items():
         rows.append((variant, "train", "", False, "loss, share of its trivial value", loss, values["ratio"]))
-    rows.append((variant, "test", own_score, False, "bytes per image", "", result["bytes"]))
+    rows.append((variant, "test", own_score, False, tables.COSTS[0], "", result["bytes"]))
     table = pd.DataFrame(rows, columns=RECORDED[1:-2])
     table = table.assign(seed=seed, settings=settings, digest=digest)[RECORDED]
-    raw = table["metric"].isin(COSTS)
+    raw = table["metric"].isin(tables.COSTS)
     values = table["value"].astype(float) * np.where(raw, 1, 100)
     return table.assign(value=values).dropna(subset="value")  # NaN: not measured
 
 
 def collect(root: Path, name: str) -> Path:
-    """Write data/results/<name>.csv. Raises InputError when no such experiment has finished."""
+    """Write data/results/<name>.csv. Raises InputError when no such experiment has finished, or if the table is one of
+    the recorded comparison."""
     commits = experiments(root, name)
     if not commits:
         raise InputError(f"no finished experiment is named {name}...; `dvc exp run -n {name}-1 ...` makes one")
+    path, keys = root / "data" / "results" / f"{name}.csv", [c for c in RECORDED if c not in ("own", "value")]
+    if path.exists() and sweeps.read(path).get("digest", pd.Series("")).ne("").any():
+        raise InputError(f"{path} is a table of the recorded comparison: give the experiments another name")
     params = {e: yaml.safe_load(git(root, "show", f"{commit}:params.yaml")) for e, commit in commits.items()}
     settings = varied_settings(params)
-    collected = [
-        result_table(
-            json.loads(git(root, "show", f"{commit}:data/metrics/{variant}.json")), params[e]["seed"], settings[e]
-        )
-        for e, commit in commits.items()
-        for variant in params[e]["variants"]
-    ]
-    path = root / "data" / "results" / f"{name}.csv"
-    table = pd.concat(collected).drop_duplicates(
-        ["seed", "variant", "settings", "split", "score", "metric", "attribute"]
-    )
-    table.round(2).to_csv(path, index=False)
+    collected = []
+    for experiment, commit in commits.items():
+        for variant in params[experiment]["variants"]:
+            result = json.loads(git(root, "show", f"{commit}:data/metrics/{variant}.json"))
+            collected.append(result_table(result, params[experiment]["seed"], settings[experiment]))
+    pd.concat(collected).drop_duplicates(keys).round(2).to_csv(path, index=False)
     return path
 
 

@@ -17,9 +17,9 @@ SETTING = re.compile(r"([\w.]+)=(.*?)(?= [\w.]+=|$)")  # the value of a list hol
 def read(path: Path) -> pd.DataFrame:
     """Return the rows of a recorded result; raises InputError when nothing was recorded."""
     try:
-        return pd.read_csv(path, keep_default_na=False)
+        return pd.read_csv(path, keep_default_na=False, dtype={"digest": str})
     except OSError as error:
-        hint = f"record it with `make record NAME={path.stem}`"
+        hint = f"record it with `make record NAME={path.stem}` or `python -m tests.bench.record {path.stem}`"
         raise InputError(f"{path} can't be read ({error.strerror}); {hint}") from None
 
 

@@ -1,4 +1,6 @@
-"""The tables of README.md and data/results/README.md, from the recorded results. In percent; differences in points.
+"""The tables of README.md and data/results/README.md, from the recorded results.
+
+In percent, but for COSTS and likeness (a rank correlation); differences in points.
 
 A table stands between two markers; the first names it and the results that it shows, as `<!-- results: multi -->`:
 
@@ -7,7 +9,7 @@ results: NAME       all metrics, attributes and differences of one result
 spaces: NAME        class spaces
 parts: NAME ...     what each part brings: differences of two rows, one column per result
 beyond: NAME NAME   classes by frequency and likeness of one result, unseen classes of another
-best: NAME ...      which row is best, and by how much, a line per result
+best: NAME ...      which row is best, and over which rows its lead is not certain
 """
 
 import re
@@ -23,6 +25,7 @@ from m3lib.analysis.markdown import markdown_table
 from m3lib.analysis.pairs import PARTS, PUBLISHED_NAMES, comparison_pairs
 from m3lib.errors import InputError
 
+COSTS = ("bytes per image", "CPU seconds of training")  # the metrics that are neither percentages nor likeness
 SPACE = "class space, "  # how the metrics of class spaces start
 FINE = "MAP@all, attributes with three classes or more"  # the headline
 
@@ -37,7 +40,7 @@ def cell(values: pd.Series) -> str:
 def interval(runs: pd.Series) -> tuple[float, float] | None:
     """Student's 95 % interval of the mean over runs; None for one run.
 
-    If every run has its own seed and its own data, it covers the choice of both.
+    If every run draws its own data, it covers the choice of data and seed. Splits of the same photos overlap: less.
     """
     if len(runs) < 2:
         return None
@@ -68,6 +71,11 @@ def headline(table: pd.DataFrame) -> str:
     return FINE if (table["metric"] == FINE).any() else "MAP@all"
 
 
+def reported_scores(table: pd.DataFrame) -> pd.Series:
+    """The score that each variant reports."""
+    return table[table["own"]].groupby("variant")["score"].first()
+
+
 def reported_cells(table: pd.DataFrame) -> pd.DataFrame:
     """Test metrics by each variant's reported score: one row per variant, one column per metric and attribute."""
     table = table.query("own and split == 'test'")
@@ -84,7 +92,7 @@ def results_tables(folder: Path, name: str) -> str:
     if FINE in cells and (cells[FINE] == cells["MAP@all"]).all():
         overall = overall.drop(columns=FINE)
     attributes = cells.drop(columns=[FINE, *COLUMNS], errors="ignore")
-    overall.insert(0, "score", table.query("own").groupby("variant")["score"].first()[overall.index])
+    overall.insert(0, "score", reported_scores(table)[overall.index])
     seeds = ", ".join(str(seed) for seed in sorted(table["seed"].unique()))
     about = f"mean ± standard deviation over seeds {seeds}" if "," in seeds else f"one seed ({seeds})"
     texts = [f"Percent, {about}.", markdown_table(overall)]
@@ -122,15 +130,16 @@ def summary_table(folder: Path, *names: str) -> str:
 
 def parts_table(folder: Path, *names: str) -> str:
     """What each part brings in points of the headline, with its 95 % interval: one column per result."""
-    tables = {name: by_run(table, headline(table)) for name, table in recorded(folder, names).items()}
-    cells = {}
-    for part, (without, with_it) in PARTS.items():
-        for name, levels in tables.items():
-            if {without, with_it} <= set(levels):
-                runs = (levels[with_it] - levels[without]).dropna()
-                of_pair = f"{part} ({PUBLISHED_NAMES.get(with_it, with_it)} - {PUBLISHED_NAMES.get(without, without)})"
-                cells[of_pair, name] = f"{runs.mean():+.1f}" + (f" ({span(runs)})" if len(runs) > 1 else "")
-    return markdown_table(unstacked(pd.Series(cells), names).rename_axis("part"))
+    columns = {}
+    for name, table in recorded(folder, names).items():
+        levels, column = by_run(table, headline(table)), {}
+        for part, (without, with_it) in PARTS.items():
+            if {without, with_it} <= set(levels) and len(runs := (levels[with_it] - levels[without]).dropna()):
+                label = f"{part} ({PUBLISHED_NAMES.get(with_it, with_it)} - {PUBLISHED_NAMES.get(without, without)})"
+                column[label] = f"{runs.mean():+.1f}" + (f" ({span(runs)})" if len(runs) > 1 else "")
+        columns[name] = column
+    order = dict.fromkeys(label for column in columns.values() for label in column)
+    return markdown_table(pd.DataFrame(columns, index=list(order), dtype=object).fillna("-").rename_axis("part"))
 
 
 def space_table(folder: Path, name: str) -> str:
@@ -153,13 +162,13 @@ def beyond_table(folder: Path, name: str, unseen: str) -> str:
     cells = pd.concat(parts).groupby(["variant", "key"], sort=False)["value"].agg(cell)
     shown = unstacked(cells)
     if (folder / f"{unseen}.csv").exists():
-        left_out = sweeps.read(folder / f"{unseen}.csv").query("metric == 'unseen classes'")
-        own = sweeps.read(folder / f"{unseen}.csv").query("own").groupby("variant")["score"].first()
+        of_unseen = sweeps.read(folder / f"{unseen}.csv")
+        left_out, own = of_unseen.query("metric == 'unseen classes'"), reported_scores(of_unseen)
         mean = left_out.groupby(["variant", "score"])["value"].agg(["mean", cell])
         shown["unseen classes"] = {v: mean["cell"][v, own[v]] for v in own.index if (v, own[v]) in mean.index}
         top = mean["mean"].groupby("variant").idxmax()
         shown["unseen, best score"] = {v: f"{mean['cell'][key]} ({key[1]})" for v, key in top.items()}
-    for cost in ("bytes per image", "CPU seconds of training"):
+    for cost in COSTS:
         values = table[table["metric"] == cost].groupby("variant")["value"].mean()
         if len(values):
             shown[cost] = values.map("{:,.0f}".format)
@@ -167,20 +176,25 @@ def beyond_table(folder: Path, name: str, unseen: str) -> str:
     return markdown_table(shown.fillna("-"))
 
 
-def best_lines(folder: Path, *names: str) -> str:
-    """Which row is best on each result, and the rows that it does not lead beyond the interval over runs."""
-    lines = []
+def best_table(folder: Path, *names: str) -> str:
+    """Which row is best on each result, and over which rows its lead is not certain."""
+    rows = {}
     for name, table in recorded(folder, names).items():
         levels = by_run(table, headline(table)).drop(columns="random", errors="ignore")
         means = levels.mean().sort_values(ascending=False)
-        leads = {rival: interval((levels[means.index[0]] - levels[rival]).dropna()) for rival in means.index[1:]}
-        level = [f"`{rival}` ({means[rival]:.1f})" for rival, ends in leads.items() if ends and ends[0] <= 0]
-        found = f"not ahead beyond the 95 % interval: {', '.join(level)}" if level else "ahead of every other row"
-        if len(levels) == 1:
-            found = f"then {', '.join(f'`{rival}` ({means[rival]:.1f})' for rival in list(leads)[:2])}"
-        runs = f"{len(levels)} runs" if len(levels) > 1 else "one run"
-        lines.append(f"- `{name}` ({runs}): `{means.index[0]}` with {means.iloc[0]:.1f}; {found}.")
-    return "\n".join(lines)
+        best, open_ = means.index[0], []
+        for rival in means.index[1:]:
+            ends = interval((levels[best] - levels[rival]).dropna())
+            if ends is None or ends[0] <= 0:
+                open_.append(f"{rival} ({means[rival]:.1f})")
+        shown = open_ if len(levels) > 1 else [*open_[:2], "one run"]
+        runs = len(levels)
+        rows[name] = {
+            "runs": runs,
+            "best": f"{best} ({means[best]:.1f})",
+            "no certain lead over": ", ".join(shown) or "-",
+        }
+    return markdown_table(pd.DataFrame.from_dict(rows, orient="index").rename_axis("data set"))
 
 
 TABLES: dict[str, Callable[..., str]] = {
@@ -189,7 +203,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "spaces": space_table,
     "parts": parts_table,
     "beyond": beyond_table,
-    "best": best_lines,
+    "best": best_table,
 }
 MARKER = re.compile(rf"(<!-- ({'|'.join(TABLES)}): ([\w\- ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from m3lib import config
 from m3lib.analysis import tables
-from m3lib.analysis.record import COSTS
+from m3lib.analysis.tables import COSTS
 from m3lib.config import Settings
 from m3lib.data.code import imported_files
 from m3lib.data.files import digest
@@ -34,9 +34,10 @@ MEASURES = ["MAP", "unseen", "likeness", *COSTS]
 
 
 def code_digest(settings: Settings, name: str) -> str:
-    """A digest of a row's settings and of the code that trains and evaluates it."""
-    modules = (module_of(settings.variant(name).network), "m3lib.training.run", "m3lib.analysis.evaluation")
-    return digest(settings_digest(settings, name), *imported_files(*modules))[:8]
+    """A digest of a row's settings and of the code that trains and evaluates it; not of that which draws the images."""
+    network = module_of(settings.variant(name).network)
+    code = imported_files(network, "m3lib.training.run", "m3lib.analysis.record", "m3lib.analysis.evaluation")
+    return digest(settings_digest(settings, name), *code)[:8]
 
 
 def run(of_set: str, seed: int, name: str) -> dict:
@@ -82,7 +83,9 @@ def main(*candidates: str) -> int:
         return 2
     path: Path = config.find_root() / "data" / "results" / "ideas.csv"
     names, jobs, wanted = [*BASELINES, *(name for name in candidates if name not in BASELINES)], [], []
-    records = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[*KEYS, *MEASURES])
+    records = pd.DataFrame(columns=[*KEYS, *MEASURES])
+    if path.exists():
+        records = pd.read_csv(path, dtype={"digest": str})
     done = set(records[KEYS].itertuples(index=False, name=None))
     for seed in SEEDS:
         for of_set in SETS:
@@ -97,8 +100,8 @@ def main(*candidates: str) -> int:
         for key, future in zip(jobs, running, strict=True):
             values = future.result()
             record = pd.DataFrame([dict(zip(KEYS, key, strict=True)) | values])
-            records = pd.concat([records, record], ignore_index=True)
-            records.round(3).to_csv(path, index=False)
+            records = pd.concat([records, record.round(3)], ignore_index=True) if len(records) else record.round(3)
+            records.to_csv(path, index=False)
             print(*key, *(f"{name} {value:.4g}" for name, value in values.items()), flush=True)
     records = records.set_index(KEYS).loc[wanted].reset_index()
     print(levels(records, names).round(2).to_string())

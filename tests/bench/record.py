@@ -10,34 +10,32 @@ stopped record goes on where it stopped. A run takes one thread; two processes w
 
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from m3lib import config, systems
-from m3lib.analysis import tables
+from m3lib import config
+from m3lib.analysis import sweeps, tables
 from m3lib.analysis.evaluation import evaluate
-from m3lib.analysis.record import COSTS, RECORDED, result_table
+from m3lib.analysis.record import RECORDED, result_table
+from m3lib.analysis.tables import COSTS
 from m3lib.config import Settings
-from m3lib.data.files import digest
+from m3lib.data.files import atomic, digest
 from m3lib.data.manifest import Prepared
 from m3lib.errors import exit_status
 from m3lib.retrieval import metrics
-from m3lib.training import activations, health, inference, trainer
-from m3lib.training.run import fit
-from tests.bench.sets import ROWS, open_set, settings_of
+from m3lib.training import health, inference, trainer
+from tests.bench.sets import ROWS, data_settings, open_set, settings_of, trained
 
 SEEDS, SEEDS_OF = 3, {"street": 5, "tees": 5, "scratch": 1}  # small sets get more
 OF_SET = {
-    "multi": (*ROWS, "asen_pp_contrast"),
+    "multi": (*ROWS, "asen_pp_contrast", "m3_loss1"),
     "ablation": (
-        "m3", "m3_a", "m3_c", "m3_loss1", "m3_no_loss1", "m3_no_loss2", "m3_no_loss3", "m3_shared", "m3_masked",
-        "m3_factored", "m3_no_parent", "m3_no_refine", "m3_one_hot",
+        "m3_no_loss1", "m3_no_loss2", "m3_no_loss3", "m3_masked", "m3_factored", "m3_no_parent", "m3_no_refine",
+        "m3_one_hot",
     ),
     "unseen": (
         "classifier", "asen_v2", "asen_v2_contrast", "modc", "asen_v2_l1", "asen_v2_l1_softmax", "m3_a", "m3",
@@ -49,49 +47,47 @@ OF_SET = {
 
 def measure(settings: Settings, prepared: Prepared, name: str, work: Path) -> pd.DataFrame:
     """Train one row and return what is recorded of it; work: the folder for the outputs of frozen blocks."""
-    row, cache = settings.variant(name), work / "activations"
-    cache.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
-        (Path(folder) / "activations").symlink_to(cache)
-        activations.stored(systems.build(row, prepared.taxonomy), prepared, row, cache)  # not part of its seconds
-        start = time.process_time()
-        system, curves = fit(prepared, row, settings.seed, settings.threads, Path(folder) / "checkpoint.safetensors")
-        spent = time.process_time() - start
-        outputs = activations.stored(system, prepared, row, cache)  # None for a network that reads pixels
+    row = settings.variant(name)
+    with trained(settings, prepared, row, work) as (system, curves, outputs):
         rows = np.sort(np.concatenate([prepared.rows("valid"), prepared.rows("test")]))
-        trained, untrained = inference.embed(system, prepared, rows, row.train.precision, outputs), None
+        embeddings, untrained = inference.embed(system, prepared, rows, row.train.precision, outputs), None
         _, losses = health.examine(system, prepared, row, curves, settings.seed)
-        if trained.classes is not None:
-            new = trainer.Trainer(prepared, row, settings.seed, settings.threads, "cpu", cache).system
+        if embeddings.classes is not None:
+            new = trainer.Trainer(prepared, row, settings.seed, settings.threads, "cpu", work / "activations").system
             untrained = inference.embed(new, prepared, prepared.rows("test"), row.train.precision, outputs)
-    measured = evaluate(prepared, row, trained, untrained, settings.seed)
+    measured = evaluate(prepared, row, embeddings, untrained, settings.seed)
     result = measured.to_dict({"losses": losses.T.to_dict()})
     table = result_table(json.loads(metrics.to_json(result)), settings.seed, digest=settings_digest(settings, name))
-    seconds = table.iloc[-1:].assign(metric=COSTS[1], value=spent)  # after that of bytes
+    seconds = table[table["metric"] == COSTS[0]].assign(metric=COSTS[1], value=curves.attrs["CPU seconds"])
     return pd.concat([table, seconds])
 
 
+def settings_digest(settings: Settings, name: str) -> str:
+    """A digest of what is set for a run: of the data and of the row. The code does not count."""
+    return digest(data_settings(settings), str(settings.variant(name).resolved()))[:8]
+
+
 def read(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, keep_default_na=False) if path.exists() else pd.DataFrame(columns=RECORDED)
+    return sweeps.read(path) if path.exists() else pd.DataFrame(columns=RECORDED)
 
 
 def missing(path: Path, settings: Settings, names: Iterable[str]) -> list[str]:
     """The rows that a table lacks for the seed of the settings; what it has of a row with other settings is removed."""
-    table = read(path)
-    digests, of_seed = {name: settings_digest(settings, name) for name in names}, table["seed"] == settings.seed
-    outdated = of_seed & table["variant"].isin(digests) & (table["digest"] != table["variant"].map(digests))
+    table, digests = read(path), {name: settings_digest(settings, name) for name in names}
+    of_seed, current = table["seed"] == settings.seed, table["digest"] == table["variant"].map(digests)
+    current |= (table["variant"] == "random") & table["digest"].isin(digests.values())
+    outdated = of_seed & ~current
     if outdated.any():
         print(path.stem, settings.seed, "again, for their settings changed:", *table["variant"][outdated].unique())
-        table[~outdated].to_csv(path, index=False)
-    done = set(table["variant"][of_seed & ~outdated])
+        write(path, table[~outdated])
+    done = set(table["variant"][of_seed & current])
     return [name for name in digests if name not in done]
 
 
-def settings_digest(settings: Settings, name: str) -> str:
-    """A digest of what decides a run: the settings of the data and of the row."""
-    table = replace(settings.csv, table=Path(settings.csv.table).name)  # wherever the photos are
-    data = (settings.source, settings.wardrobe, table, settings.images, settings.split)
-    return digest(*map(str, (*data, settings.variant(name).resolved())))[:8]
+def write(path: Path, table: pd.DataFrame) -> None:
+    """Write a table whole: a stopped run leaves none of its rows."""
+    with atomic(path) as temporary:
+        table.round(2).to_csv(temporary, index=False)
 
 
 def main(*names: str) -> int:
@@ -110,10 +106,10 @@ def main(*names: str) -> int:
             settings, prepared, work = open_set(name, seed)
             for row in rows:
                 start, table = time.perf_counter(), measure(settings, prepared, row, work)
-                if ((read(path)["seed"] == seed) & (read(path)["variant"] == "random")).any():
+                before = read(path)
+                if ((before["seed"] == seed) & (before["variant"] == "random")).any():
                     table = table[table["variant"] != "random"]
-                with path.open("a") as file:
-                    file.write(table.round(2).to_csv(header=not path.stat().st_size, index=False))
+                write(path, pd.concat([before, table]) if len(before) else table)
                 level = table.query("variant != 'random' and own and metric == 'MAP@all' and attribute == ''")
                 print(name, seed, row, *level["value"], f"{time.perf_counter() - start:.0f} s", flush=True)
     return 0

@@ -4,20 +4,31 @@ A seed draws the images of a drawn set anew, and the splits of a set of photos. 
 catalogue/catalogue.csv, street/street.csv and tees/tees.csv; `../shared` unless the environment says otherwise.
 """
 
+import fcntl
 import os
 import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 
-from m3lib import config, prepare
-from m3lib.config import Settings
+from m3lib import config, prepare, systems
+from m3lib.config import Settings, Variant
 from m3lib.data import manifest
+from m3lib.data.files import digest
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
 from m3lib.pipeline.convert_weights import convert_all
 from m3lib.prepare import pack, splits
+from m3lib.systems.base import System
+from m3lib.training import activations
+from m3lib.training.run import fit
 from m3lib.validation import read_yaml
 
 LEFT_OUT = [
@@ -68,22 +79,52 @@ def settings_of(name: str, seed: int) -> Settings:
     return config.parse(values)
 
 
+def data_settings(settings: Settings) -> str:
+    """What decides the images, labels and splits of a set, as text."""
+    of_source = settings.wardrobe
+    if settings.source == "csv":
+        of_source = replace(settings.csv, table=Path(settings.csv.table).name)  # wherever the photos are
+    return f"{settings.source} {of_source} {settings.images} {settings.split}"
+
+
 def open_set(name: str, seed: int) -> tuple[Settings, Prepared, Path]:
     """The settings and the images of a set, prepared if need be, and the folder for the outputs of frozen blocks."""
-    settings = settings_of(name, seed)
+    root, settings = config.find_root(), settings_of(name, seed)
     torch.set_num_threads(settings.threads)
-    work = config.find_root() / "data" / "work" / "sets"
-    of_images = f"{SAME_IMAGES.get(name, name)}-{seed}"
-    folder, unfinished = work / of_images, work / f"{of_images}.part"
-    if not folder.exists():
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        source = splits.draw(pack.pack(prepare.read(settings), unfinished, settings.images), settings.split)
-        manifest.save(source, unfinished)
-        unfinished.rename(folder)
-    if not (config.find_root() / "data" / "imagenet").exists():
-        convert_all(settings)
+    work = root / "data" / "work" / "sets"
+    work.mkdir(parents=True, exist_ok=True)
+    folder = work / f"{SAME_IMAGES.get(name, name)}-{seed}-{digest(data_settings(settings))[:8]}"
+    with (work / "lock").open("w") as lock:  # one process prepares
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            unfinished = folder.with_suffix(".part")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            source = splits.draw(pack.pack(prepare.read(settings), unfinished, settings.images), settings.split)
+            manifest.save(source, unfinished)
+            unfinished.rename(folder)
+        if not (root / "data" / "imagenet").exists():
+            convert_all(config.load(root / "params.yaml"))
     return settings, manifest.open_prepared(folder), folder
+
+
+@contextmanager
+def trained(
+    settings: Settings, prepared: Prepared, row: Variant, work: Path
+) -> Iterator[tuple[System, pd.DataFrame, np.ndarray | None]]:
+    """Train a row; yields the network, its curves, and the stored outputs of its frozen blocks.
+
+    `curves.attrs` has the CPU seconds of the training, without those of the stored outputs.
+    """
+    cache = work / "activations"
+    cache.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        (Path(folder) / "activations").symlink_to(cache)
+        activations.stored(systems.build(row, prepared.taxonomy), prepared, row, cache)
+        start = time.process_time()
+        system, curves = fit(prepared, row, settings.seed, settings.threads, Path(folder) / "checkpoint.safetensors")
+        curves.attrs["CPU seconds"] = time.process_time() - start
+        yield system, curves, activations.stored(system, prepared, row, cache)
 
 
 def third(prepared: Prepared) -> Prepared:

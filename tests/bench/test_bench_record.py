@@ -88,6 +88,11 @@ def test_a_row_is_recorded_again_when_its_settings_change(tiny, monkeypatch, cap
     assert asen[0].equals(asen[1])
     assert len(after) == len(before)
     assert set(after["digest"]) != set(before["digest"])
+    monkeypatch.setattr(record, "data_settings", lambda settings: "other images")
+    record.main("mine")
+    assert not set(pd.read_csv(tiny, keep_default_na=False)["digest"]) & set(
+        after["digest"]
+    )  # the random ranking's too
 
 
 def test_a_set_changes_only_what_it_lists():

@@ -69,6 +69,17 @@ def test_the_chosen_score_has_the_best_mean_of_the_chosen_trial():
     assert "| m3 | 1 | 0.1 | - | - | - | weighted | 50.0 | 40 | 60 |" in tune.page(records)
 
 
+def test_params_yaml_has_the_chosen_settings():
+    chosen = tune.chosen(tune.recorded(ROOT / "data" / "results"))
+    assert set(chosen.index) == set(sets.ROWS)
+    for name, found in chosen.iterrows():
+        row = SETTINGS.variant(name)
+        values = {key: getattr(row.train if key == "lr" else row.loss, key) for key in tune.RANGES}
+        expected = {key: found[key] for key in tune.RANGES if not np.isnan(found[key])}
+        assert expected == {key: values[key] for key in expected}, name
+        assert row.score == found["score"], name
+
+
 def test_a_third_of_the_training_images_is_left():
     labels = random_labels("single", 60, np.random.default_rng(0))
     prepared = make_prepared(labels, [("train", "")] * 40 + [("valid", "query"), ("valid", "candidate")] * 10)

@@ -16,7 +16,6 @@ trial takes one thread; two processes with different data sets or rows can run a
 """
 
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,11 +28,10 @@ from m3lib.analysis.markdown import markdown_table
 from m3lib.compatibility import LOSS_SETTINGS, SCORES, losses_of
 from m3lib.config import Settings, Variant
 from m3lib.data.manifest import Prepared
-from m3lib.errors import exit_status
+from m3lib.errors import InputError, exit_status
 from m3lib.retrieval import metrics, ranking
-from m3lib.training import activations, inference
-from m3lib.training.run import fit
-from tests.bench.sets import ROWS, open_set, third
+from m3lib.training import inference
+from tests.bench.sets import ROWS, open_set, third, trained
 from tests.bench.start import changed
 
 RANGES = {  # drawn evenly in the logarithm
@@ -62,7 +60,12 @@ def trials(row: Variant) -> list[Trial]:
 
 
 def extend(records: pd.DataFrame) -> list[Trial]:
-    """One trial beyond each setting of the best trial that is the smallest or largest of all; records: of one row."""
+    """One trial beyond each setting of the best trial that is the smallest or largest of all; records: of one row.
+
+    Raises InputError if a data set lacks a trial that another has.
+    """
+    if records.groupby("trial").size().nunique() > 1:
+        raise InputError(f"{records['row'].iloc[0]}: not all data sets have the same trials yet; run these first")
     names = [name for name in RANGES if records[name].notna().any()]
     settings, means = records.groupby("trial")[names].first(), records.groupby("trial")[COUNTS].mean()
     best = settings.loc[means.idxmax()]
@@ -75,16 +78,11 @@ def extend(records: pd.DataFrame) -> list[Trial]:
     return added
 
 
-def measure(settings: Settings, prepared: Prepared, row: Variant, trial: Trial, cache: Path) -> dict:
-    """Train one trial and return its record; cache: the folder with the outputs of frozen blocks."""
-    row = changed(row, trial)
-    cache.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
-        (Path(folder) / "activations").symlink_to(cache)
-        system, curves = fit(prepared, row, settings.seed, settings.threads, Path(folder) / "checkpoint.safetensors")
-        outputs = activations.stored(system, prepared, row, cache)
-    rows = prepared.rows("valid")
-    embeddings = inference.embed(system, prepared, rows, row.train.precision, outputs)
+def measure(settings: Settings, prepared: Prepared, row: Variant, trial: Trial, work: Path) -> dict:
+    """Train one trial and return its record; work: the folder for the outputs of frozen blocks."""
+    row, rows = changed(row, trial), prepared.rows("valid")
+    with trained(settings, prepared, row, work) as (system, curves, outputs):
+        embeddings = inference.embed(system, prepared, rows, row.train.precision, outputs)
     summaries = {s: metrics.summarise(ranking.evaluate(prepared, "valid", s, embeddings)) for s in embeddings.scores}
     maps = {score: round(100 * of["map_all"]["overall_by_query"], 2) for score, of in summaries.items()}
     best = max(maps, key=maps.get)
@@ -92,7 +90,7 @@ def measure(settings: Settings, prepared: Prepared, row: Variant, trial: Trial, 
 
 
 def recorded(folder: Path) -> pd.DataFrame:
-    """All trials of all data sets, with the column "data set"; a trial counts once all data sets have it."""
+    """All trials of all data sets, with the column "data set"."""
     tables = {path.stem.removeprefix("tuning-"): pd.read_csv(path) for path in sorted(folder.glob("tuning-*.csv"))}
     return pd.concat([table.assign(**{"data set": name}) for name, table in tables.items()])
 
@@ -128,7 +126,7 @@ def search(dataset: str, phase: str, names: list[str]) -> Iterator[dict]:
             keys = dict(zip(KEYS, [row.name, number, budget], strict=True))
             if (pd.read_csv(path)[KEYS] == list(keys.values())).all(axis=1).any():
                 continue
-            record = keys | measure(settings, prepared, row, trial, work / "activations")
+            record = keys | measure(settings, prepared, row, trial, work)
             line = pd.DataFrame([record], columns=COLUMNS).to_csv(header=False, index=False)
             with path.open("a") as file:  # one write, so that processes with other rows can append too
                 file.write(line)
