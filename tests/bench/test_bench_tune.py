@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from m3lib.config import load
+from m3lib.errors import InputError
 from tests.bench import sets, tune
 from tiny import ROOT, make_prepared, random_labels
 
@@ -29,28 +30,40 @@ def test_rows_share_their_trials_and_leave_out_what_their_losses_do_not_read():
 def records(values: list[float], trials: list[dict]) -> pd.DataFrame:
     """Two data sets, whose mean is `values`."""
     rows = [
-        trial | {"trial": i, tune.COUNTS: v + d}
+        trial | {"row": "m3", "trial": i, tune.COUNTS: v + d}
         for i, (v, trial) in enumerate(zip(values, trials, strict=True))
         for d in (-9, 9)
     ]
-    return pd.DataFrame(rows, columns=["trial", tune.COUNTS, *tune.RANGES])
+    return pd.DataFrame(rows, columns=["row", "trial", tune.COUNTS, *tune.RANGES])
 
 
-def test_a_best_trial_at_the_end_of_a_range_gets_one_more_beyond():
+def test_a_trial_at_the_end_of_a_range_gets_one_more_beyond():
     trials = [{"lr": lr, "margin": margin} for lr, margin in [(0.001, 0.3), (0.004, 0.1), (0.016, 0.5)]]
-    assert tune.extend(records([1, 2, 3], trials)) == [
+    table = records([1, 2, 3], trials)
+    assert tune.beyond(table, 2) == [
         {"lr": pytest.approx(0.016 * 1.7), "margin": 0.5},
         {"lr": 0.016, "margin": pytest.approx(0.85)},
     ]
-    assert tune.extend(records([3, 2, 1], trials)) == [{"lr": pytest.approx(0.001 / 1.7, abs=1e-5), "margin": 0.3}]
-    assert [set(trial) for trial in tune.extend(records([1, 3, 2], trials))] == [{"lr", "margin"}]  # the margin
+    assert tune.beyond(table, 0) == [{"lr": pytest.approx(0.001 / 1.7, abs=1e-5), "margin": 0.3}]
+    assert tune.beyond(table, 1) == [{"lr": 0.004, "margin": pytest.approx(0.1 / 1.7, abs=1e-5)}]
 
 
 def test_the_best_trials_are_those_of_the_mean_over_all_data_sets():
     table = records([1, 5, 3, 4], [{"lr": 0.1}] * 4)
     assert tune.best(table, 2) == [1, 3]
-    unfinished = pd.DataFrame([{"trial": 9, tune.COUNTS: 99.0}])  # on one data set only
-    assert tune.best(pd.concat([table, unfinished]), 2) == [1, 3]
+    with pytest.raises(InputError, match="m3: a data set lacks some trials of this row"):
+        tune.best(table[1:], 2)
+
+
+def test_a_chosen_value_at_an_end_gets_trials_at_all_images(tmp_path):
+    lrs = {0: 0.001, 1: 0.004, 2: 0.016}
+    rows = [("classifier", i, "third", lr, 50 + i) for i, lr in lrs.items()]
+    rows += [("classifier", 0, "full", lrs[0], 70), ("classifier", 1, "full", lrs[1], 60)]
+    table = pd.DataFrame(rows, columns=["row", "trial", "budget", "lr", tune.COUNTS])
+    table.reindex(columns=tune.COLUMNS).to_csv(tmp_path / "tuning-a.csv", index=False)
+    row = SETTINGS.variant("classifier")
+    assert tune.planned(row, "beyond", tmp_path) == {3: {"lr": pytest.approx(0.00059)}}
+    assert list(tune.planned(row, "full", tmp_path)) == [2, 1]
 
 
 def test_the_chosen_score_has_the_best_mean_of_the_chosen_trial():

@@ -12,6 +12,7 @@ trial takes one thread; two processes with different data sets or rows can run a
     python -m tests.bench.tune multi                  # the trials of all ROWS; then those of the other data sets
     python -m tests.bench.tune multi extend           # once all data sets have them
     python -m tests.bench.tune multi full             # once all data sets have these; a row's name takes it alone
+    python -m tests.bench.tune multi beyond           # and last, trials beyond a chosen value that is still at an end
     python -m tests.bench.tune table                  # data/results/tuning.md
 """
 
@@ -41,7 +42,8 @@ RANGES = {  # drawn evenly in the logarithm
     "contrast_temperature": (0.03, 0.3),
 }
 TRIALS, SEED = 6, 0
-BEYOND = 1.7  # factor of the value of a trial that `extend` adds
+BEYOND = 1.7  # factor of the value of a trial beyond the others
+PHASES = ("extend", "full", "beyond")  # after the first
 KEYS = ["row", "trial", "budget"]
 COUNTS = "valid MAP@all"
 COLUMNS = [*KEYS, *RANGES, "score", COUNTS, "epochs", *SCORES]
@@ -59,22 +61,16 @@ def trials(row: Variant) -> list[Trial]:
     return values[read].to_dict("records")
 
 
-def extend(records: pd.DataFrame) -> list[Trial]:
-    """One trial beyond each setting of the best trial that is the smallest or largest of all; records: of one row.
-
-    Raises InputError if a data set lacks a trial that another has.
-    """
-    if records.groupby("trial").size().nunique() > 1:
-        raise InputError(f"{records['row'].iloc[0]}: not all data sets have the same trials yet; run these first")
+def beyond(records: pd.DataFrame, trial: int) -> list[Trial]:
+    """One trial beyond each setting of a trial that is the smallest or largest of all; records: of one row."""
     names = [name for name in RANGES if records[name].notna().any()]
-    settings, means = records.groupby("trial")[names].first(), records.groupby("trial")[COUNTS].mean()
-    best = settings.loc[means.idxmax()]
-    added = []
+    settings = records.groupby("trial")[names].first()
+    best, added = settings.loc[trial], []
     for name in names:
-        others = settings[name].drop(best.name)
+        others = settings[name].drop(trial)
         if not others.min() < best[name] < others.max():
             factor = BEYOND if best[name] >= others.max() else 1 / BEYOND
-            added.append(best.to_dict() | {name: round(factor * best[name], 5)})
+            added.append(best.to_dict() | {name: round(float(factor * best[name]), 5)})
     return added
 
 
@@ -96,21 +92,28 @@ def recorded(folder: Path) -> pd.DataFrame:
 
 
 def best(records: pd.DataFrame, count: int) -> list[int]:
-    """The trials of a row with the best means over the data sets, of those that most data sets have."""
+    """The trials of a row with the best means over the data sets. Raises InputError if a data set lacks one."""
     means = records.groupby("trial")[COUNTS].agg(["mean", "size"])
-    return means[means["size"] == means["size"].max()]["mean"].nlargest(count).index.tolist()
+    if means["size"].nunique() > 1:
+        raise InputError(f"{records['row'].iloc[0]}: a data set lacks some trials of this row; run these first")
+    return means["mean"].nlargest(count).index.tolist()
 
 
 def planned(row: Variant, phase: str, folder: Path) -> dict[int, Trial]:
     """The trials of a row in a phase of the search, by number."""
-    first = dict(enumerate(trials(row)))
     if not phase:
-        return first
-    records = recorded(folder).query("row == @row.name and budget == 'third'")
+        return dict(enumerate(trials(row)))
+    records = recorded(folder).query("row == @row.name")
+    thirds, full = records[records["budget"] == "third"], records[records["budget"] == "full"]
     if phase == "extend":
-        return dict(enumerate(extend(records[records["trial"] < TRIALS]), TRIALS))
+        first = thirds[thirds["trial"] < TRIALS]
+        return dict(enumerate(beyond(first, best(first, 1)[0]), TRIALS))
+    if phase == "beyond":
+        searched = full[full["trial"].isin(thirds["trial"])]
+        known = records[records["trial"].isin(thirds["trial"])]
+        return dict(enumerate(beyond(known, best(searched, 1)[0]), 1 + int(thirds["trial"].max())))
     names = [name for name in RANGES if records[name].notna().any()]
-    return records.groupby("trial")[names].first().loc[best(records, 2)].to_dict("index")
+    return thirds.groupby("trial")[names].first().loc[best(thirds, 2)].to_dict("index")
 
 
 def search(dataset: str, phase: str, names: list[str]) -> Iterator[dict]:
@@ -120,7 +123,7 @@ def search(dataset: str, phase: str, names: list[str]) -> Iterator[dict]:
     path = folder / f"tuning-{dataset}.csv"
     if not path.exists():
         pd.DataFrame(columns=COLUMNS).to_csv(path, index=False)
-    prepared, budget = (whole, "full") if phase == "full" else (third(whole), "third")
+    prepared, budget = (whole, "full") if phase in ("full", "beyond") else (third(whole), "third")
     for row in map(settings.variant, names or ROWS):
         for number, trial in planned(row, phase, folder).items():
             keys = dict(zip(KEYS, [row.name, number, budget], strict=True))
@@ -185,7 +188,7 @@ def main(dataset: str = "", *names: str) -> int:
     if dataset == "table":
         (folder / "tuning.md").write_text(page(recorded(folder)))
         return 0
-    phase = names[0] if names[:1] in (("extend",), ("full",)) else ""
+    phase = names[0] if names and names[0] in PHASES else ""
     for record in search(dataset, phase, list(names[bool(phase) :])):
         print(*(f"{key} {value}" for key, value in record.items()), sep="  ", flush=True)
     return 0
