@@ -14,15 +14,17 @@ SETTINGS = load(ROOT / "params.yaml")
 
 def test_rows_share_their_trials_and_leave_out_what_their_losses_do_not_read():
     drawn, contrast, plain = (tune.trials(SETTINGS.variant(name)) for name in ("m3", "asen_v2_contrast", "classifier"))
-    assert len(drawn) == len(contrast) == len(plain) == tune.TRIALS
+    assert list(drawn) == list(contrast) == list(plain) == [-1, *range(tune.TRIALS)]
     assert [set(trials[0]) for trials in (drawn, contrast, plain)] == [
         {"lr", "margin", "hardness"},
         {"lr", "contrast_temperature"},
         {"lr"},
     ]
-    assert [trial["lr"] for trial in drawn] == [trial["lr"] for trial in plain]
+    assert [trial["lr"] for trial in drawn.values()] == [trial["lr"] for trial in plain.values()]
     for name, (low, high) in tune.RANGES.items():
-        values = sorted(trial[name] for trial in (contrast if name == "contrast_temperature" else drawn))
+        of_row = contrast if name == "contrast_temperature" else drawn
+        assert of_row[-1][name] == tune.USUAL[name]
+        values = sorted(of_row[number][name] for number in range(tune.TRIALS))
         parts = np.log(np.array(values) / low) / np.log(high / low) * tune.TRIALS
         assert np.floor(parts).tolist() == list(range(tune.TRIALS))  # one in each part of the range
 

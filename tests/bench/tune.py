@@ -1,9 +1,10 @@
 """`make bench WHAT=tune` (prints how it is called): the same random search for every row.
 
-Every row gets the same TRIALS settings, a Latin hypercube over RANGES; it uses those that its losses read. A trial
-trains on every third training image. Where a row's best trial has the smallest or largest value of a setting, it gets
-one more trial beyond (`extend`). The two best are trained on all images, and the better one is chosen. What counts is
-MAP@all of the validation queries by the best of the row's scores; the test queries are not looked at.
+Every row gets the same settings, the USUAL ones and TRIALS of a Latin hypercube over RANGES; it uses those that its
+losses read. A trial trains on every third training image. Where the best trial of a row has the smallest or largest
+value of a setting, the row gets one more trial beyond (`extend`). The two best are trained on all images, and the
+better one is chosen. What counts is MAP@all of the validation queries by the best of the row's scores; the test queries
+are not looked at.
 
 A setting must suit several data sets (`tests.bench.sets`): the trials of each are kept in
 data/results/tuning-<data set>.csv, and "best" is the best mean over them. A stopped search goes on where it stopped. A
@@ -41,6 +42,7 @@ RANGES = {  # drawn evenly in the logarithm
     "hardness": (1, 16),
     "contrast_temperature": (0.03, 0.3),
 }
+USUAL = {"lr": 0.006, "margin": 0.2, "hardness": 4, "contrast_temperature": 0.1}  # trial -1, chosen by hand
 TRIALS, SEED = 6, 0
 BEYOND = 1.7  # factor of the value of a trial beyond the others
 PHASES = ("extend", "full", "beyond")  # after the first
@@ -50,15 +52,16 @@ COLUMNS = [*KEYS, *RANGES, "score", COUNTS, "epochs", *SCORES]
 Trial = dict[str, float]
 
 
-def trials(row: Variant) -> list[Trial]:
-    """The settings of a row's trials: the same for all rows, without those that the row's losses do not read."""
+def trials(row: Variant) -> dict[int, Trial]:
+    """The settings of a row's trials by number: the same for all rows, without what the row's losses do not read."""
     low, high = np.log(np.array(list(RANGES.values()), dtype=float)).T
     points = qmc.LatinHypercube(len(RANGES), rng=np.random.default_rng(SEED)).random(TRIALS)
     losses, pairs = set(losses_of(row)), row.loss.pairs
     idle = {"all": {"margin", "hardness"}, "drawn": {"contrast_temperature"}}[pairs]
     read = ["lr", *(name for name in RANGES if name != "lr" and losses & set(LOSS_SETTINGS[name]) and name not in idle)]
     values = pd.DataFrame(np.exp(low + points * (high - low)), columns=list(RANGES)).round(4)
-    return values[read].to_dict("records")
+    values.loc[-1] = USUAL
+    return values.loc[[-1, *range(TRIALS)], read].to_dict("index")
 
 
 def beyond(records: pd.DataFrame, trial: int) -> list[Trial]:
@@ -102,7 +105,7 @@ def best(records: pd.DataFrame, count: int) -> list[int]:
 def planned(row: Variant, phase: str, folder: Path) -> dict[int, Trial]:
     """The trials of a row in a phase of the search, by number."""
     if not phase:
-        return dict(enumerate(trials(row)))
+        return trials(row)
     records = recorded(folder).query("row == @row.name")
     thirds, full = records[records["budget"] == "third"], records[records["budget"] == "full"]
     if phase == "extend":
