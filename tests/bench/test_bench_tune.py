@@ -58,30 +58,32 @@ def test_the_best_trials_are_those_of_the_mean_over_all_data_sets():
 
 
 def test_a_chosen_value_at_an_end_gets_trials_at_all_images(tmp_path):
-    lrs = {0: 0.001, 1: 0.004, 2: 0.016}
+    lrs = {0: 0.001, 1: 0.004, 2: 0.016, -1: 0.006}
     rows = [("classifier", i, "third", lr, 50 + i) for i, lr in lrs.items()]
     rows += [("classifier", 0, "full", lrs[0], 70), ("classifier", 1, "full", lrs[1], 60)]
     table = pd.DataFrame(rows, columns=["row", "trial", "budget", "lr", tune.COUNTS])
     table.reindex(columns=tune.COLUMNS).to_csv(tmp_path / "tuning-a.csv", index=False)
     row = SETTINGS.variant("classifier")
     assert tune.planned(row, "beyond", tmp_path) == {3: {"lr": pytest.approx(0.00059)}}
-    assert list(tune.planned(row, "full", tmp_path)) == [2, 1]
+    assert list(tune.planned(row, "full", tmp_path)) == [2, 1, -1]
 
 
-def test_the_chosen_score_has_the_best_mean_of_the_chosen_trial():
+def test_the_chosen_trial_has_no_value_at_an_end_and_the_score_with_the_best_mean():
     columns = ["row", "budget", "trial", "data set", tune.COUNTS, "posterior", "weighted", "lr"]
     rows = [
-        ("m3", "full", 1, "a", 50, 50, 40, 0.1),
-        ("m3", "full", 1, "b", 60, 40, 60, 0.1),
+        ("m3", "full", 1, "a", 50, 50, 40, 0.2),
+        ("m3", "full", 1, "b", 60, 40, 60, 0.2),
         ("m3", "full", 2, "a", 54, 54, 20, 0.2),
         ("m3", "full", 2, "b", 54, 54, 20, 0.2),
-        ("m3", "third", 3, "a", 99, 99, 99, 0.3),
-        ("m3", "third", 3, "b", 99, 99, 99, 0.3),
+        ("m3", "full", 4, "a", 80, 80, 20, 0.4),  # the largest rate
+        ("m3", "full", 4, "b", 80, 80, 20, 0.4),
+        ("m3", "third", 3, "a", 99, 99, 99, 0.1),
+        ("m3", "third", 3, "b", 99, 99, 99, 0.1),
     ]
     records = pd.DataFrame(rows, columns=columns).reindex(columns=[*tune.COLUMNS, "data set"])
     m3 = tune.chosen(records).loc["m3"]
-    assert m3[["trial", "lr", "score", "mean", "a", "b"]].tolist() == [1, 0.1, "weighted", 50, 40, 60]
-    assert "| m3 | 1 | 0.1 | - | - | - | weighted | 50.0 | 40 | 60 |" in tune.page(records)
+    assert m3[["trial", "lr", "score", "mean", "a", "b"]].tolist() == [1, 0.2, "weighted", 50, 40, 60]
+    assert "| m3 | 1 | 0.2 | - | - | - | weighted | 50.0 | 40 | 60 |" in tune.page(records)
 
 
 def test_params_yaml_has_the_chosen_settings():

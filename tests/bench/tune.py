@@ -2,9 +2,9 @@
 
 Every row gets the same settings, the USUAL ones and TRIALS of a Latin hypercube over RANGES; it uses those that its
 losses read. A trial trains on every third training image. Where the best trial of a row has the smallest or largest
-value of a setting, the row gets one more trial beyond (`extend`). The two best are trained on all images, and the
-better one is chosen. What counts is MAP@all of the validation queries by the best of the row's scores; the test queries
-are not looked at.
+value of a setting, the row gets one more trial beyond (`extend`). The two best and the usual one are trained on all
+images. The best of these is chosen that has no smallest or largest value. What counts is MAP@all of the validation
+queries by the best of the row's scores; the test queries are not looked at.
 
 A setting must suit several data sets (`tests.bench.sets`): the trials of each are kept in
 data/results/tuning-<data set>.csv, and "best" is the best mean over them. A stopped search goes on where it stopped. A
@@ -116,7 +116,8 @@ def planned(row: Variant, phase: str, folder: Path) -> dict[int, Trial]:
         known = records[records["trial"].isin(thirds["trial"])]
         return dict(enumerate(beyond(known, best(searched, 1)[0]), 1 + int(thirds["trial"].max())))
     names = [name for name in RANGES if records[name].notna().any()]
-    return thirds.groupby("trial")[names].first().loc[best(thirds, 2)].to_dict("index")
+    settings = thirds.groupby("trial")[names].first()
+    return settings.loc[list(dict.fromkeys([*best(thirds, 2), -1]))].to_dict("index")
 
 
 def search(dataset: str, phase: str, names: list[str]) -> Iterator[dict]:
@@ -142,11 +143,15 @@ def search(dataset: str, phase: str, names: list[str]) -> Iterator[dict]:
 def chosen(records: pd.DataFrame) -> pd.DataFrame:
     """The chosen settings of every row and its score, with MAP on each data set: one row per row of the comparison.
 
-    Of the trials at all images, the one with the best mean over data sets; of its scores, the one with the best mean.
+    Of the trials at all images without a value at an end, the one with the best mean over data sets; of its scores, the
+    one with the best mean.
     """
-    full, rows = records[records["budget"] == "full"], {}
-    for name, of_row in full.groupby("row", sort=False):
-        trial = of_row[of_row["trial"] == best(of_row, 1)[0]]
+    rows = {}
+    for name, of_row in records.groupby("row", sort=False):
+        full = of_row[of_row["budget"] == "full"]
+        ranked = best(full, full["trial"].nunique())
+        number = next((t for t in ranked if not beyond(of_row, t)), ranked[0])
+        trial = full[full["trial"] == number]
         score = trial[[*SCORES]].mean().idxmax()
         levels = trial.set_index("data set")[score]
         rows[name] = {"trial": trial["trial"].iloc[0]} | trial[[*RANGES]].iloc[0].to_dict()
@@ -165,10 +170,10 @@ def page(records: pd.DataFrame) -> str:
     about = (
         "Written by `python -m tests.bench.tune table`: every row got the same random search (`tests/bench/tune.py`).",
         "MAP@all of the validation queries in percent, one seed. A trial trains on a third of the training images; the",
-        "two best train on all. Ranges:",
+        "two best and trial -1, settings chosen by hand before, train on all. Ranges:",
         f"{ranges};",
-        "a best trial at the end of a range got one more beyond. The chosen trial has the best mean over data sets,",
-        "and so has the score of the row.",
+        "a best trial at the end of a range got one more beyond. The chosen trial has the best mean over data sets of",
+        "those without a value at an end, and its score the best mean of its scores.",
     )
     parts = ["# The same search for every row", "", *about, "", "## Chosen", ""]
     table = chosen(records).sort_values("mean", ascending=False)

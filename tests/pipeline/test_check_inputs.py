@@ -98,12 +98,12 @@ def changed_rows(before: dict[str, bytes], after: dict[str, bytes]) -> set[str]:
     ("old", "new", "changed"),
     [
         (
-            "{m3_classification: 4, m3_instance: 1, m3_cluster: 1}",
-            "{m3_classification: 4, m3_instance: 1, m3_cluster: 2}",
+            "m3_classification: 4, m3_instance: 1, m3_cluster: 1",
+            "m3_classification: 4, m3_instance: 1, m3_cluster: 2",
             M3,
         ),
-        ("m3_c: {like: m3, network: m3_c}", "m3_c: {like: m3, network: m3_c, train: {lr: 0.5}}", {"m3_c"}),
-        ("  margin: 0.2", "  margin: 0.3", set(ROWS)),
+        ("m3_a: {like: m3, network: m3_a", "m3_a: {like: m3, network: m3_a, train: {lr: 0.5}", {"m3_a"}),
+        ("  weight_decay: 0.01", "  weight_decay: 0.02", set(ROWS)),
         ("  beta: 0.6", "  beta: 0.5", {"asen_pp"}),
         ("  class_embedding: 64", "  class_embedding: 32", M3),
         ("  neighbors: 15", "  neighbors: 14", set()),
@@ -231,16 +231,12 @@ def test_an_unknown_backbone_stops_it_with_the_nearest_names(workspace, capsys):
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        (
-            "asen_v2: {network: asen_v2, score: attribute",
-            "asen_v2: {network: asen_v2, score: weighted",
-            "compares class",
-        ),
+        ("modc_l1: {like: modc", "modc_l1: {like: modc, score: weighted", "compares class"),
         ("    network: m3\n", "    network: m3\n    model: {beta: 0.5}\n", "model.beta: m3 has no such setting"),
         (
-            "loss: {asen_triplet: 1}}\n",
-            "loss: {asen_triplet: 1, m3_cluster: 1}}\n",
-            "loss.m3_cluster: asen can't be",
+            "asen_l1: {like: asen",
+            "asen_l1: {like: asen, stages: [{epoch_share: 1, loss: {m3_cluster: 1}}]",
+            "asen can't be",
         ),
     ],
 )
