@@ -38,7 +38,7 @@ def test_a_setting_makes_stale_what_it_reaches(whole):
         "report",
         "index",
     }
-    assert after(whole, lambda: whole.put("loss.margin", "0.3")) == every("train", "evaluate") | {"report", "index"}
+    assert after(whole, lambda: whole.put("train.weight_decay", "0.3")) == every("train", "evaluate") | {"report", "index"}
     assert after(whole, lambda: whole.put("umap.neighbors", "14")) == every("umap")
     trained = every("train", "evaluate") | {"report", "index"}
     assert after(whole, lambda: whole.put("model.trainable", "layer3")) == trained | {"weights"}
@@ -72,7 +72,7 @@ def test_an_edit_of_a_parent_row_retrains_exactly_its_heirs(whole):
         whole.dvc("commit", "--force", "train@asen", "evaluate@asen", "report", "index")
         assert whole.stale() == set()
         whole.edit("params.yaml", r"(?m)^  m3_no_loss2: {like: m3", "  m3_no_loss2: {like: m3, train: {lr: 0.5}")
-        whole.edit("params.yaml", r"(?m)^  classifier: {", "  classifier: {train: {lr: 0.5}, ")
+        whole.edit("params.yaml", r"(?m)^  asen_l1: {", "  asen_l1: {train: {lr: 0.5}, ")
         whole.refresh()
         assert whole.stale() == set()
         whole.edit("params.yaml", r"(?ms)^(  m3:\n.*?    train: {)lr: [\d.]+", r"\g<1>lr: 0.5")
