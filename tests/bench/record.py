@@ -1,6 +1,6 @@
 """`make bench WHAT=record` (prints how it is called): the comparison of data/results, one finished run at a time.
 
-A run trains one row on one data set with one seed, which draws the images anew or, of photos, the splits
+A run trains one row on one data set with one seed, which draws other images or, of photos, other splits
 (`tests.bench.sets`), and appends its metrics to data/results/<set>.csv. What the table holds is skipped, so that a
 stopped record goes on where it stopped. A run takes one thread; two processes with different sets can run at once:
 

@@ -1,6 +1,6 @@
-"""The data sets that the search (`tune`) and the record (`record`) share, prepared once per seed in data/work/sets.
+"""The data sets that the search (`tune`) and the record (`record`) share, prepared once per seed.
 
-A seed draws the images of a drawn set anew, and the splits of a set of photos. The photos lie in PHOTOS, a folder with
+Each seed draws other images, or other splits of the photos. The photos lie in PHOTOS, a folder with
 catalogue/catalogue.csv, street/street.csv and tees/tees.csv; `../shared` unless the environment says otherwise.
 """
 
