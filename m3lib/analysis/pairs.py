@@ -14,11 +14,11 @@ PUBLISHED_NAMES = {  # variant -> name in the published table, in the published 
 }
 PARTS = {  # what two rows differ in -> the rows without and with it
     "training the last blocks": ("frozen", "classifier"),
-    "usual loss instead of Loss 1, classifier": ("classifier_bce", "classifier"),
-    "usual loss instead of Loss 1, ASEN_v2": ("asen_v2_l1", "asen_v2_l1_softmax"),
-    "usual loss instead of Loss 1, M3-Net": ("m3", "m3_softmax"),
+    "cross-entropy instead of Loss 1, classifier": ("classifier_bce", "classifier"),
+    "cross-entropy instead of Loss 1, ASEN_v2": ("asen_v2_l1", "asen_v2_l1_softmax"),
+    "cross-entropy instead of Loss 1, M3-Net": ("m3", "m3_softmax"),
     "attention by attribute": ("classifier", "asen_v2_softmax"),
-    "triplets beside the usual loss": ("asen_v2_softmax", "asen_v2_l1_softmax"),
+    "triplets beside cross-entropy": ("asen_v2_softmax", "asen_v2_l1_softmax"),
     "Loss 1 beside the triplets": ("asen_v2", "asen_v2_l1"),
     "all pairs instead of a triplet, ASEN_v2": ("asen_v2", "asen_v2_contrast"),
     "all pairs instead of a triplet, ASEN++": ("asen_pp", "asen_pp_contrast"),

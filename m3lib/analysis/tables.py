@@ -9,7 +9,7 @@ results: NAME       all metrics, attributes and differences of one result
 spaces: NAME        class spaces
 parts: NAME ...     what each part brings: differences of two rows, one column per result
 beyond: NAME NAME   classes by frequency and likeness of one result, unseen classes of another
-best: NAME ...      which row is best, and over which rows its lead is not certain
+best: NAME ...      which row is best, and than which rows it is not significantly better
 """
 
 import re
@@ -177,7 +177,7 @@ def beyond_table(folder: Path, name: str, unseen: str) -> str:
 
 
 def best_table(folder: Path, *names: str) -> str:
-    """Which row is best on each result, and over which rows its lead is not certain."""
+    """Which row is best on each result, and which rows it does not lead significantly (`interval`)."""
     rows = {}
     for name, table in recorded(folder, names).items():
         levels = by_run(table, headline(table)).drop(columns="random", errors="ignore")
@@ -187,12 +187,12 @@ def best_table(folder: Path, *names: str) -> str:
             ends = interval((levels[best] - levels[rival]).dropna())
             if ends is None or ends[0] <= 0:
                 open_.append(f"{rival} ({means[rival]:.1f})")
-        shown = open_ if len(levels) > 1 else [*open_[:2], "one run"]
         runs = len(levels)
+        shown = ", ".join(open_) if runs > 1 else "unknown, one run"
         rows[name] = {
             "runs": runs,
             "best": f"{best} ({means[best]:.1f})",
-            "no certain lead over": ", ".join(shown) or "-",
+            "not significantly better than": shown or "-",
         }
     return markdown_table(pd.DataFrame.from_dict(rows, orient="index").rename_axis("data set"))
 

@@ -1,4 +1,4 @@
-"""The paper: nine networks for attribute-specific retrieval, and their losses. Read this folder from top to bottom.
+"""The seven systems of M3-Net's tables, two plain classifiers, and all losses. Read the modules in this order.
 
 base        what all networks share: their outputs, the class probabilities, and the two plain classifiers
 backbone    a timm model up to its stride-16 features, of which the first blocks may be frozen

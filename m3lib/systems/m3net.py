@@ -36,12 +36,11 @@ class M3Net(System):
         x_m = sigmoid(w_m . h_n + b_m + v_m . u_m)              class probability
 
     model.refine: false drops alpha_np from alpha_m and gate_n from phi_m; model.attribute_conditioned: false drops
-    W A_n. Refining X itself, X * (1 + P alpha_n) / 2 * gate_n, would need one projection per attribute and gave no
-    better MAP. The poster leaves open which sub-network predicts x_m: we add the evidence of both.
+    W A_n. The poster leaves open which sub-network predicts x_m: we add the evidence of both.
 
-    The poster also leaves open how phi_m depends on m. Left to its query alone it hardly does: W A_n outgrows C_m, and
-    one FC for all classes then yields one embedding, repeated for every class of an attribute (the row m3_shared). So
-    both parts of the query have the same length (norm: mean 0, variance 1), and every class has its own projection.
+    The poster also leaves open how phi_m depends on m. If it does so only through c_m, the embeddings of an attribute's
+    classes become one: W A_n outgrows C_m, and all classes share one FC (the row m3_shared). So both parts of c_m are
+    standardised (norm: mean 0, variance 1), and every class has its own projection W_m.
     """
 
     outputs = {"attribute", "logits", "classes"}
