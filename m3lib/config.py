@@ -121,6 +121,7 @@ class Model:
     box_threshold: Fraction
     beta: Fraction
     temperature: Annotated[float, Field(strict=True, ge=0.001, allow_inf_nan=False)]
+    views: Literal[1, 2]
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -134,6 +135,7 @@ class Loss:
     m3_classification: Weight
     m3_instance: Weight
     m3_cluster: Weight
+    duet_classification: Weight
     pairs: Literal["drawn", "all"]
     contrast_temperature: number(0.01, 100)
     margin: Weight

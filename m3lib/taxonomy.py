@@ -149,7 +149,11 @@ def nearest(name: str, known: list[str] | tuple[str, ...], what: str) -> str:
     raise InputError(f"unknown {what} {shown(name)}; {did_you_mean(str(name), known)}")
 
 
-def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """Return "did you mean ...?" with the closest known names, or with the first dozen if none is close."""
+def did_you_mean(name: str, known: list | tuple) -> str:
+    """Return "did you mean ...?" with the closest known names, or with the first dozen if none is close.
+
+    known: texts, or what else a YAML file has as keys.
+    """
+    known = [str(key) for key in known]
     close = get_close_matches(name, known, n=3, cutoff=0.5) or sorted(known)[:12]
     return f"did you mean {', '.join(map(repr, close))}?"

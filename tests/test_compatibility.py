@@ -126,9 +126,9 @@ def test_every_network_can_be_trained_with_a_loss_on_class_logits(network, loss)
 FITTING = {  # the scores of each network, without and with a loss on class logits
     **dict.fromkeys(["frozen", "classifier"], ({"posterior"}, {"posterior"})),
     **dict.fromkeys(
-        ["asen", "asen_v2", "asen_pp"], ({"attribute"}, {"attribute", "segment", "soft_segment", "posterior"})
+        ["asen", "asen_v2", "asen_pp"], ({"attribute"}, {"attribute", "segment", "soft_segment", "posterior", "open"})
     ),
-    "modc": ({"attribute", "segment", "soft_segment", "posterior"},) * 2,
+    **dict.fromkeys(["modc", "duet"], ({"attribute", "segment", "soft_segment", "posterior", "open"},) * 2),
     "m3_c": ({"concat", "top_class", "weighted", "posterior"},) * 2,
     **dict.fromkeys(["m3_a", "m3"], (set(SCORES),) * 2),
 }

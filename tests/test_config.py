@@ -246,6 +246,7 @@ def test_a_missing_file_says_how_to_restore_it(tmp_path):
 @example(("split", "valid"), float("inf"))
 @example(("systems", "modc", "stages"), None)
 @example(("systems",), {0: {}})
+@example(("presets",), {None: None})
 def test_any_value_yields_settings_or_an_input_error(tmp_path, path, value):
     try:
         loaded = load(tmp_path, changed((path, value)))

@@ -17,6 +17,7 @@ from torch import Tensor
 from m3lib.retrieval.embeddings import Embeddings
 
 SOFTNESS = 0.5  # weight of the class probabilities in the score soft_segment
+OPENNESS = 0.3  # weight of the attribute embedding in the score open
 VECTOR_BLOCK = 4096  # numbers of a vector per matrix product; fixed, so that sums are always added in the same order
 CANDIDATE_BLOCK = 1 << 13  # candidates per matrix product; their block of float32 vectors takes up to 128 MB
 MIN_ROWS = 16  # queries per matrix product: for fewer, some BLAS libraries add in another order
@@ -62,8 +63,15 @@ def posterior(e: Embeddings, is_query: bool) -> Iterator[Tensor]:
     yield e.posterior.float()
 
 
+def open_(e: Embeddings, is_query: bool) -> Iterator[Tensor]:
+    """Sum over m of p_m(q) p_m(c), plus OPENNESS cos(f(q), f(c)), which orders what no class tells apart."""
+    yield e.posterior.float()
+    yield e.attribute[:, 0].float() * (OPENNESS if is_query else 1.0)
+
+
 VECTORS: dict[str, Callable[[Embeddings, bool], Iterator[Tensor]]] = {
-    score.__name__: score for score in (attribute, segment, soft_segment, concat, top_class, weighted, posterior)
+    score.__name__.strip("_"): score
+    for score in (attribute, segment, soft_segment, concat, top_class, weighted, posterior, open_)
 }
 
 

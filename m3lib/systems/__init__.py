@@ -1,4 +1,4 @@
-"""The seven systems of M3-Net's tables, two plain classifiers, and all losses. Read the modules in this order.
+"""The seven systems of M3-Net's tables, two plain classifiers, one of our own, and all losses, in reading order.
 
 base        what all networks share: their outputs, the class probabilities, and the two plain classifiers
 backbone    a timm model up to its stride-16 features, of which the first blocks may be frozen
@@ -8,6 +8,7 @@ asen        ASEN and ASEN_v2: attention by attribute
 asen_pp     ASEN++: a second branch reads the attended region at a higher resolution
 modc        MODC: ASEN_v2 with class centers that cut each attribute's space
 m3net       M3-Net and its two halves: class-specific embeddings
+duet        our own: ASEN_v2's attention, classes and contrast in one space
 losses      every loss with its equation, sampling of triplets, class centers
 objective   the weighted sum of losses that a training step minimises
 
@@ -36,6 +37,7 @@ SYSTEMS = {  # a network's name in params.yaml: its module and class in this fol
     "m3_a": "m3net.M3NetA",
     "m3_c": "m3net.M3NetC",
     "m3": "m3net.M3Net",
+    "duet": "duet.Duet",
 }
 
 

@@ -34,6 +34,7 @@ class System(nn.Module):
     """The base class of every network; `variant` is its row of params.yaml."""
 
     pooled = False  # whether the backbone is a whole model with pooled output, see `Backbone`
+    views = 1  # 2: embeddings are those of an image and its mirror image, averaged
 
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
         super().__init__()

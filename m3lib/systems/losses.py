@@ -164,24 +164,28 @@ def pseudo_labels(cosines: Tensor, labels: Tensor, attribute_of_class: Tensor, m
     return pseudo
 
 
-def classification_loss(logits: Tensor, labels: Tensor, multi: Tensor, attribute_of_class: Tensor) -> Tensor:
+def classification_loss(
+    logits: Tensor, labels: Tensor, multi: Tensor, attribute_of_class: Tensor, positive_weight: Tensor | None = None
+) -> Tensor:
     """The usual classification loss of each attribute, averaged over known (image, attribute) pairs.
 
     One class per image: softmax cross-entropy; the target of an image that carries several is uniform over them.
-    Several classes per image, multi (N,) bool: sigmoid binary cross-entropy, mean over the attribute's classes.
+    Several classes per image, multi (N,) bool: sigmoid binary cross-entropy, mean over the attribute's classes; its
+    positive terms are weighted by positive_weight (M,), by default 1, as in M3-Net's Loss 1.
     logits: (B, M); labels: (B, M) bool.
     """
     known = known_attributes(labels, attribute_of_class)  # (B, N)
-    sizes = torch.bincount(attribute_of_class).tolist()
-    columns = zip(logits.split(sizes, dim=1), labels.to(logits.dtype).split(sizes, dim=1), multi.tolist(), strict=True)
-    values = torch.stack([attribute_loss(*column) for column in columns], dim=1)  # (B, N)
-    return (values * known).sum() / known.sum().clamp(min=1)
+    sizes, weight = torch.bincount(attribute_of_class).tolist(), positive_weight
+    weight = logits.new_ones(len(attribute_of_class)) if weight is None else weight
+    columns = (x.split(sizes, dim=-1) for x in (logits, labels.to(logits.dtype), weight))
+    values = torch.stack([attribute_loss(*column) for column in zip(*columns, multi.tolist(), strict=True)], dim=1)
+    return (values * known).sum() / known.sum().clamp(min=1)  # values: (B, N)
 
 
-def attribute_loss(logits: Tensor, y: Tensor, multi: bool) -> Tensor:
-    """Return (B,): one attribute's term of `classification_loss`; logits, y: (B, M_n)."""
+def attribute_loss(logits: Tensor, y: Tensor, weight: Tensor, multi: bool) -> Tensor:
+    """Return (B,): one attribute's term of `classification_loss`; logits, y: (B, M_n); weight: (M_n,)."""
     if multi:
-        return F.binary_cross_entropy_with_logits(logits, y, reduction="none").mean(dim=1)
+        return F.binary_cross_entropy_with_logits(logits, y, pos_weight=weight, reduction="none").mean(dim=1)
     return F.cross_entropy(logits, y / y.sum(dim=1, keepdim=True).clamp(min=1), reduction="none")
 
 

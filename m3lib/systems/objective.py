@@ -22,6 +22,11 @@ def total_loss(
     if loss.classification:
         logits = outputs.logits.float()
         values["classification"] = losses.classification_loss(logits, labels, system.multi, attribute_of_class)
+    if loss.duet_classification:
+        logits, weight = outputs.logits.float(), system.positive_weight
+        values["duet_classification"] = losses.classification_loss(
+            logits, labels, system.multi, attribute_of_class, weight
+        )
     if loss.m3_classification:
         logits, weight = outputs.logits.float(), system.positive_weight
         values["m3_classification"] = losses.m3_classification_loss(logits, labels, weight, attribute_of_class)

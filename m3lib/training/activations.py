@@ -1,7 +1,7 @@
 """The output of a backbone's frozen blocks, computed once per image, kept in a file and mapped into memory.
 
 The file has a row for every image and zeros for those of no split: (I, 2, h, w, c) float16. Index 1 of the second axis
-is the mirrored image, which only training images have. It is a cache, in data/work: named by all that decides its
+is the mirrored image. It is a cache, in data/work: named by all that decides its
 content, made by the first training that needs it, and made again if it is missing.
 """
 
@@ -90,8 +90,8 @@ def write(path: Path, system: System, prepared: Prepared, variant: Variant) -> N
         for start in range(0, count, EMBED_BATCH):
             rows = np.arange(start, min(start + EMBED_BATCH, count))
             block = np.zeros((len(rows), *shape[1:]), np.float16)
-            for mirrored, wanted in ((0, split[rows] != "none"), (1, split[rows] == "train")):
-                if wanted.any():
+            if (wanted := split[rows] != "none").any():
+                for mirrored in (0, 1):
                     block[wanted, mirrored] = frozen_output(system, prepared, rows[wanted], variant, bool(mirrored))
             if not np.isfinite(block).all():
                 raise InputError("the backbone's frozen blocks exceed half precision: set model.trainable to all")

@@ -118,5 +118,7 @@ def constant(outputs: Outputs, system: System, loss: Loss, prior: Tensor) -> Out
     if outputs.logits is not None:
         weighted = system.positive_weight.log() + prior.logit()
         usual = torch.where(system.multi[system.attribute_of_class], prior.logit(), prior.log())
-        fields["logits"] = (weighted if loss.m3_classification else usual).expand_as(outputs.logits)
+        mixed = torch.where(system.multi[system.attribute_of_class], weighted, usual)
+        best = weighted if loss.m3_classification else mixed if loss.duet_classification else usual
+        fields["logits"] = best.expand_as(outputs.logits)
     return outputs._replace(**fields)

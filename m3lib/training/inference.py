@@ -101,14 +101,29 @@ def iter_embeddings(
     pin = system.attribute_of_class.device.type == "cuda"
     blocks = [slice(start, start + EMBED_BATCH) for start in range(0, len(rows), EMBED_BATCH)]
 
-    def read(block: slice) -> Tensor:
-        return batches.read(prepared.images if outputs is None else outputs[:, 0], rows[block], pin)
+    def read(block: slice) -> list[Tensor]:
+        if outputs is not None:
+            return [batches.read(outputs[:, view], rows[block], pin) for view in range(system.views)]
+        images = batches.read(prepared.images, rows[block], pin)  # (b, H, W, 3)
+        return [images, images.flip(2)][: system.views]
 
     # A thread for one block would have nothing to overlap with, and its start costs a query milliseconds.
     loaded = batches.prefetch(blocks, read) if len(blocks) > 1 else ((block, read(block)) for block in blocks)
-    for block, stored in loaded:
-        predicted = predict(system, stored, precision)
-        with torch.no_grad():
-            values = (system.retrieval_embedding(predicted), system.class_probabilities(predicted), predicted.classes)
-        named = zip(KINDS, values, strict=True)
-        yield block, {name: value.half().cpu() for name, value in named if value is not None}
+    for block, views in loaded:
+        named = zip(KINDS, zip(*(kinds_of(system, view, precision) for view in views), strict=True), strict=True)
+        yield block, {name: mean_of(values, name).half().cpu() for name, values in named if values[0] is not None}
+
+
+@torch.no_grad()
+def kinds_of(system: System, stored: Tensor, precision: str) -> tuple[Tensor | None, ...]:
+    """Return the embeddings KINDS of rows of a store; None for a kind that the network does not have."""
+    outputs = predict(system, stored, precision)
+    return system.retrieval_embedding(outputs), system.class_probabilities(outputs), outputs.classes
+
+
+def mean_of(views: tuple[Tensor, ...], kind: str) -> Tensor:
+    """Return the mean of the views of images; that of unit vectors is scaled to length 1."""
+    if len(views) == 1:
+        return views[0]
+    mean = torch.stack(views).float().mean(dim=0)
+    return mean if kind == "posterior" else F.normalize(mean, dim=-1)

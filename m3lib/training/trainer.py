@@ -61,8 +61,10 @@ class Trainer:
         if set(samplers.TRIPLET_LOSSES) & set(losses_of(variant)):
             samplers.check_batch(self.labels, variant.train)
         self.system = systems.build(variant, prepared.taxonomy).to(self.device, memory_format=torch.channels_last)
-        if "m3_classification" in losses_of(variant):
+        if {"m3_classification", "duet_classification"} & set(losses_of(variant)):
             weight = losses.positive_weights(self.labels, self.attribute_of_class, variant.loss.positive_power)
+            if "m3_classification" not in losses_of(variant):  # a softmax has no weight of positives
+                weight[~self.system.multi.cpu()[self.attribute_of_class]] = 1
             self.system.positive_weight.copy_(weight)
         distributed.convert_batch_norms(self.system)
         self.optimizer = make_optimizer(self.system, variant.train)

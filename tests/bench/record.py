@@ -35,11 +35,11 @@ OF_SET = {
     "multi": (*ROWS, "asen_pp_contrast", "m3_loss1"),
     "ablation": (
         "m3_no_loss1", "m3_no_loss2", "m3_no_loss3", "m3_masked", "m3_factored", "m3_no_parent", "m3_no_refine",
-        "m3_one_hot",
+        "m3_one_hot", "duet_one_view", "duet_no_contrast", "duet_no_classes",
     ),
     "unseen": (
         "classifier", "asen_v2", "asen_v2_contrast", "modc", "asen_v2_l1", "asen_v2_l1_softmax", "m3_a", "m3",
-        "m3_softmax", "m3_shared",
+        "m3_softmax", "m3_shared", "duet",
     ),
     "scratch": ("classifier", "asen_v2", "m3"),
 }  # fmt: skip

@@ -59,7 +59,7 @@ SETS: dict[str, dict] = {
 SAME_IMAGES = dict.fromkeys(("unseen", "ablation", "scratch"), "multi") | {"unseen-catalogue": "catalogue"}
 ROWS = (  # those of the default run, then the controls
     "frozen", "classifier", "classifier_bce", "asen", "asen_v2", "asen_pp", "modc", "m3_a", "m3_c", "m3",
-    "asen_v2_contrast", "modc_contrast", "asen_v2_l1", "asen_v2_l1_softmax", "asen_v2_softmax", "m3_softmax",
+    "duet", "asen_v2_contrast", "modc_contrast", "asen_v2_l1", "asen_v2_l1_softmax", "asen_v2_softmax", "m3_softmax",
     "m3_shared",
 )  # fmt: skip
 

@@ -100,7 +100,7 @@ def test_take_refuses_missing_rows(rows):
     ("absent", "scores"),
     [
         ([], list(SCORES)),
-        (["classes"], ["attribute", "segment", "soft_segment", "posterior"]),
+        (["classes"], ["attribute", "segment", "soft_segment", "posterior", "open"]),
         (["posterior"], ["attribute", "concat"]),
         (["attribute", "classes"], ["posterior"]),
     ],

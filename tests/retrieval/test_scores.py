@@ -26,6 +26,7 @@ def naive_similarity(score: str, query: Embeddings, candidate: Embeddings, i: in
         "top_class": cos[max(classes, key=lambda m: p_q[m])],
         "weighted": sum(p_q[m] * p_c[m] * (1 + cos[m]) / 2 for m in classes),
         "posterior": sum(p_q[m] * p_c[m] for m in classes),
+        "open": sum(p_q[m] * p_c[m] for m in classes) + 0.3 * cosine,
     }[score]
 
 

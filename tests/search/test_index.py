@@ -57,6 +57,7 @@ def naive(index, score, i, j, n):
         "top_class": cos[likeliest[0]],
         "weighted": sum(weighted.values()),
         "posterior": sum(both.values()),
+        "open": sum(both.values()) + 0.3 * cos_f,
     }[score]
     added = {"weighted": weighted, "posterior": both}.get(score, {m: p[j, m] for m in classes})
     return total, TAXONOMY.class_name(max(classes, key=added.get))

@@ -40,8 +40,8 @@ def columns(row: Tensor) -> set[int]:
     return set(row.nonzero().flatten().tolist())
 
 
-def naive_classification(logits: Tensor, labels: Tensor) -> float:
-    """The mean over known (image, attribute) pairs of each pair's cross-entropy."""
+def naive_classification(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> float:
+    """The mean over known (image, attribute) pairs of each pair's cross-entropy; weight: of a sigmoid's positives."""
     pairs = []
     for i in range(len(labels)):
         for n, attribute in enumerate(TAXONOMY.attributes):
@@ -49,7 +49,8 @@ def naive_classification(logits: Tensor, labels: Tensor) -> float:
             carried = [m for m in own if labels[i, m]]
             e = {m: math.exp(float(logits[i, m])) for m in own}
             if carried and attribute.multi:
-                pairs.append(-sum(math.log((e[m] if labels[i, m] else 1) / (1 + e[m])) for m in own) / len(own))
+                w = {m: float(weight[m]) if weight is not None and labels[i, m] else 1.0 for m in own}
+                pairs.append(-sum(w[m] * math.log((e[m] if labels[i, m] else 1) / (1 + e[m])) for m in own) / len(own))
             elif carried:
                 pairs.append(-sum(math.log(e[m] / sum(e.values())) for m in carried) / len(carried))
     return sum(pairs) / len(pairs)

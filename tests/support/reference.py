@@ -209,6 +209,7 @@ def m3(w: State, X: np.ndarray, own: np.ndarray, refine: bool = True, normalise:
 
 FORMULAS: dict[str, Callable[..., Parts]] = {
     "modc": asen_v2,
+    "duet": asen_v2,
     **{formula.__name__: formula for formula in (frozen, classifier, asen, asen_v2, asen_pp, m3_a, m3_c, m3)},
 }
 

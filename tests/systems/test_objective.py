@@ -45,8 +45,9 @@ LOSSES = [
     "modc_pseudo",
     "m3_instance",
     "m3_cluster",
+    "duet_classification",
 ]
-WEIGHTS = dict(zip(LOSSES, (1.7, 2.0, 0.5, 0.7, 1.3, 1.1, 0.6, 3.0, 4.0), strict=True))
+WEIGHTS = dict(zip(LOSSES, (1.7, 2.0, 0.5, 0.7, 1.3, 1.1, 0.6, 3.0, 4.0, 0.9), strict=True))
 TEMPERATURE = 0.3
 HARDEST = 1e7  # every draw is the hardest one: Gumbel's noise stays below 40
 
@@ -133,6 +134,7 @@ def naive_total(
     parts = {
         "classification": naive_classification(outputs.logits, labels),
         "m3_classification": naive_m3_classification(outputs.logits, labels, system.positive_weight),
+        "duet_classification": naive_classification(outputs.logits, labels, system.positive_weight),
         "asen_triplet": of_pairs(rows, f),
         "asen_pp_local": of_pairs(rows, l),
         "asen_pp_align": naive_align(outputs.attribute, outputs.local, labels),
@@ -187,6 +189,7 @@ READS = {  # the embeddings that a loss trains: attribute, local, logits, classe
     "modc_pseudo": [0],
     "m3_instance": [3],
     "m3_cluster": [3],
+    "duet_classification": [2],
 }
 
 

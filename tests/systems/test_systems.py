@@ -33,7 +33,7 @@ EMBEDDINGS = {"attribute", "local", "logits", "classes"}
 MAPS = {
     "frozen": set(),
     "classifier": set(),
-    **{network: {"attribute_maps"} for network in ("asen", "asen_v2", "asen_pp", "modc", "m3_a")},
+    **{network: {"attribute_maps"} for network in ("asen", "asen_v2", "asen_pp", "modc", "m3_a", "duet")},
     "m3_c": {"class_maps"},
     "m3": {"attribute_maps", "class_maps"},
 }
@@ -75,7 +75,7 @@ def test_outputs_have_their_shapes_and_norms(network):
 def test_a_network_produces_the_embeddings_that_it_declares(network):
     system = make_whole_system(network).eval()
     outputs = system(make_images(1))
-    given = compatibility.declaration(network).outputs
+    given = compatibility.outputs_of(make_variant(network))
     assert set(given_parts(outputs)) & EMBEDDINGS == given - {"centers"}
     centers = getattr(system, "centers", None)  # in the space of attributes, or of classes
     spaces = {"attribute": outputs.attribute, "classes": outputs.classes}
@@ -188,7 +188,7 @@ def test_class_probabilities_are_a_softmax_or_sigmoids():
 def test_class_probabilities_come_from_logits_or_from_centers(network):
     system = make_whole_system(network).eval()
     found = system.class_probabilities(system(make_images()))
-    assert (found is not None) == bool(compatibility.declaration(network).outputs & {"logits", "centers"})
+    assert (found is not None) == bool(compatibility.outputs_of(make_variant(network)) & {"logits", "centers"})
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
@@ -214,7 +214,7 @@ OTHER = {  # another value of each setting of model that is no file
     "class_projection": "masked", "normalise_queries": False, "attribute_conditioned": False,
     "refine": False, "local_backbone_options": MODEL["backbone_options"] | {"stem_width": 16},
     "local_from_global": True, "local_attention_width": 10, "local_size": 1.0, "box_threshold": 0.9, "beta": 0.3,
-    "temperature": 0.5,
+    "temperature": 0.5, "views": 1,
 }  # fmt: skip
 
 
@@ -227,6 +227,7 @@ def shown(network: str, **model: object) -> list[Tensor]:
     with torch.no_grad():
         outputs = system(images)
         parts = [*outputs, system.retrieval_embedding(outputs), system.class_probabilities(outputs)]
+        parts.append(torch.tensor(system.views))
     return [part for part in parts if part is not None]
 
 

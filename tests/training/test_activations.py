@@ -36,12 +36,9 @@ def test_stored_outputs_are_those_of_every_image_and_its_mirror_image(tmp_path, 
     system = make(variant)
     outputs = activations.stored(system, PREPARED, variant, tmp_path)
     images = batches.to_tensor(PREPARED.images)
-    for mirrored, rows in ((0, np.arange(len(images))), (1, PREPARED.rows("train"))):
-        expected = system.backbone.frozen_output(images[rows].flip(3) if mirrored else images[rows])
-        found = batches.to_tensor(outputs[rows, mirrored])
-        torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-4)
-    others = np.setdiff1d(np.arange(len(images)), PREPARED.rows("train"))
-    assert not outputs[others, 1].any()
+    for mirrored in (0, 1):
+        expected = system.backbone.frozen_output(images.flip(3) if mirrored else images)
+        torch.testing.assert_close(batches.to_tensor(outputs[:, mirrored]), expected, rtol=2e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("network", ["classifier", "modc", "m3", "frozen"])
@@ -93,12 +90,13 @@ def test_a_network_with_a_local_branch_reads_pixels_once_it_has_joined(tmp_path)
     assert trainer.outputs is None
 
 
-def test_embeddings_from_stored_outputs_are_those_from_pixels(tmp_path):
-    variant = frozen_to("layer2")
+@pytest.mark.parametrize("network", ["m3", "duet"])
+def test_embeddings_from_stored_outputs_are_those_from_pixels(tmp_path, network):
+    variant = frozen_to("layer2", network)
     system, rows = make(variant), PREPARED.rows("test")
     outputs = activations.stored(system, PREPARED, variant, tmp_path)
     a, b = (inference.embed(system, PREPARED, rows, "fp32", source) for source in (outputs, None))
-    for kind in KINDS:
+    for kind in KINDS if network == "m3" else ("attribute", "posterior"):
         torch.testing.assert_close(getattr(a, kind), getattr(b, kind), rtol=1e-2, atol=2e-3)
 
 

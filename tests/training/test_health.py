@@ -51,12 +51,12 @@ def test_every_network_has_its_activations_watched(network):
     assert {"tanh", "relu", "sigmoid"} == {name.rpartition(", ")[2] for name in watch.units}
 
 
-@pytest.mark.parametrize("name", ["classification", "m3_classification"])
+@pytest.mark.parametrize("name", ["classification", "m3_classification", "duet_classification"])
 def test_the_logits_of_a_constant_minimise_the_classification_losses(name):
     """Their gradient is 0, where the labels are those that the class shares were counted on."""
     loss = make_variant("classifier", loss={"classification": 0.0} | {name: 1.0}).loss
     system, labels = make_system("classifier"), torch.from_numpy(random_labels("single", 40, np.random.default_rng(0)))
-    if name == "m3_classification":
+    if name != "classification":
         system.positive_weight.copy_(1 + torch.rand(len(OWN)))
     found = health.constant(Outputs(logits=torch.zeros(40, len(OWN))), system, loss, health.class_prior(labels, OWN))
     logits = found.logits[:1].clone().requires_grad_()

@@ -99,6 +99,20 @@ def test_embed_covers_the_rows_in_order_and_equals_a_forward_pass(network, monke
             torch.testing.assert_close(got.float(), expected, rtol=2e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("views", [1, 2])
+def test_embeddings_are_the_mean_of_an_image_and_its_mirror_image(views):
+    system, rows = Trainer(PREPARED, short("duet", views=views), 0, 1).system, PREPARED.rows("valid")
+    images, means = batches.to_tensor(PREPARED.images[rows]), []
+    with torch.no_grad():
+        both = [system.eval()(view) for view in (images, images.flip(3))[:views]]
+        for values in zip(*((o.attribute, system.class_probabilities(o)) for o in both), strict=True):
+            means.append(sum(value.double() for value in values) / views)
+    found, length = inference.embed(system, PREPARED, rows, "fp32"), means[0].norm(dim=2, keepdim=True)
+    assert (length.min() < 1 - 1e-6) == (views == 2)
+    torch.testing.assert_close(found.attribute.double(), means[0] / length, rtol=2e-3, atol=1e-3)
+    torch.testing.assert_close(found.posterior.double(), means[1], rtol=2e-3, atol=1e-3)
+
+
 def test_only_training_rows_are_trained_on(monkeypatch):
     trainer, seen = Trainer(PREPARED, short("m3"), 0, 1), []
     monkeypatch.setattr(trainer, "step", lambda batch, *_: seen.extend(trainer.rows[batch.index].tolist()) or {})
@@ -152,7 +166,7 @@ def test_held_out_classes_are_neither_trained_nor_validated():
     assert set(asked["colour"].class_id.tolist()) == {1, 2}
 
 
-@pytest.mark.parametrize("row", ["classifier", "classifier_bce"])
+@pytest.mark.parametrize("row", ["classifier", "classifier_bce", "duet_no_contrast"])
 def test_class_probabilities_of_the_best_constant_logits_are_the_frequencies_of_classes(row):
     """One logit per class, trained on rare and unknown labels. Loss 1 has sigmoids for one class per image too, whose
     odds p / (1 - p) are then the shares of a softmax."""
