@@ -25,18 +25,21 @@ LOSSES = (  # the weights in params.yaml, `loss`; each but the first is named by
     "m3_classification",
     "m3_instance",
     "m3_cluster",
+    "evidence",
 )
-LOGIT_LOSSES = {"classification", "m3_classification"}
+LOGIT_LOSSES = {"classification", "m3_classification", "evidence"}
 CLASS_LOSSES = {"m3_instance", "m3_cluster"}  # that train class-specific embeddings
 PAIR_LOSSES = ("asen_triplet", "asen_pp_local", "modc_pseudo", "m3_instance", "m3_cluster")
 LOSS_SETTINGS = {  # the other settings in `loss`: the losses that read them
     "pairs": PAIR_LOSSES,
+    "smoothing": ("evidence",),
+    "memory": PAIR_LOSSES,
     "contrast_temperature": PAIR_LOSSES,
     "margin": (*PAIR_LOSSES, "modc_cluster"),
     "pseudo_margin": ("modc_pseudo",),
     "hardness": PAIR_LOSSES,
     "center_momentum": ("modc_cluster", "m3_cluster"),
-    "positive_power": ("m3_classification",),
+    "positive_power": ("m3_classification", "evidence"),
 }
 SCORES = {  # score: the stored embeddings that it compares
     "attribute": ("attribute",),
@@ -46,9 +49,10 @@ SCORES = {  # score: the stored embeddings that it compares
     "top_class": ("classes", "posterior"),
     "weighted": ("classes", "posterior"),
     "posterior": ("posterior",),
+    "evidence": ("attribute", "posterior"),
 }
 COMMON_SETTINGS = {  # every network reads these
-    *("backbone", "backbone_options", "pretrained", "weights", "input_scale", "trainable", "cache_frozen"),
+    *("backbone", "backbone_options", "pretrained", "weights", "input_scale", "trainable", "cache_frozen", "views"),
 }
 
 

@@ -102,6 +102,9 @@ class Model:
     weights: Text
     trainable: Text
     cache_frozen: Flag
+    views: Literal[1, 2]
+    whole: Flag
+    place: Flag
     input_scale: number(0.05, 1)
     attention_width: Count
     attribute_embedding: Count
@@ -134,6 +137,9 @@ class Loss:
     m3_classification: Weight
     m3_instance: Weight
     m3_cluster: Weight
+    evidence: Weight
+    smoothing: Fraction
+    memory: integer(0)
     pairs: Literal["drawn", "all"]
     contrast_temperature: number(0.01, 100)
     margin: Weight
@@ -152,6 +158,7 @@ class Train:
     optimizer: Literal["adamw", "adam"]
     lr: Weight
     weight_decay: Weight
+    average: Fraction
     schedule: Literal["cosine", "step"]
     warmup: Fraction
     step_epochs: Count

@@ -62,8 +62,17 @@ def posterior(e: Embeddings, is_query: bool) -> Iterator[Tensor]:
     yield e.posterior.float()
 
 
+def evidence(e: Embeddings, is_query: bool) -> Iterator[Tensor]:
+    """Sum over m of p_m(q) p_m(c) + OPEN r(q) r(c) cos(f(q), f(c)), r the probability left: 1 - max p_m."""
+    p = e.posterior.float()
+    yield p
+    rest = 1 - p.amax(dim=1, keepdim=True)
+    yield e.attribute[:, 0].float() * rest * (OPEN if is_query else 1.0)
+
+
+OPEN = 0.5
 VECTORS: dict[str, Callable[[Embeddings, bool], Iterator[Tensor]]] = {
-    score.__name__: score for score in (attribute, segment, soft_segment, concat, top_class, weighted, posterior)
+    score.__name__: score for score in (attribute, segment, soft_segment, concat, top_class, weighted, posterior, evidence)
 }
 
 

@@ -36,6 +36,7 @@ SYSTEMS = {  # a network's name in params.yaml: its module and class in this fol
     "m3_a": "m3net.M3NetA",
     "m3_c": "m3net.M3NetC",
     "m3": "m3net.M3Net",
+    "partwhole": "partwhole.PartWhole",
 }
 
 

@@ -26,7 +26,7 @@ class ASEN(System):
     """
 
     outputs = {"attribute"}
-    losses = {"asen_triplet", "classification", "m3_classification"}
+    losses = {"asen_triplet", "classification", "m3_classification", "evidence"}
     settings = {"attention_width", "attribute_embedding"}
 
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
@@ -72,7 +72,7 @@ class ASENv2(System):
     """
 
     outputs = {"attribute"}
-    losses = {"asen_triplet", "classification", "m3_classification"}
+    losses = {"asen_triplet", "classification", "m3_classification", "evidence"}
     settings = {"attention_width", "queries", "attention_batch_norm"}
 
     def __init__(self, variant: Variant, taxonomy: Taxonomy):

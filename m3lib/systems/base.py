@@ -47,6 +47,7 @@ class System(nn.Module):
             trainable=model.trainable,
             pooled=self.pooled,
         )
+        self.views = model.views
         self.class_counts = [len(attribute.classes) for attribute in taxonomy.attributes]  # N numbers M_n
         self.register_buffer("attribute_of_class", torch.from_numpy(taxonomy.attribute_of_class), persistent=False)
         self.register_buffer("positive_weight", torch.ones(taxonomy.num_classes))  # w of Loss 1, set by the trainer
@@ -83,7 +84,7 @@ class Classifier(System):
     """The plain baseline: average-pooled features and one linear layer for all classes."""
 
     outputs = {"logits"}
-    losses = {"classification", "m3_classification"}
+    losses = {"classification", "m3_classification", "evidence"}
     settings = set()
 
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
@@ -98,7 +99,7 @@ class Frozen(System):
     """The first thing that anyone would try: a linear layer on the pooled features of a whole, frozen model."""
 
     outputs = {"logits"}
-    losses = {"classification", "m3_classification"}
+    losses = {"classification", "m3_classification", "evidence"}
     settings = set()
     pooled = True
 

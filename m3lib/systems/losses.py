@@ -185,6 +185,29 @@ def attribute_loss(logits: Tensor, y: Tensor, multi: bool) -> Tensor:
     return F.cross_entropy(logits, y / y.sum(dim=1, keepdim=True).clamp(min=1), reduction="none")
 
 
+def evidence_loss(
+    logits: Tensor, labels: Tensor, multi: Tensor, attribute_of_class: Tensor, positive_weight: Tensor, smoothing: float
+) -> Tensor:
+    """Softmax cross-entropy where an image has one class; M3-Net's Loss 1 where it may have several.
+
+    smoothing: share of the target that is uniform over the attribute's classes (one class per image), or half of it
+    (several). logits: (B, M); labels: (B, M) bool; positive_weight: (M,), 1 for classes of single-label attributes.
+    """
+    known = known_attributes(labels, attribute_of_class)  # (B, N)
+    sizes = torch.bincount(attribute_of_class).tolist()
+    parts = [x.split(sizes, dim=-1) for x in (logits, labels.to(logits.dtype), positive_weight)]
+    values = []
+    for part, y, weight, several in zip(*parts, multi.tolist(), strict=True):
+        if several:
+            y = y * (1 - smoothing) + smoothing / 2
+            terms = F.binary_cross_entropy_with_logits(part, y, pos_weight=weight, reduction="none")
+            values.append(terms.mean(dim=1))
+        else:
+            y = y / y.sum(dim=1, keepdim=True).clamp(min=1)
+            values.append(F.cross_entropy(part, y, reduction="none", label_smoothing=smoothing))
+    return (torch.stack(values, dim=1) * known).sum() / known.sum().clamp(min=1)
+
+
 def m3_classification_loss(
     logits: Tensor, labels: Tensor, positive_weight: Tensor, attribute_of_class: Tensor
 ) -> Tensor:

@@ -45,7 +45,7 @@ class M3Net(System):
     """
 
     outputs = {"attribute", "logits", "classes"}
-    losses = {"asen_triplet", "classification", "m3_classification", "m3_instance", "m3_cluster"}
+    losses = {"asen_triplet", "classification", "m3_classification", "evidence", "m3_instance", "m3_cluster"}
     settings = {
         "attention_width", "queries", "attention_batch_norm", "class_embedding", "class_projection",
         "normalise_queries", "attribute_conditioned", "refine",
@@ -97,7 +97,7 @@ class M3NetA(System):
     """M3-Net_a: attention by attribute only; phi_m = L2(W_m h_n), a projection of h_n per class (`ClassProjection`)."""
 
     outputs = {"attribute", "logits", "classes"}
-    losses = {"asen_triplet", "classification", "m3_classification", "m3_instance", "m3_cluster"}
+    losses = {"asen_triplet", "classification", "m3_classification", "evidence", "m3_instance", "m3_cluster"}
     settings = {"attention_width", "queries", "attention_batch_norm", "class_embedding", "class_projection"}
 
     def __init__(self, variant: Variant, taxonomy: Taxonomy):
@@ -122,7 +122,7 @@ class M3NetC(System):
     """
 
     outputs = {"logits", "classes"}
-    losses = {"classification", "m3_classification", "m3_instance", "m3_cluster"}
+    losses = {"classification", "m3_classification", "evidence", "m3_instance", "m3_cluster"}
     settings = {"attention_width", "attention_batch_norm", "class_embedding", "class_projection"}
 
     def __init__(self, variant: Variant, taxonomy: Taxonomy):

@@ -22,11 +22,16 @@ def total_loss(
     if loss.classification:
         logits = outputs.logits.float()
         values["classification"] = losses.classification_loss(logits, labels, system.multi, attribute_of_class)
+    if loss.evidence:
+        logits, weight = outputs.logits.float(), system.positive_weight
+        values["evidence"] = losses.evidence_loss(
+            logits, labels, system.multi, attribute_of_class, weight, loss.smoothing
+        )
     if loss.m3_classification:
         logits, weight = outputs.logits.float(), system.positive_weight
         values["m3_classification"] = losses.m3_classification_loss(logits, labels, weight, attribute_of_class)
     if loss.asen_triplet:
-        values["asen_triplet"] = attribute_pair_loss(f, anchors, attribute_of_class, loss, generator)
+        values["asen_triplet"] = attribute_pair_loss(f, anchors, attribute_of_class, loss, generator, system)
     if loss.asen_pp_local:
         values["asen_pp_local"] = attribute_pair_loss(outputs.local, anchors, attribute_of_class, loss, generator)
     if loss.asen_pp_align:
@@ -46,7 +51,7 @@ def total_loss(
 
 
 def attribute_pair_loss(
-    embedding: Tensor, anchors: Anchors, attribute_of_class: Tensor, loss: Loss, generator: Generator
+    embedding: Tensor, anchors: Anchors, attribute_of_class: Tensor, loss: Loss, generator: Generator, system=None
 ) -> Tensor:
     """ASEN's triplet loss, MODC's instance loss, in the space of the anchor's attribute; all pairs if the settings say.
 
@@ -55,7 +60,19 @@ def attribute_pair_loss(
     space = attribute_of_class[anchors.class_id]
     if loss.pairs == "all":
         cosines = losses.anchor_cosines(embedding, anchors.image, space)
-        return losses.contrast_loss(cosines, anchors.positives, anchors.negatives, loss.contrast_temperature)
+        positives, negatives = anchors.positives, anchors.negatives
+        memory = getattr(system, "memory", None)
+        if loss.memory and memory is not None:
+            past, labels = memory  # (R, N, D), (R, M)
+            known = losses.known_attributes(labels, attribute_of_class)[:, attribute_of_class]
+            own = embedding[anchors.image, space]  # (A, D)
+            more = own.new_empty(len(own), len(past))
+            for n in space.unique():
+                more[space == n] = own[space == n] @ past[:, n].T
+            cosines = torch.cat([cosines, more], dim=1)
+            positives = torch.cat([positives, labels.T[anchors.class_id]], dim=1)
+            negatives = torch.cat([negatives, (known & ~labels).T[anchors.class_id]], dim=1)
+        return losses.contrast_loss(cosines, positives, negatives, loss.contrast_temperature)
     positive, negative = losses.sample_triplets(embedding, space, anchors, loss.hardness, generator)
     return losses.triplet_loss(positive, negative, loss.margin)
 
@@ -104,6 +121,11 @@ def pseudo_loss(
 @torch.no_grad()
 def update_centers(outputs: Outputs, labels: Tensor, system: System, loss: Loss) -> None:
     """Move the class centers towards the batch, after the step that used them."""
+    if loss.memory:
+        past = getattr(system, "memory", None)
+        new = outputs.attribute.detach(), labels
+        both = new if past is None else [torch.cat([x, y])[-loss.memory :] for x, y in zip(past, new, strict=True)]
+        system.memory = tuple(both)
     if loss.m3_cluster:
         system.centers.update(outputs.classes.detach(), labels, outputs.class_ids)
     elif loss.modc_cluster:

@@ -90,7 +90,7 @@ def write(path: Path, system: System, prepared: Prepared, variant: Variant) -> N
         for start in range(0, count, EMBED_BATCH):
             rows = np.arange(start, min(start + EMBED_BATCH, count))
             block = np.zeros((len(rows), *shape[1:]), np.float16)
-            for mirrored, wanted in ((0, split[rows] != "none"), (1, split[rows] == "train")):
+            for mirrored, wanted in ((0, split[rows] != "none"), (1, split[rows] != "none")):
                 if wanted.any():
                     block[wanted, mirrored] = frozen_output(system, prepared, rows[wanted], variant, bool(mirrored))
             if not np.isfinite(block).all():

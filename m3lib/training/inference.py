@@ -102,13 +102,21 @@ def iter_embeddings(
     blocks = [slice(start, start + EMBED_BATCH) for start in range(0, len(rows), EMBED_BATCH)]
 
     def read(block: slice) -> Tensor:
+        if outputs is not None and system.views == 2:
+            return torch.from_numpy(outputs[rows[block]])  # (b, 2, h, w, c)
         return batches.read(prepared.images if outputs is None else outputs[:, 0], rows[block], pin)
 
     # A thread for one block would have nothing to overlap with, and its start costs a query milliseconds.
     loaded = batches.prefetch(blocks, read) if len(blocks) > 1 else ((block, read(block)) for block in blocks)
     for block, stored in loaded:
-        predicted = predict(system, stored, precision)
+        if system.views == 2:
+            pair = stored.unbind(1) if outputs is not None else (stored, stored.flip(2))
+            both = [predict(system, view, precision) for view in pair]
+        else:
+            both = [predict(system, stored, precision)]
         with torch.no_grad():
-            values = (system.retrieval_embedding(predicted), system.class_probabilities(predicted), predicted.classes)
+            each = [(system.retrieval_embedding(p), system.class_probabilities(p), p.classes) for p in both]
+        values = [None if v[0] is None else sum(x.float() for x in v) / len(v) for v in zip(*each, strict=True)]
+        values = [v if v is None or name == "posterior" else F.normalize(v, dim=-1) for name, v in zip(KINDS, values, strict=True)]
         named = zip(KINDS, values, strict=True)
         yield block, {name: value.half().cpu() for name, value in named if value is not None}

@@ -64,6 +64,11 @@ class Trainer:
         if "m3_classification" in losses_of(variant):
             weight = losses.positive_weights(self.labels, self.attribute_of_class, variant.loss.positive_power)
             self.system.positive_weight.copy_(weight)
+        if "evidence" in losses_of(variant):
+            weight = losses.positive_weights(self.labels, self.attribute_of_class, variant.loss.positive_power)
+            several = self.system.multi.cpu()[self.attribute_of_class]
+            self.system.positive_weight.copy_(torch.where(several, weight, torch.ones_like(weight)))
+        self.mean: dict[str, Tensor] = {}
         distributed.convert_batch_norms(self.system)
         self.optimizer = make_optimizer(self.system, variant.train)
         self.schedule = StageSchedule(variant)
@@ -100,6 +105,13 @@ class Trainer:
 
         self.optimizer.step()
         update_centers(outputs, batch.labels, self.system, stage.loss)
+        if share := stage.train.average:
+            with torch.no_grad():
+                for name, value in self.system.state_dict().items():
+                    if name not in self.mean or not value.is_floating_point():
+                        self.mean[name] = value.clone()
+                    else:
+                        self.mean[name].lerp_(value, 1 - share)
         return {name: value.detach() for name, value in values.items()}
 
     def forward(self, batch: Batch, mirrored: Tensor, stored: Tensor, stage: Stage, generator: Generator) -> Outputs:
@@ -190,9 +202,13 @@ class Trainer:
             self.refresh_centers()  # retrieval compares by them
         if not distributed.is_main_process():
             return
+        now = {name: value.clone() for name, value in self.system.state_dict().items()}
+        if self.mean:
+            self.system.load_state_dict(self.mean)
         record["valid_map_all"] = self.validate()
         if not record["valid_map_all"] < max(epoch["valid_map_all"] for epoch in self.history):  # NaN is never less
             self.best = {name: value.clone() for name, value in self.system.state_dict().items()}
+        self.system.load_state_dict(now)
 
     def validate(self) -> float:
         """Return the overall MAP@all of the validation queries, a fraction; NaN if nothing can be validated."""
