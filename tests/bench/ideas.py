@@ -4,7 +4,7 @@
 
 Each candidate is trained on a third of the training images of each set and seed, like BASELINES, and the tables say
 what it reaches and by how much it differs from each of them on the same data. Runs are kept in data/results/ideas.csv
-and repeated only when a row's settings or the code change.
+and repeated only when a row's settings or the code change; ideas.md has all of them.
 """
 
 import sys
@@ -16,6 +16,7 @@ import pandas as pd
 
 from m3lib import config
 from m3lib.analysis import tables
+from m3lib.analysis.markdown import markdown_table
 from m3lib.analysis.tables import COSTS
 from m3lib.config import Settings
 from m3lib.data.code import imported_files
@@ -31,6 +32,18 @@ SEEDS = (0, 1)
 PROCESSES = 2
 KEYS = ["set", "seed", "row", "digest"]
 MEASURES = ["MAP", "unseen", "likeness", *COSTS]
+CANDIDATES = {  # what was tried; the code of those that are no row of params.yaml is in the history, commit 66854f5
+    "one_space": "ASEN_v2's attention with class heads and contrast of all pairs on the same features",
+    "one_space_open": "the same, compared by posterior and embedding (the score of duet, with another weight)",
+    "partwhole": "class evidence of the attended part, the whole image and its best place; a separate embedding of 64",
+    "memory": "contrast with the 1,024 images of past batches (asen_v2_contrast with a memory)",
+    "m3_views": "M3-Net, embeddings of an image and its mirror image averaged",
+    "m3_average": "M3-Net, weights averaged over the last 25 steps (exponential, 0.96)",
+    "m3_evidence": "M3-Net with a softmax where an image has one class, Loss 1 elsewhere",
+    "m3_smoothing": "the same with label smoothing of 0.1",
+    "m3_small_batch": "M3-Net with batches of 32 instead of 64, the rate divided by the root of 2",
+    "classifier_small_batch": "the classifier likewise",
+}
 
 
 def code_digest(settings: Settings, name: str) -> str:
@@ -77,6 +90,25 @@ def differences(records: pd.DataFrame, name: str) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
+def page(records: pd.DataFrame) -> str:
+    """All candidates: what each is, its levels, and its differences to the baselines of the same code."""
+    about = (
+        "Written by `python -m tests.bench.ideas`: each row on a third of the training images, mean over two seeds.",
+        "MAP@all in percent over the attributes with at least three classes; `unseen`: MAP@all of the classes left out",
+        "of training, by the row's own score; likeness, bytes and seconds on `multi`.",
+    )
+    names = list(dict.fromkeys(records["row"]))
+    parts = ["# Ideas, each alone", "", *about, "", "| row | idea |", "| --- | --- |"]
+    parts += [f"| {name} | {CANDIDATES.get(name, 'a row of params.yaml')} |" for name in names]
+    table = levels(records, names).round(2).astype(str).rename_axis("row")
+    parts += ["", "## Levels", "", markdown_table(table)]
+    for baseline in BASELINES:
+        rows = {name: differences(records, name) for name in names if name not in BASELINES}
+        cells = pd.DataFrame({name: of.loc[baseline] for name, of in rows.items() if baseline in of.index}).T
+        parts += ["", f"## Minus {baseline}, mean (each seed)", "", markdown_table(cells.rename_axis("row"))]
+    return "\n".join(parts) + "\n"
+
+
 def main(*candidates: str) -> int:
     if not candidates:
         print(__doc__)
@@ -107,6 +139,7 @@ def main(*candidates: str) -> int:
     print(levels(records, names).round(2).to_string())
     for name in names[len(BASELINES) :]:
         print(f"\n{name} minus the baselines, mean (each seed):\n{differences(records, name).to_string()}")
+    path.with_suffix(".md").write_text(page(pd.read_csv(path).drop_duplicates(KEYS[:3], keep="last")))
     return 0
 
 
