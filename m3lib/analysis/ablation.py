@@ -1,4 +1,4 @@
-"""What each component of M3-Net contributes, from recorded runs (`record.RECORDED` names the columns)."""
+"""What each component of M3-Net, and of Duet, contributes, from recorded runs (`record.RECORDED` names the columns)."""
 
 import pandas as pd
 
@@ -22,12 +22,22 @@ CONDITIONING = {
     "m3_a": "attribute branch only (M3-Net_a)",
     "m3_c": "class branch only (M3-Net_c)",
 }
+DUET = {
+    "duet": "Duet",
+    "duet_one_view": "one view",
+    "duet_no_contrast": "classes only",
+    "duet_no_classes": "contrast only",
+}
 
 
-def by_score(table: pd.DataFrame, rows: dict[str, str]) -> pd.DataFrame:
+def by_score(
+    table: pd.DataFrame,
+    rows: dict[str, str],
+    scores: tuple[str, ...] = ("concat", "top_class", "weighted", "posterior"),
+) -> pd.DataFrame:
     """Mean overall MAP@all in percent over seeds: one row per variant (named by `rows`), one column per score."""
     means = overall(table, "test").groupby(["variant", "score"])["percent"].mean().unstack()
-    columns = [score for score in ("concat", "top_class", "weighted", "posterior") if score in means]
+    columns = [score for score in scores if score in means]
     return means.reindex([name for name in rows if name in means.index])[columns].rename(index=rows)
 
 

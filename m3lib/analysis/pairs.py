@@ -28,6 +28,8 @@ PARTS = {  # what two rows differ in -> the rows without and with it
     "a projection per class, queries of equal length": ("m3_shared", "m3"),
     "M3-Net's class branch and losses": ("asen_v2_l1", "m3"),
     "Losses 2 and 3": ("m3_loss1", "m3"),
+    "Duet instead of M3-Net": ("m3", "duet"),
+    "Duet instead of the classifier": ("classifier", "duet"),
 }
 FURTHER_PAIRS = (
     *PARTS.values(), ("modc", "m3"), ("classifier_bce", "m3"), ("classifier", "m3"), ("classifier", "m3_softmax"),
