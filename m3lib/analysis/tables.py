@@ -8,19 +8,21 @@ summary: NAME ...   headline MAP@all, one column per result
 results: NAME       all metrics, attributes and differences of one result
 spaces: NAME        class spaces
 parts: NAME ...     what each part brings: differences of two rows, one column per result
+order: NAME ...     the steps of the published order, printed and ours
 beyond: NAME NAME   classes by frequency and likeness of one result, unseen classes of another
 best: NAME ...      which row is best, and than which rows it is not significantly better
 """
 
 import re
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
 from scipy import stats
 
 from m3lib.analysis import sweeps
-from m3lib.analysis.comparison import COLUMNS
+from m3lib.analysis.comparison import COLUMNS, published_overall
 from m3lib.analysis.markdown import markdown_table
 from m3lib.analysis.pairs import PARTS, PUBLISHED_NAMES, comparison_pairs
 from m3lib.errors import InputError
@@ -130,16 +132,37 @@ def summary_table(folder: Path, *names: str) -> str:
 
 def parts_table(folder: Path, *names: str) -> str:
     """What each part brings in points of the headline, with its 95 % interval: one column per result."""
+    labels = {
+        f"{part} ({PUBLISHED_NAMES.get(with_it, with_it)} - {PUBLISHED_NAMES.get(without, without)})": (
+            without,
+            with_it,
+        )
+        for part, (without, with_it) in PARTS.items()
+    }
+    return markdown_table(difference_table(folder, names, labels).rename_axis("part"))
+
+
+def difference_table(folder: Path, names: Iterable[str], pairs: dict[str, tuple[str, str]]) -> pd.DataFrame:
+    """Differences of pairs of rows (lower, higher) in the headline: one row per label, one column per result."""
     columns = {}
     for name, table in recorded(folder, names).items():
         levels, column = by_run(table, headline(table)), {}
-        for part, (without, with_it) in PARTS.items():
-            if {without, with_it} <= set(levels) and len(runs := (levels[with_it] - levels[without]).dropna()):
-                label = f"{part} ({PUBLISHED_NAMES.get(with_it, with_it)} - {PUBLISHED_NAMES.get(without, without)})"
+        for label, (lower, higher) in pairs.items():
+            if {lower, higher} <= set(levels) and len(runs := (levels[higher] - levels[lower]).dropna()):
                 column[label] = f"{runs.mean():+.1f}" + (f" ({span(runs)})" if len(runs) > 1 else "")
         columns[name] = column
-    order = dict.fromkeys(label for column in columns.values() for label in column)
-    return markdown_table(pd.DataFrame(columns, index=list(order), dtype=object).fillna("-").rename_axis("part"))
+    order = [label for label in pairs if any(label in column for column in columns.values())]
+    return pd.DataFrame(columns, index=order, dtype=object).fillna("-")
+
+
+def order_table(folder: Path, *names: str) -> str:
+    """The steps of the published order: the printed differences, then ours, one column per result."""
+    steps = published_overall(pd.read_csv(folder / "published.csv")).diff()  # of each system to the one before it
+    names_of_pairs = {f"{PUBLISHED_NAMES[b]} - {PUBLISHED_NAMES[a]}": (a, b) for a, b in pairwise(PUBLISHED_NAMES)}
+    ours = difference_table(folder, names, names_of_pairs)
+    higher = [PUBLISHED_NAMES[names_of_pairs[label][1]] for label in ours.index]
+    printed = steps.loc[higher].map("{:+.1f}".format).add_suffix(", published").set_axis(ours.index)
+    return markdown_table(pd.concat([printed, ours], axis=1).rename_axis("step"))
 
 
 def space_table(folder: Path, name: str) -> str:
@@ -202,6 +225,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "results": results_tables,
     "spaces": space_table,
     "parts": parts_table,
+    "order": order_table,
     "beyond": beyond_table,
     "best": best_table,
 }

@@ -65,6 +65,21 @@ def test_parts_have_a_column_per_result(folder):
     assert f"| attention by class (M3-Net - M3-Net_a) | +0.0 ({-reach:+.1f} to {reach:+.1f}) |" in text
 
 
+def test_the_published_order_stands_beside_ours(folder):
+    systems = {"ASEN": 10.0, "ASEN_v2": 11.5, "ASEN++": 11.0, "MODC": 12, "M3-Net_a": 14, "M3-Net_c": 13, "M3-Net": 20}
+    printed = [["darn", system, "MAP@all", "overall", level] for system, level in systems.items()]
+    columns = ["dataset", "system", "metric", "attribute", "percent"]
+    pd.DataFrame(printed, columns=columns).to_csv(folder / "published.csv", index=False)
+    write(folder, "d", {"asen": [1, 1], "asen_v2": [3, 5], "m3_a": [7, 7], "modc": [6, 6.0]})
+    lines = tables.order_table(folder, "d").splitlines()
+    assert lines[0] == "| step | darn, published | d |"
+    assert [line.split("|")[1:3] for line in lines[2:]] == [
+        [" ASEN_v2 - ASEN ", " +1.5 "],
+        [" M3-Net_a - MODC ", " +2.0 "],
+    ]
+    assert lines[3].endswith("| +1.0 (+1.0 to +1.0) |")
+
+
 def test_the_best_row_is_named_with_those_over_which_its_lead_is_not_certain(folder):
     write(folder, "c", {"asen": [1, 1.1], "m3": [50, 50.1], "modc": [30, 55], "m3_a": [2]})
     write(folder, "b", {"modc": [20], "asen": [10], "m3_a": [5]})

@@ -59,7 +59,8 @@ def test_settings_that_rows_replace_are_one_note():
     (note,) = effects.notes(VALUES, VALUES)
     assert note == (
         "rows replace these general settings: model.weights (in systems.frozen); "
-        "model.attention_batch_norm (in systems.asen_pp); train.lr (in systems.asen_pp, systems.m3); "
+        "model.attention_batch_norm (in systems.asen_pp); loss.pairs (in systems.duet); "
+        "train.lr (in systems.asen_pp, systems.m3); "
         "train.crop, train.jitter, train.keep_originals (in systems.modc.stages.2)"
     )
     assert effects.notes(VALUES) == [note]  # without git
@@ -76,7 +77,7 @@ def test_the_committed_settings_give_one_note():
     [
         (
             ["train.lr=0.001"],
-            "train.lr = 0.001 reaches frozen, classifier, classifier_bce, asen, asen_v2, modc only; "
+            "train.lr = 0.001 reaches frozen, classifier, classifier_bce, asen, asen_v2, modc, duet only; "
             f"rows set their own: {ASEN_PP}, {M3}",
         ),
         (["train.lr=0.001", "variants=[asen_pp]"], f"train.lr: {NO_EFFECT} rows set their own: {ASEN_PP}"),
@@ -245,7 +246,7 @@ def test_the_commands_that_we_teach_have_an_effect():
 
 def other(value: object) -> object:
     """Another value of the same kind."""
-    return {bool: lambda: not value, float: lambda: value / 2 + 0.01, int: lambda: value + 1}[type(value)]()
+    return {bool: lambda: not value, float: lambda: value / 2 + 0.01, int: lambda: value - 1 or 2}[type(value)]()
 
 
 def test_every_number_of_the_general_settings_changes_a_row_or_gives_a_note():
