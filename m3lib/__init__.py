@@ -3,11 +3,11 @@
 A newcomer reads `systems` first (the networks and their losses), then `training.trainer`, then `retrieval` (scores,
 ranking, metrics), then the notebooks, which call the rest. Each package lists its modules in its docstring.
 
-systems         the networks of the paper, their losses, and the registry of systems
+systems         the networks, their losses, and the registry of systems
 training        train one row of the comparison; embed images with a trained network
 retrieval       the protocol: scores, ranking, relevance, metrics
 data            what training reads: manifest, image store, batches; how files are written
-prepare         readers of every source of images; the drawn benchmark; packing into the store
+prepare         readers of every source of images; Wardrobe, the rendered benchmark; packing into the store
 analysis        what the numbers say: comparisons, significance, ablation, sweeps, recorded results
 figures         charts, panels of images, UMAP
 search          a searchable index of a catalogue, and the explore page

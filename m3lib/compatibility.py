@@ -15,7 +15,7 @@ from m3lib.errors import InputError
 from m3lib.taxonomy import did_you_mean
 
 SYSTEMS_FOLDER = Path(__file__).parent / "systems"
-LOSSES = (  # the weights in params.yaml, `loss`; each but the first is named by its paper
+LOSSES = (  # the weights in params.yaml, `loss`; each but the first is named by its system
     "classification",
     "asen_triplet",
     "asen_pp_local",

@@ -1,6 +1,6 @@
 """Do scores order images of one class by finer traits that no label states?
 
-The drawn benchmark keeps hidden factors of every image, such as the pitch of its stripes. Among the candidates of the
+Wardrobe keeps hidden factors of every image, such as the pitch of its stripes. Among the candidates of the
 query's class, a score carries more than the class if it ranks those with a similar factor first.
 """
 
@@ -11,7 +11,7 @@ from m3lib.data.manifest import Prepared
 from m3lib.retrieval.embeddings import Embeddings
 from m3lib.retrieval.scores import similarity
 
-FINER = {  # attribute of the drawn benchmark to the hidden factors that are finer than its classes
+FINER = {  # attribute of Wardrobe to the hidden factors that are finer than its classes
     "texture": ("hue", "ink", "pitch", "angle"),
     "pattern": ("ink", "pitch", "angle"),
     "color": ("hue", "saturation", "lightness"),

@@ -23,6 +23,13 @@ def read(path: Path) -> pd.DataFrame:
         raise InputError(f"{path} can't be read ({error.strerror}); {hint}") from None
 
 
+def complete(recorded: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the scores of a variant that some of its seeds lack: a mean over other seeds compares badly."""
+    of_score = recorded.groupby(["variant", "score"])["seed"].transform("nunique")
+    of_variant = recorded.groupby("variant")["seed"].transform("nunique")
+    return recorded[(of_score == of_variant) | (recorded["score"] == "")]
+
+
 def parse_settings(text: str) -> dict[str, float | str]:
     """Return the settings of an experiment by name; numbers as numbers."""
     return {name: number_or_text(value) for name, value in SETTING.findall(text)}

@@ -177,7 +177,7 @@ def space_table(folder: Path, name: str) -> str:
 def beyond_table(folder: Path, name: str, unseen: str) -> str:
     """Rare, middle and frequent classes by the reported score, and the best likeness within a class, of one result;
     classes left out of training by the reported and by the best score, of another."""
-    table = sweeps.read(folder / f"{name}.csv")
+    table = sweeps.complete(sweeps.read(folder / f"{name}.csv"))
     metrics = ("rare classes", "middle classes", "frequent classes", "MAP@R", "calibration error")
     parts = [table[table["metric"] == metric].assign(key=metric) for metric in metrics]
     likeness = table[table["metric"] == "likeness"].groupby(["variant", "seed", "score"])["value"].mean() / 100
@@ -185,7 +185,7 @@ def beyond_table(folder: Path, name: str, unseen: str) -> str:
     cells = pd.concat(parts).groupby(["variant", "key"], sort=False)["value"].agg(cell)
     shown = unstacked(cells)
     if (folder / f"{unseen}.csv").exists():
-        of_unseen = sweeps.read(folder / f"{unseen}.csv")
+        of_unseen = sweeps.complete(sweeps.read(folder / f"{unseen}.csv"))
         left_out, own = of_unseen.query("metric == 'unseen classes'"), reported_scores(of_unseen)
         mean = left_out.groupby(["variant", "score"])["value"].agg(["mean", cell])
         shown["unseen classes"] = {v: mean["cell"][v, own[v]] for v in own.index if (v, own[v]) in mean.index}
@@ -210,7 +210,7 @@ def best_table(folder: Path, *names: str) -> str:
             ends = interval((levels[best] - levels[rival]).dropna())
             if ends is None or ends[0] <= 0:
                 open_.append(f"{rival} ({means[rival]:.1f})")
-        runs = len(levels)
+        runs = levels[best].count()
         shown = ", ".join(open_) if runs > 1 else "unknown, one run"
         rows[name] = {
             "runs": runs,

@@ -8,7 +8,7 @@ duplicates    pairs of near-identical photos, from their signatures
 splits        draw splits and roles; photos that belong together share them
 catalogue     reader of your own photos and a CSV table; table reads its cells, photo_names finds the photos, and
               labels and spelling make classes
-wardrobe      reader of the drawn benchmark
+wardrobe      reader of Wardrobe, the benchmark that is rendered here
 public        reader of the public benchmarks; with asen_split, the split files that all published results use
 deepfashion   annotations of DeepFashion (Category and Attribute Prediction)
 fashionai     annotations of FashionAI

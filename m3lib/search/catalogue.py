@@ -70,12 +70,16 @@ class Catalogue:
         reaches the k-th score of the first group.
         """
         ids = self.taxonomy.classes_of(attribute).start + np.array(classes)
-        posterior, phi = self.embeddings.posterior.T[ids].numpy(), self.embeddings.classes  # (K, I), (I, M, d)
-        query_phi = None if phi is None else query.classes[:, classes].numpy()
+        posterior = self.embeddings.posterior.T[ids].numpy()  # (K, I)
+        space, columns, of_query = self.embeddings.classes, ids, query.classes  # (I, M, d), (K,), (1, M_n, d)
+        if space is not None:
+            of_query = of_query[:, classes]
+        elif self.embeddings.attribute is not None:  # one space for all classes
+            space, columns, of_query = self.embeddings.attribute, np.array([attribute]), query.attribute
 
         def score(items: np.ndarray) -> np.ndarray:
-            candidate_phi = None if phi is None else phi[items[:, None], ids].numpy()
-            return class_agreement(posterior[:, items].T, candidate_phi, query_phi).mean(axis=1)
+            pair = (None, None) if space is None else (space[items[:, None], columns].numpy(), of_query.numpy())
+            return class_agreement(posterior[:, items].T, *pair).mean(axis=1)
 
         bound = MAX_AGREEMENT * np.mean(posterior, axis=0, dtype=np.float64)  # (I,)
         size = min(max(1024, 4 * k), len(bound))
@@ -86,7 +90,7 @@ class Catalogue:
 def class_agreement(posterior: np.ndarray, phi: np.ndarray | None, query_phi: np.ndarray | None) -> np.ndarray:
     """(B, K) float64: p_m(c) (1 + cos(phi_m(q), phi_m(c))) / 2 of candidates c and a query q; p_m(c) without phi.
 
-    posterior: (B, K). phi: (B, K, d) unit rows. query_phi: (1, K, d).
+    posterior: (B, K). phi: (B, K, d) unit rows, or (B, 1, d) for all classes. query_phi: (1, K, d) or (1, 1, d).
     """
     agreement = 1.0 if phi is None else (1 + np.multiply(phi, query_phi, dtype=np.float64).sum(axis=2)) / 2
     return np.multiply(posterior, agreement, dtype=np.float64)

@@ -204,7 +204,7 @@ class Index:
         strength = class_agreement(matches.posterior.numpy(), *phi)  # (B, M_n)
         if classes:
             return [classes[m] for m in strength[:, classes].argmax(axis=1)]
-        if self.variant.score in ("posterior", "weighted", "open"):
+        if self.variant.score in ("posterior", "weighted", "open", "soft_segment"):
             strength = strength * query.posterior.double().numpy()
         return strength.argmax(axis=1).tolist()
 

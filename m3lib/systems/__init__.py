@@ -8,7 +8,7 @@ asen        ASEN and ASEN_v2: attention by attribute
 asen_pp     ASEN++: a second branch reads the attended region at a higher resolution
 modc        MODC: ASEN_v2 with class centers that cut each attribute's space
 m3net       M3-Net and its two halves: class-specific embeddings
-duet        our own: ASEN_v2's attention, classes and contrast in one space
+duet        Duet, our own: classes and contrast in one space, two views
 losses      every loss with its equation, sampling of triplets, class centers
 objective   the weighted sum of losses that a training step minimises
 

@@ -50,7 +50,8 @@ class System(nn.Module):
         )
         self.class_counts = [len(attribute.classes) for attribute in taxonomy.attributes]  # N numbers M_n
         self.register_buffer("attribute_of_class", torch.from_numpy(taxonomy.attribute_of_class), persistent=False)
-        self.register_buffer("positive_weight", torch.ones(taxonomy.num_classes))  # w of Loss 1, set by the trainer
+        # w of Loss 1 and of duet_classification, set by the trainer; 1 for other losses
+        self.register_buffer("positive_weight", torch.ones(taxonomy.num_classes))
         self.register_buffer("multi", torch.tensor([a.multi for a in taxonomy.attributes]), persistent=False)
 
     def class_heads(self, variant: Variant, dim: int) -> ClassHeads | None:
@@ -71,7 +72,7 @@ class System(nn.Module):
     def class_probabilities(self, outputs: Outputs) -> Tensor | None:
         """Return (B, M) class probabilities: softmax over an attribute's classes, or sigmoids if it is multi-label.
 
-        The weighted Loss 1 is minimal at logit(p) + log w, so log w is subtracted first; without Loss 1, w is 1.
+        A loss with weighted positives is minimal at logit(p) + log w, so log w is subtracted first.
         """
         if outputs.logits is None:
             return None

@@ -170,9 +170,9 @@ def classification_loss(
     """The usual classification loss of each attribute, averaged over known (image, attribute) pairs.
 
     One class per image: softmax cross-entropy; the target of an image that carries several is uniform over them.
-    Several classes per image, multi (N,) bool: sigmoid binary cross-entropy, mean over the attribute's classes; its
-    positive terms are weighted by positive_weight (M,), by default 1, as in M3-Net's Loss 1.
-    logits: (B, M); labels: (B, M) bool.
+    Several classes per image, multi (N,) bool: sigmoid binary cross-entropy, mean over the attribute's classes.
+    positive_weight: (M,), of the positive terms of sigmoids. With M3-Net's weights, this is Loss 1 for the attributes
+    with several classes per image (Duet). logits: (B, M); labels: (B, M) bool.
     """
     known = known_attributes(labels, attribute_of_class)  # (B, N)
     sizes, weight = torch.bincount(attribute_of_class).tolist(), positive_weight

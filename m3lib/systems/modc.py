@@ -12,7 +12,7 @@ into class-specific spaces, in training and in retrieval. We chose the rest:
   pseudo-labels (`losses.pseudo_labels`). params.yaml sets the length of each stage.
 - Retrieval cuts the space by the nearest centers of query and candidate (scores `segment` and `soft_segment`), whose
   probabilities are a softmax of the cosines divided by model.temperature. These probabilities without the cosines
-  (`posterior`) do best on the validation queries of the drawn benchmark.
+  (`posterior`) do best on the validation queries of Wardrobe.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """The output of a backbone's frozen blocks, computed once per image, kept in a file and mapped into memory.
 
 The file has a row for every image and zeros for those of no split: (I, 2, h, w, c) float16. Index 1 of the second axis
-is the mirrored image. It is a cache, in data/work: named by all that decides its
-content, made by the first training that needs it, and made again if it is missing.
+is the mirrored image, for training and for networks that embed two views. It is a cache, in data/work: named by all
+that decides its content, made by the first training that needs it, and made again if it is missing.
 """
 
 import fcntl

@@ -67,6 +67,7 @@ def embed(
 ) -> Embeddings:
     """Return the embeddings of manifest rows (ascending), in evaluation mode, half precision, on the CPU.
 
+    Those of a network with two `views` are the mean of an image and its mirror image.
     outputs: the stored outputs of the network's frozen blocks (`activations.stored`), read instead of the images.
     """
     arrays: dict[str, Tensor] = {}

@@ -80,7 +80,7 @@ def test_the_published_order_stands_beside_ours(folder):
     assert lines[3].endswith("| +1.0 (+1.0 to +1.0) |")
 
 
-def test_the_best_row_is_named_with_those_over_which_its_lead_is_not_certain(folder):
+def test_the_best_row_is_named_with_those_than_which_it_is_not_significantly_better(folder):
     write(folder, "c", {"asen": [1, 1.1], "m3": [50, 50.1], "modc": [30, 55], "m3_a": [2]})
     write(folder, "b", {"modc": [20], "asen": [10], "m3_a": [5]})
     *_, first, second = tables.best_table(folder, "c", "b").splitlines()

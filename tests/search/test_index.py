@@ -59,7 +59,8 @@ def naive(index, score, i, j, n):
         "posterior": sum(both.values()),
         "open": sum(both.values()) + 0.3 * cos_f,
     }[score]
-    added = {"weighted": weighted, "posterior": both, "open": both}.get(score, {m: p[j, m] for m in classes})
+    added = {"weighted": weighted} | dict.fromkeys(["posterior", "open", "soft_segment"], both)
+    added = added.get(score, {m: p[j, m] for m in classes})
     return total, TAXONOMY.class_name(max(classes, key=added.get))
 
 

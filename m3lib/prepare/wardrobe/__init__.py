@@ -1,4 +1,4 @@
-"""The drawn benchmark: images of garments that are drawn here, in three tracks that mimic three public data sets.
+"""Wardrobe, the benchmark of garments that are rendered here, in three tracks that mimic three public data sets.
 
 - `multi` mimics DeepFashion: five attributes (texture, fabric, shape, part, style) with 20 or more classes each, often
   several classes per attribute, long-tailed and correlated frequencies. A style is a combination of other classes.
