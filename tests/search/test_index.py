@@ -93,6 +93,17 @@ def test_the_score_by_several_classes_is_the_mean_of_the_scores_by_one(indexed):
         assert match.class_ == ("hood" if hood[match.row] >= collar[match.row] else "collar")
 
 
+def test_a_search_by_classes_without_class_spaces_compares_by_the_attribute_embedding(indexed):
+    index = indexed("duet", "open")
+    embeddings = index.catalogue.embeddings
+    f, p = embeddings.attribute.double().numpy(), embeddings.posterior.double().numpy()
+    first = TAXONOMY.classes_of(1).start
+    for match in index.search("003.jpg", "details", ["pocket", "belt"], k=ITEMS):
+        cosine = math.fsum(f[3, 1] * f[match.row, 1])
+        expected = (p[match.row, first] + p[match.row, first + 2]) / 2 * (1 + cosine) / 2
+        assert match.score == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("score", ["weighted", "posterior", "attribute"])
 def test_the_class_of_a_match_where_classes_differ(indexed, score):
     """On random embeddings: those of a tiny network are so similar that any class would do."""
