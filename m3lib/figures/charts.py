@@ -67,7 +67,9 @@ def class_frequencies(shares: Mapping[str, np.ndarray]) -> Figure:
 def palette(variants: Sequence[str]) -> dict[str, tuple]:
     """Return one colour per variant, the same in every figure: greys for the plain rows."""
     systems = [variant for variant in variants if variant not in GREYS]
-    colours = dict(zip(systems, sns.color_palette("colorblind", len(systems)), strict=True))
+    hues = [colour for colour in sns.color_palette("colorblind") if max(colour) - min(colour) > 0.1]  # without its grey
+    hues = [*hues[:7], *hues[:6:-1]]  # yellow last
+    colours = dict(zip(systems, sns.color_palette(hues, len(systems)), strict=True))
     return colours | {variant: (GREYS[variant],) * 3 for variant in variants if variant in GREYS}
 
 

@@ -110,3 +110,10 @@ def test_no_title_of_a_contact_sheet_lies_on_an_image(count, shape):
         title = axis._left_title.get_window_extent()
         others = [other.get_window_extent() for other in shown if other is not axis]
         assert not any(title.overlaps(other) for other in [*others, figure._suptitle.get_window_extent()])
+
+
+def test_every_default_row_has_a_colour_of_its_own_and_only_the_plain_ones_are_grey():
+    colours = charts.palette(SETTINGS.variants)
+    pairs = [(a, b) for a in colours for b in colours if a < b]
+    assert min(np.abs(np.subtract(colours[a], colours[b])).max() for a, b in pairs) > 0.1
+    assert {name for name, colour in colours.items() if max(colour) - min(colour) < 0.1} == set(charts.GREYS) - {"random"}
