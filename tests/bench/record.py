@@ -85,7 +85,10 @@ def missing(path: Path, settings: Settings, names: Iterable[str]) -> list[str]:
 
 
 def write(path: Path, table: pd.DataFrame) -> None:
-    """Write a table whole: a stopped run leaves none of its rows."""
+    """Write a table whole, in the order of seeds and rows: a stopped run leaves none of its rows."""
+    order = {name: number for number, name in enumerate(("random", *OF_SET.get(path.stem, ROWS)))}
+    places = table.assign(place=table["variant"].map(order)).sort_values(["seed", "place"], kind="stable")
+    table = places.drop(columns="place")
     with atomic(path) as temporary:
         table.round(2).to_csv(temporary, index=False)
 
