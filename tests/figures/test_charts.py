@@ -116,4 +116,6 @@ def test_every_default_row_has_a_colour_of_its_own_and_only_the_plain_ones_are_g
     colours = charts.palette(SETTINGS.variants)
     pairs = [(a, b) for a in colours for b in colours if a < b]
     assert min(np.abs(np.subtract(colours[a], colours[b])).max() for a, b in pairs) > 0.1
-    assert {name for name, colour in colours.items() if max(colour) - min(colour) < 0.1} == set(charts.GREYS) - {"random"}
+    assert {name for name, colour in colours.items() if max(colour) - min(colour) < 0.1} == set(charts.GREYS) - {
+        "random"
+    }

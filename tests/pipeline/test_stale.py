@@ -43,7 +43,7 @@ def test_a_setting_makes_stale_what_it_reaches(whole):
     assert after(whole, lambda: whole.put("umap.neighbors", "14")) == every("umap")
     assert after(whole, lambda: whole.put("model.trainable", "layer3")) == trained | {"weights"}
     assert after(whole, lambda: whole.put("wardrobe.seed", "1")) == {"prepare"}
-    assert after(whole, lambda: whole.edit("params.yaml", "^# Every", "# All")) == set()
+    assert after(whole, lambda: whole.edit("params.yaml", "^# All settings", "# Every setting")) == set()
     own = rf"\g<0>train: {{lr: {VALUES['train']['lr']}}}, "  # the general value
     assert after(whole, lambda: whole.edit("params.yaml", r"(?m)^  asen_l1: {", own)) == set()
 

@@ -14,27 +14,30 @@ from tiny import TAXONOMY
 
 
 def naive_by_classes(embeddings, query, classes, names, k):
-    """(item, score) of the best, in float64, from the equation in the docstring of `index`."""
-    p, phi, scores = embeddings.posterior.double().numpy(), embeddings.classes, []
+    """(item, score) of the best, in float64, by class-specific embeddings, by those of the attribute, or by neither."""
+    p, phi, f, scores = embeddings.posterior.double().numpy(), embeddings.classes, embeddings.attribute, []
     for j in range(len(p)):
         terms = []
         for m in classes:
-            q = None if phi is None else query.classes[0, m].double().numpy()
-            cos = 1.0 if phi is None else math.fsum(q * phi[j, m].double().numpy())
+            n, cos = TAXONOMY.attribute_of_class[m], 1.0
+            if phi is not None:
+                cos = math.fsum(query.classes[0, m].double().numpy() * phi[j, m].double().numpy())
+            elif f is not None:
+                cos = math.fsum(query.attribute[0, n].double().numpy() * f[j, n].double().numpy())
             terms.append(p[j, m] * (1 + cos) / 2)
         scores.append(math.fsum(terms) / len(terms))
     ties = metrics.tie_keys(names).tolist()
     return [(j, scores[j]) for j in sorted(range(len(p)), key=lambda j: (-scores[j], ties[j]))[:k]]
 
 
-@pytest.mark.parametrize("with_phi", [True, False])
+@pytest.mark.parametrize("without", [[], ["classes"], ["classes", "attribute"]], ids=len)
 @pytest.mark.parametrize("classes", [[1], [2, 1, 0]])
-def test_ranking_by_classes_against_a_loop_with_ties(with_phi, classes):
+def test_ranking_by_classes_against_a_loop_with_ties(without, classes):
     """Each image occurs three times under different names, and many probabilities are equal."""
     rows = np.random.default_rng(0).permutation(np.arange(2100) % 700)
     embeddings = replace(random_embeddings(700).at(rows), rows=torch.arange(2100))
     embeddings = replace(embeddings, posterior=(embeddings.posterior * 8).round() / 8)
-    embeddings = embeddings if with_phi else replace(embeddings, classes=None)
+    embeddings = replace(embeddings, **dict.fromkeys(without))
     catalogue, start = catalogue_of(embeddings), TAXONOMY.classes_of(1).start
     query = embeddings.take(np.array([5]))
     expected = naive_by_classes(embeddings, query, [start + m for m in classes], catalogue.names.to_pylist(), 2100)

@@ -61,7 +61,8 @@ def run_notebook(folder, prepared: Prepared, monkeypatch, capsys) -> str:
     (data / "models").mkdir()
     save(Source(TAXONOMY, prepared.manifest, prepared.images.__getitem__), data / "prepared")
     np.save(data / "prepared" / "images.npy", prepared.images)
-    (folder / "params.yaml").write_text(json.dumps(VALUES | {"model": VALUES["model"] | MODEL}))
+    index = VALUES["index"] | {"variant": "m3"}
+    (folder / "params.yaml").write_text(json.dumps(VALUES | {"model": VALUES["model"] | MODEL, "index": index}))
     (folder / "dvc.yaml").touch()
     monkeypatch.chdir(folder)
     monkeypatch.setattr(config, "find_root", lambda *_: folder)
