@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from m3lib.analysis import tables
+from m3lib.analysis import sweeps, tables
 from m3lib.analysis.record import RECORDED
 
 REACH = 12.706 / np.sqrt(2)  # Student's t for one degree of freedom, from a printed table; of two runs
@@ -122,3 +122,10 @@ def test_tables_go_between_the_markers_and_nowhere_else(folder):
     tables.write(root)
     assert readme.read_text() == text
     assert "| variant | a |" in (root / "README.md").read_text()
+
+
+def test_a_score_that_some_seeds_of_a_variant_lack_is_left_out():
+    """The metrics of no score, such as those of class spaces, stay."""
+    cells = [("m3", 0, "open"), ("m3", 0, "weighted"), ("m3", 1, "weighted"), ("m3", 1, ""), ("duet", 1, "open")]
+    table = pd.DataFrame(cells, columns=["variant", "seed", "score"])
+    assert list(sweeps.complete(table).itertuples(index=False, name=None)) == cells[1:]
