@@ -101,3 +101,11 @@ def test_a_set_changes_only_what_it_lists():
     assert replace(multi, seed=0, threads=2, accelerator="auto").model == SETTINGS.model
     assert (street.split.seed, street.split.query, street.source) == (3, 1, "csv")
     assert unseen.variant("m3").train.held_out == unseen.variant("asen_v2_contrast").train.held_out == sets.LEFT_OUT
+
+
+def test_a_table_is_in_the_order_of_seeds_and_rows_whenever_a_row_was_recorded(tmp_path):
+    lines = [(1, "random"), (1, "m3"), (0, "duet"), (0, "m3"), (0, "random")]
+    table = pd.DataFrame(lines, columns=["seed", "variant"])
+    record.write(tmp_path / "street.csv", table)
+    expected = [(0, "random"), (0, "m3"), (0, "duet"), (1, "random"), (1, "m3")]
+    assert list(pd.read_csv(tmp_path / "street.csv").itertuples(index=False, name=None)) == expected
