@@ -148,6 +148,9 @@ def problems(variant: Any) -> Iterator[tuple[str, str]]:
             yield f"stages.{number}", "modc_pseudo weighs the losses asen_triplet and modc_cluster, and both are 0"
         if stage.global_lr != 1 and "local" not in outputs:
             yield f"stages.{number}.global_lr", f"it scales everything but a local branch, which {network} lacks"
+    if len(twice := sorted(LOGIT_LOSSES.intersection(losses_of(variant)))) > 1:
+        sentence = "both train the same class logits, and each to another probability; give one of them the weight 0"
+        yield "loss", f"{' and '.join(twice)} {sentence}"
     for need in SCORES[variant.score]:
         if need not in outputs and not (need == "posterior" and outputs & {"logits", "centers"}):
             yield "score", f"{variant.score} compares {need} outputs, which {network} lacks with these losses"

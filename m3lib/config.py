@@ -229,22 +229,6 @@ class Variant:
         return values
 
 
-@dataclass(frozen=True)
-class Machines:
-    """Where a training runs: `devices` processes on each of `nodes` machines, which meet at `rendezvous`."""
-
-    devices: int
-    nodes: int
-    rendezvous: str  # host:port of the first machine; unused with one node
-
-    @property
-    def processes(self) -> int:
-        return self.devices * self.nodes
-
-
-ALONE = Machines(1, 1, "")
-
-
 @dataclass(frozen=True, config=FORBID)
 class Settings:
     source: Literal["wardrobe", "csv", "deepfashion", "fashionai", "darn"]
@@ -253,8 +237,6 @@ class Settings:
     threads: integer(1, 1024)
     accelerator: Literal["auto", "cpu", "cuda"]
     devices: integer(1, 1024)
-    nodes: integer(1, 1024)
-    rendezvous: Text
     wardrobe: Wardrobe
     csv: Csv
     benchmark: Benchmark
@@ -269,10 +251,6 @@ class Settings:
     systems: dict[Text, Any]
     sources: dict[Text, Any]
     presets: dict[Text, Any]
-
-    @property
-    def machines(self) -> Machines:
-        return Machines(self.devices, self.nodes, self.rendezvous)
 
     def variant(self, name: str) -> Variant:
         """Resolve one row: the general sections, then the rows it is `like`, then its own changes.

@@ -15,7 +15,6 @@ from m3lib.taxonomy import did_you_mean
 TYPE_NAMES = {"int": "an integer", "float": "a number", "bool": "true or false", "string": "text", "list": "a list"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # of rows and notebooks: goes into commands and file names
 ROW_SECTIONS = ("model", "loss", "train")
-ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*:([0-9]{1,5})")
 FIXED_IN_STAGES = [
     *(("train", key) for key in ("epochs", "batch", "sampler", "triplets", "optimizer", "weight_decay")),
     *(("train", key) for key in ("held_out", "precision")),
@@ -211,7 +210,3 @@ def general_faults(settings: Any) -> Iterator[str]:
         yield f"index.variant: {settings.index.variant!r} is not one of variants; {advice}"
     if settings.split.valid + settings.split.test >= 1:
         yield "split: valid + test must leave something to train on (less than 1)"
-    address = ADDRESS.fullmatch(settings.rendezvous)
-    if (settings.nodes > 1 or settings.rendezvous) and not (address and 0 < int(address[1]) < 2**16):
-        expected = f"host:port of the first machine (nodes: {settings.nodes}), such as 10.0.0.1:29500"
-        yield f"rendezvous: expected {expected}, got {shown(settings.rendezvous)}"

@@ -12,13 +12,18 @@ import torch
 import yaml
 
 from m3lib import compatibility, config, systems
-from m3lib.compatibility import COMMON_SETTINGS, LOSS_SETTINGS, LOSSES, SCORES, Declaration, declaration
+from m3lib.compatibility import COMMON_SETTINGS, LOGIT_LOSSES, LOSS_SETTINGS, LOSSES, SCORES, Declaration, declaration
 from m3lib.config import Variant
 from m3lib.errors import InputError
 from tiny import ROOT, SETTINGS, TAXONOMY, generator, make_system, make_variant
 
 NETWORKS = list(systems.SYSTEMS)
 PUBLISHED = [name for name in NETWORKS if name != "duet"]  # which has a classification loss of its own
+
+
+def with_logits(loss: dict) -> dict:
+    """The weights of a row that has this loss on class logits and no other, if any."""
+    return loss and dict.fromkeys(LOGIT_LOSSES, 0) | loss
 
 
 def test_declarations_and_settings_name_the_same_things():
@@ -121,7 +126,12 @@ def test_a_loss_that_a_network_cannot_be_trained_with_is_refused(loss, network):
 @pytest.mark.parametrize("loss", ["classification", "m3_classification"])
 @pytest.mark.parametrize("network", PUBLISHED)
 def test_every_network_can_be_trained_with_a_loss_on_class_logits(network, loss):
-    row(network, loss={loss: 1})
+    row(network, loss=with_logits({loss: 1}))
+
+
+def test_two_losses_on_the_same_class_logits_are_refused():
+    expected = "loss: classification and m3_classification both train the same class logits"
+    assert expected in refused("m3", loss={"classification": 1})
 
 
 FITTING = {  # the scores of each network, without and with a loss on class logits
@@ -139,7 +149,7 @@ FITTING = {  # the scores of each network, without and with a loss on class logi
 @pytest.mark.parametrize("score", list(SCORES))
 @pytest.mark.parametrize("network", PUBLISHED)
 def test_a_score_is_accepted_if_the_network_produces_what_it_compares(network, score, loss):
-    changes = {"score": score, "loss": loss}
+    changes = {"score": score, "loss": with_logits(loss)}
     if score in FITTING[network][bool(loss)]:
         row(network, **changes)
     else:

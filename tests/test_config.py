@@ -141,12 +141,7 @@ BAD = [
     (("variants",), [3], "variants.0", "expected text, got 3"),
     (("variants",), "m3", "variants", "expected a list, got 'm3'"),
     (("index", "variant"), "m33", "index.variant", "'m33' is not one of variants; did you mean 'm3'"),
-    (("nodes",), 0, "nodes", "at least 1, got 0"),
-    (("nodes",), 2, "rendezvous", "expected host:port of the first machine (nodes: 2)"),
-    *[
-        (("rendezvous",), address, "rendezvous", f"10.0.0.1:29500, got {address!r}")
-        for address in ("host", "host:", ":29500", "host:0", "host:65536", "a host:1", "--x:1", "host:1\u0663")
-    ],
+    (("devices",), 0, "devices", "at least 1, got 0"),
     (("split", "test"), 0.9, "split", "less than 1"),
     (("train", "held_out"), "texture: striped", "train.held_out", "expected a list"),
     (STAGE[:-1], "ab", "systems.modc.stages", "expected a list of stages, got 'ab'"),
@@ -200,12 +195,6 @@ def test_a_fault_is_reported_for_the_row_that_lists_it(tmp_path):
 def test_one_fault_is_one_line(tmp_path):
     with pytest.raises(InputError, match=r"^params\.yaml, train\.lr: expected a number, got '1e-3' \(.*\)$"):
         load(tmp_path, changed((("train", "lr"), "1e-3")))
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:29500", "first.example.org:1", "node_1:65535"])
-def test_machines_of_a_training_meet_at_an_address(tmp_path, address):
-    values = VALUES | {"devices": 4, "nodes": 3, "rendezvous": address}
-    assert load(tmp_path, values).machines.processes == 12
 
 
 @pytest.mark.parametrize("text", ["", "3", "[1, 2]", "just words"])

@@ -25,7 +25,6 @@ STEP = ("no row has train.schedule step", lambda stage: stage.train.schedule == 
 NEEDS = {  # a setting that another one switches off: why it has no effect then, and whether the run (config.Settings),
     # a row of it (Variant) or a stage of a row's training (Stage) reads it
     "preset": ("this run does not read what the preset sets", lambda run: False),
-    "rendezvous": ("nodes is 1", lambda run: run.nodes > 1),
     "split.valid": GIVEN,
     "split.test": GIVEN,
     "images.max_unreadable": ("the photos are drawn", lambda run: run.source != "wardrobe"),

@@ -23,7 +23,7 @@ class Duet(ASENv2):
     """
 
     outputs = {"attribute"}
-    losses = {"asen_triplet", "duet_classification"}
+    losses = {"asen_triplet", "duet_classification", "m3_classification"}
     settings = {"attention_width", "queries", "attention_batch_norm", "views"}
 
     def __init__(self, variant: Variant, taxonomy: Taxonomy):

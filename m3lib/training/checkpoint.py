@@ -75,15 +75,14 @@ def read_history(path: Path, fingerprint: str) -> History | None:
         return None
 
 
-def run_fingerprint(
-    prepared: Prepared, variant: Variant, seed: int, threads: int, accelerator: str = "cpu", processes: int = 1
-) -> str:
+def run_fingerprint(prepared: Prepared, variant: Variant, seed: int, threads: int, accelerator: str = "cpu") -> str:
     """Return a digest of all that a run depends on: settings, data, start weights, and the code that it imports.
 
+    The number of processes doesn't count: it changes a result by rounding only.
     The code is the trainer's, the network's, and what these import. The registry of systems, other networks, search and
     figures don't count.
     """
-    settings = json.dumps([variant.resolved(), seed, threads, accelerator, processes])
+    settings = json.dumps([variant.resolved(), seed, threads, accelerator])
     images = pd.util.hash_pandas_object(prepared.manifest[["image", "split"]]).to_numpy().tobytes()
     labels = np.packbits(prepared.labels).tobytes()
     store = f"{prepared.images.shape} {type(prepared.images)}"

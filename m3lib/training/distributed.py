@@ -1,27 +1,29 @@
-"""Data-parallel training of one variant: gather embeddings, sum gradients, synchronise batch norms.
+"""Data-parallel training of one variant in several processes, on torch's own parts.
 
-Every process encodes its slice of a batch, gathers the embeddings of the other processes, and computes the losses of
-the global batch, so that anchors meet all positives and negatives, and class centers move identically everywhere.
-Gradients reach only the process's slice; the sum of the parameters' gradients over processes is the gradient that one
-process would compute. With one process nothing is exchanged.
+Every process encodes its slice of a batch and gathers the embeddings of the others with their gradient, so that the
+losses are those of the global batch: anchors meet all positives and negatives, and class centers move identically
+everywhere. DistributedDataParallel averages the gradients, which the gather has summed over the processes: together
+they are the gradient that one process would compute. With one process nothing is exchanged.
 
-The pipeline's stage starts the processes of the first machine and prints the command for the others (`nodes`), which
-need the same clone, params.yaml, data/imagenet and data/prepared.
+`torchrun` starts the processes: the pipeline's stage does for `devices` of this machine, a person or Slurm for several
+machines (README.md).
 """
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
+from torch.distributed._functional_collectives import all_gather_single
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from m3lib import config
 from m3lib.errors import InputError
@@ -31,30 +33,27 @@ T = TypeVar("T")
 TIMEOUT = timedelta(hours=6)  # to wait for another machine's start, and for the main process during validation
 
 
-def launch(name: str, accelerator: str, machines: config.Machines) -> None:
-    """Train a variant in several processes and wait for them; with several machines, print the others' command.
+def launch(name: str, accelerator: str, processes: int) -> None:
+    """Train a variant in several processes of this machine, and wait for them.
 
-    Raises InputError if this machine has fewer GPUs, or without a GPU fewer CPU cores, than it needs.
+    Raises InputError if the machine has fewer GPUs, or without a GPU fewer CPU cores, than processes.
     """
     gpu = devices.uses_gpu(accelerator)
     available, kind = (torch.cuda.device_count(), "GPUs") if gpu else (os.cpu_count(), "CPU cores")
-    if machines.devices > available:
-        raise InputError(f"params.yaml, devices: {machines.devices} requested, but this machine has {available} {kind}")
-    meeting = "--standalone"
-    if machines.nodes > 1:  # the static backend numbers ranks by machine: rank 0 writes the checkpoint on machine 0
-        endpoint = f"--rdzv-backend=static --rdzv-endpoint={machines.rendezvous} --rdzv-id={name}"
-        meeting = f"--nnodes={machines.nodes} --node-rank=0 {endpoint} --rdzv-conf=timeout={TIMEOUT.seconds}"
-    command = f"-m torch.distributed.run {meeting} --nproc-per-node={machines.devices} -m m3lib.training.run {name}"
-    if machines.nodes > 1:
-        others = command.replace("--node-rank=0", "--node-rank=N")
-        print(f"start the other machines, N from 1 to {machines.nodes - 1}: python {others}", file=sys.stderr)
+    if processes > available:
+        raise InputError(f"params.yaml, devices: {processes} requested, but this machine has {available} {kind}")
+    torchrun = f"-m torch.distributed.run --standalone --nproc-per-node={processes}"
+    command = [sys.executable, *torchrun.split(), "-m", "m3lib.training.run", name]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # else torchrun warns; each process sets its threads later
-    subprocess.run([sys.executable, *command.split()], cwd=config.find_root(), env=environment, check=False)
+    subprocess.run(command, cwd=config.find_root(), env=environment, check=False)
 
 
 @contextmanager
 def process_group(accelerator: str) -> Iterator[None]:
-    """Connect to the other processes, each with a different GPU if there are GPUs."""
+    """Connect to the other processes, each with its own GPU if there are any. Raises InputError without torchrun."""
+    if not dist.is_torchelastic_launched():
+        command = "torchrun --standalone --nproc-per-node=2 -m m3lib.training.run NAME"
+        raise InputError(f"this module is one of several processes, which torchrun starts: {command}")
     gpu = devices.uses_gpu(accelerator)
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -81,13 +80,8 @@ def rank_slice(size: int) -> slice:
 
 
 def gather(rows: Tensor) -> Tensor:
-    """Return the rows of all processes, (B, ...) from (b, ...); the gradient reaches only this process's rows."""
-    if world_size() == 1:
-        return rows
-    gathered = [torch.empty_like(rows) for _ in range(world_size())]
-    dist.all_gather(gathered, rows.detach().contiguous())
-    gathered[dist.get_rank()] = rows
-    return torch.cat(gathered)
+    """Return the rows of all processes, (B, ...) from (b, ...); their gradients are summed over the processes."""
+    return rows if world_size() == 1 else all_gather_single(rows.contiguous(), 0, dist.group.WORLD)
 
 
 def broadcast(produce: Callable[[], T]) -> T:
@@ -106,68 +100,31 @@ def all_equal(text: str) -> bool:
     return len(set(texts)) == 1
 
 
-def all_reduce_sum(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by its sum over the processes, in place, in one exchange."""
+def add_up(values: Tensor) -> None:
+    """Replace a tensor by its sum over the processes."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+
+
+def share_norms(system: nn.Module) -> None:
+    """Let batch norms use the statistics of all processes' rows. Raises InputError on a CPU, where torch has no way to.
+
+    Norms in evaluation mode, those of frozen blocks, need none.
+    """
     if world_size() == 1:
         return
-    tensors = list(tensors)
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat)
-    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(total.view(tensor.shape))
+    if next(system.parameters()).is_cuda:
+        convert_sync_batchnorm(system)  # timm's: it knows the norms that compute an activation as well
+    elif any(isinstance(norm, _BatchNorm) and norm.training for norm in system.train().modules()):
+        remedy = "set devices to 1, or model.trainable to heads and model.attention_batch_norm to false (params.yaml)"
+        raise InputError(f"several processes without a GPU can't share the batch norms that this row trains: {remedy}")
 
 
-class AllReduceSum(torch.autograd.Function):
-    """The sum over the processes, of values in the forward pass and of gradients in the backward pass."""
+def parallel(module: nn.Module) -> nn.Module:
+    """Return the module whose gradients are averaged over the processes; itself with one process.
 
-    @staticmethod
-    def forward(_: FunctionCtx, values: Tensor) -> Tensor:
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(_: FunctionCtx, gradient: Tensor) -> Tensor:
-        return AllReduceSum.apply(gradient)
-
-
-class SyncBatchNorm(_BatchNorm):
-    """A batch norm with the statistics of all processes' rows in training; torch's SyncBatchNorm needs GPUs."""
-
-    act = nn.Identity()
-
-    def _check_input_dim(self, x: Tensor) -> None:
-        """Accept rows and images: channels are the second dimension of both."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return self.act(super().forward(x))
-        dims, rows = [d for d in range(x.dim()) if d != 1], x.numel() // x.shape[1] * world_size()
-        shape = [1, -1, *[1] * (x.dim() - 2)]
-        wide = x.float() if x.dtype == torch.bfloat16 else x
-        mean = AllReduceSum.apply(wide.sum(dims)) / rows  # (C,)
-        centered = wide - mean.view(shape)
-        variance = AllReduceSum.apply(centered.square().sum(dims)) / rows  # (C,)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * rows / max(1, rows - 1), self.momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return self.act(torch.addcmul(self.bias.view(shape), centered, scale.view(shape)).to(x.dtype))
-
-
-def convert_batch_norms(module: nn.Module) -> None:
-    """Replace the batch norms in `module` by SyncBatchNorm if there are several processes; weights keep their names."""
-    for name, norm in module.named_children() if world_size() > 1 else ():
-        if isinstance(norm, _BatchNorm) and not norm.training:
-            continue  # of a frozen block, whose statistics stay
-        if type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d) or hasattr(norm, "act"):
-            synchronised = SyncBatchNorm(norm.num_features, norm.eps, norm.momentum).to(norm.weight)
-            synchronised.load_state_dict(norm.state_dict())
-            synchronised.act = getattr(norm, "act", nn.Identity())  # a timm norm computes the activation as well
-            setattr(module, name, synchronised)
-        elif isinstance(norm, _BatchNorm):
-            kind = type(norm).__name__
-            raise InputError(f"a {kind} of this backbone can't be shared; set devices and nodes to 1 (params.yaml)")
-        else:
-            convert_batch_norms(norm)
+    A stage leaves some parameters unused, those of ASEN++'s local branch say; buffers are equal everywhere.
+    """
+    if not dist.is_initialized():
+        return module
+    return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)

@@ -106,7 +106,7 @@ def iter_embeddings(
         if outputs is not None:
             return [batches.read(outputs[:, view], rows[block], pin) for view in range(system.views)]
         images = batches.read(prepared.images, rows[block], pin)  # (b, H, W, 3)
-        return [images, images.flip(2)][: system.views]
+        return [images, images.flip(2)] if system.views == 2 else [images]
 
     # A thread for one block would have nothing to overlap with, and its start costs a query milliseconds.
     loaded = batches.prefetch(blocks, read) if len(blocks) > 1 else ((block, read(block)) for block in blocks)

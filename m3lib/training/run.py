@@ -7,7 +7,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from m3lib import config
-from m3lib.config import ALONE, Machines, Variant
+from m3lib.config import Variant
 from m3lib.data import files, manifest
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
@@ -24,7 +24,7 @@ def fit(
     threads: int,
     path: Path,
     accelerator: str = "cpu",
-    machines: Machines = ALONE,
+    processes: int = 1,
 ) -> tuple[System, pd.DataFrame]:
     """Train a variant, from its checkpoint if there is one; returns the network at its best epoch, and the curves.
 
@@ -32,16 +32,17 @@ def fit(
     can be validated). The checkpoint at `path` is written after every epoch; the caller removes it after storing the
     results.
 
-    With several processes (`machines`), this starts those of this machine, and continues from their checkpoint.
+    With several processes, this starts them on this machine unless they, here or on other machines, have finished the
+    run, and continues from their checkpoint. Raises InputError if they end early; another call resumes the run.
     """
-    fingerprint = checkpoint.run_fingerprint(prepared, variant, seed, threads, accelerator, machines.processes)
+    fingerprint = checkpoint.run_fingerprint(prepared, variant, seed, threads, accelerator)
     epochs = StageSchedule(variant).epochs
-    if machines.processes > 1 and distributed.world_size() == 1:
+    if processes > 1 and distributed.world_size() == 1:
         if len(checkpoint.read_history(path, fingerprint) or []) < epochs:
-            distributed.launch(variant.name, accelerator, machines)
+            distributed.launch(variant.name, accelerator, processes)
         if len(checkpoint.read_history(path, fingerprint) or []) < epochs:
-            problem = f"{machines.processes} processes ended before their last epoch"
-            raise InputError(f"{variant.name}: {problem}, for the reason above")
+            problem = f"{processes} processes ended before their last epoch"
+            raise InputError(f"{variant.name}: {problem}, for the reason above; the same command resumes the run")
     if not distributed.all_equal(fingerprint):
         differing = "params.yaml, start weights, data/prepared or code"
         raise InputError(f"{variant.name}: the machines differ in {differing}; make them equal")
@@ -80,7 +81,7 @@ def check_disk(trainer: Trainer, path: Path) -> None:
 
 
 def main(name: str) -> int:
-    """Train the variant `name` of params.yaml as one of several processes (`distributed.launch`); returns exit status.
+    """Train the variant `name` of params.yaml as one of several processes, which torchrun starts; returns exit status.
 
     The main process leaves the checkpoint of the finished run, from which the pipeline's stage continues.
     """
@@ -90,7 +91,7 @@ def main(name: str) -> int:
         prepared, variant = manifest.open_prepared(root / "data" / "prepared"), settings.variant(name)
         path, accelerator = root / "data" / "work" / f"{name}.safetensors", settings.accelerator
         with distributed.process_group(accelerator):
-            fit(prepared, variant, settings.seed, settings.threads, path, accelerator, settings.machines)
+            fit(prepared, variant, settings.seed, settings.threads, path, accelerator)
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1

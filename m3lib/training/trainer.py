@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 from m3lib import systems
@@ -19,7 +19,7 @@ from m3lib.data.manifest import Prepared, hold_out
 from m3lib.errors import InputError
 from m3lib.retrieval import metrics, ranking
 from m3lib.systems import losses
-from m3lib.systems.base import Outputs
+from m3lib.systems.base import Outputs, System
 from m3lib.systems.losses import Batch
 from m3lib.systems.objective import total_loss, update_centers
 from m3lib.training import activations, augment, checkpoint, devices, distributed, inference, samplers
@@ -29,6 +29,31 @@ from m3lib.training.schedule import StageSchedule, learning_rate, make_optimizer
 def advised(variant: Variant, name: str) -> str:
     """The name of a setting for a sentence that advises to change it for a row, which may set its own value."""
     return f"{name} (systems.{variant.name}.{name}: the row sets its own)" if name in variant.own else name
+
+
+class Objective(nn.Module):
+    """The losses of a global batch, with the network in it: the module whose gradients processes share."""
+
+    def __init__(self, system: System):
+        super().__init__()
+        self.system = system
+
+    def forward(
+        self, images: Tensor, class_ids: Tensor, batch: Batch, pseudo: Tensor | None, stage: Stage, generator: Generator
+    ) -> tuple[dict[str, Tensor], Outputs]:
+        """Return the weighted losses, and what every process's slice of the batch was embedded as, without a gradient.
+
+        images: of this process's slice; class_ids: (K,) int64, the classes of the batch. Losses compare images in
+        their spaces, so that only these are embedded.
+        """
+        system = self.system
+        with inference.autocast(stage.train.precision, images.device):
+            outputs = system(images, *([class_ids] if "classes" in system.outputs else []))
+        embeddings = {name: getattr(outputs, name) for name in ("attribute", "local", "logits", "classes")}
+        gathered = {name: distributed.gather(value) for name, value in embeddings.items() if value is not None}
+        ids = None if outputs.class_ids is None else outputs.class_ids.to(images.device)
+        values = total_loss(Outputs(**gathered, class_ids=ids), batch, system, stage.loss, generator, pseudo)
+        return values, Outputs(**{name: value.detach() for name, value in gathered.items()}, class_ids=ids)
 
 
 class Trainer:
@@ -66,7 +91,8 @@ class Trainer:
             if "m3_classification" not in losses_of(variant):  # a softmax has no weight of positives
                 weight[~self.system.multi.cpu()[self.attribute_of_class]] = 1
             self.system.positive_weight.copy_(weight)
-        distributed.convert_batch_norms(self.system)
+        distributed.share_norms(self.system)
+        self.objective = distributed.parallel(Objective(self.system))
         self.optimizer = make_optimizer(self.system, variant.train)
         self.schedule = StageSchedule(variant)
         self.cache = cache
@@ -89,34 +115,23 @@ class Trainer:
         blocks (B, h, w, c) float16; pseudo: (B, M) bool, MODC's pseudo-labels. Raises FloatingPointError before any
         weight changes if the loss or its gradient is not finite.
         """
-        outputs = self.forward(batch, mirrored, stored, stage, generator)
+        images, size = batches.to_tensor(stored.to(self.device, non_blocking=True)), len(batch.labels)
+        if stored.dtype == torch.uint8:
+            mine = distributed.rank_slice(size)
+            images = augment.augment(images, mirrored[mine], generator, stage.train, (size, mine))
+        class_ids = batch.labels.any(dim=0).nonzero().flatten()  # (K,), on the CPU: a GPU would be waited for
         batch, pseudo = batch.to(self.device), None if pseudo is None else pseudo.to(self.device)
-        values = total_loss(outputs, batch, self.system, stage.loss, generator, pseudo)
+        values, outputs = self.objective(images, class_ids, batch, pseudo, stage, generator)
         total = sum(values.values())
 
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        distributed.all_reduce_sum(weight.grad for weight in self.system.parameters() if weight.grad is not None)
         norm = torch.nn.utils.clip_grad_norm_(self.system.parameters(), stage.train.clip or torch.inf)
         check_finite(total.detach(), norm, values)
 
         self.optimizer.step()
         update_centers(outputs, batch.labels, self.system, stage.loss)
         return {name: value.detach() for name, value in values.items()}
-
-    def forward(self, batch: Batch, mirrored: Tensor, stored: Tensor, stage: Stage, generator: Generator) -> Outputs:
-        """Return the outputs for the global batch: augment and encode this process's slice, gather the others'."""
-        images, size = batches.to_tensor(stored.to(self.device, non_blocking=True)), len(batch.labels)
-        if stored.dtype == torch.uint8:
-            mine = distributed.rank_slice(size)
-            images = augment.augment(images, mirrored[mine], generator, stage.train, (size, mine))
-        # losses compare images in the spaces of the batch's classes, so that only these are embedded
-        class_ids = (batch.labels.any(dim=0).nonzero().flatten(),) if "classes" in self.system.outputs else ()
-        with inference.autocast(stage.train.precision, self.device):
-            outputs = self.system(images, *class_ids)
-        embeddings = {name: getattr(outputs, name) for name in ("attribute", "local", "logits", "classes")}
-        gathered = {name: distributed.gather(value) for name, value in embeddings.items() if value is not None}
-        return Outputs(**gathered, class_ids=None if outputs.class_ids is None else outputs.class_ids.to(self.device))
 
     def read(self, batch: Batch, mirrored: Tensor, stage: Stage) -> Tensor:
         """Return what the network reads of this process's slice of a batch, on the CPU.
@@ -220,7 +235,7 @@ class Trainer:
         sums = torch.zeros_like(centers.value)
         for block, attribute in self.iter_training_embeddings():
             sums += torch.einsum("bm,bmd->md", labels[block].float(), attribute[:, of_class])
-        distributed.all_reduce_sum([sums])
+        distributed.add_up(sums)
         centers.set(sums, labels.sum(dim=0))
 
     @torch.no_grad()
@@ -232,7 +247,7 @@ class Trainer:
         cosines = torch.zeros(labels.shape, device=self.device)  # (I, M)
         for block, attribute in self.iter_training_embeddings():
             cosines[block] = losses.center_cosines(attribute, centers.value, of_class)
-        distributed.all_reduce_sum([cosines])
+        distributed.add_up(cosines)
         cosines = cosines.masked_fill(~centers.seen, -1.0)  # a class without a center is never the nearest
         return losses.pseudo_labels(cosines, labels, of_class, self.system.multi, margin).cpu()
 

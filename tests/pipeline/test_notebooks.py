@@ -234,7 +234,7 @@ def settings_used(path: Path) -> tuple[set[str], bool]:
     for node in ast.walk(root):
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "settings":
             resolves_row |= node.attr == "variant"
-            used |= {"devices", "nodes", "rendezvous"} if node.attr == "machines" else {node.attr} - {"variant"}
+            used |= {node.attr} - {"variant"}
         elif isinstance(node, ast.Call) and any(ast.unparse(argument) == "settings" for argument in node.args):
             used |= sections_read_in(packages[ast.unparse(node.func).split(".")[0]])
     assert used <= SECTIONS

@@ -3,12 +3,10 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +16,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
 from tqdm import tqdm
 
 from m3lib import config
-from m3lib.config import Machines, Variant
+from m3lib.config import Variant
 from m3lib.data import manifest, store
 from m3lib.errors import InputError
 from m3lib.training import augment, checkpoint, distributed
@@ -32,15 +29,31 @@ from notebook_runs import MAX_WAIT
 from stripes import PARTIAL, PREPARED, run, same, short
 from tiny import MODEL, ROOT, VALUES, generator
 
-TWO = Machines(2, 1, "")
 SEED = 5  # errors of rounding stay small, as they do at this rate of learning; else one changed triplet moves a loss
+FIXED_NORMS = {"trainable": "heads", "attention_batch_norm": False}  # all that processes without a GPU can train
 VARIANTS = {
-    "m3": short("m3", 3, lr=0.001),
-    "modc": short("modc", 3, (0.34, 0.33, 0.33), lr=0.001, loss={"pseudo_margin": 0.0}),
+    "m3": short("m3", 3, lr=0.001, **FIXED_NORMS),
+    "modc": short("modc", 3, (0.34, 0.33, 0.33), lr=0.001, loss={"pseudo_margin": 0.0}, **FIXED_NORMS),
     "asen_pp": short(
-        "asen_pp", 2, (0.5, 0.5), lr=0.001, sampler="asen_pp", triplets=24, loss={"m3_classification": 1.0}
+        "asen_pp", 2, (0.5, 0.5), lr=0.001, sampler="asen_pp", triplets=24, loss={"m3_classification": 1.0},
+        **FIXED_NORMS,
     ),
-}
+}  # fmt: skip
+DIES = """
+import os, signal, sys
+from m3lib.training import run
+from m3lib.training.trainer import Trainer
+
+save = Trainer.save
+
+def saved_then_killed(trainer, path, fingerprint):
+    save(trainer, path, fingerprint)
+    if int(os.environ["RANK"]) + len(trainer.history) == 2:  # rank 1 after the first epoch, rank 0 after the second
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Trainer.save = saved_then_killed
+sys.exit(run.main("m3"))
+"""
 
 
 def train(variant: Variant, path: Path) -> list[int]:
@@ -65,27 +78,26 @@ def meet(rank: int, folder: Path) -> None:
     for name, variant in VARIANTS.items():
         sizes = train(variant, folder / f"{name}.safetensors")
         (folder / f"{name}-{rank}.json").write_text(json.dumps(sizes))
-    norm_of_two(rank, folder)
+    gradient_of_two(rank, folder)
     resumed_of_two(rank, folder)
     dist.destroy_process_group()
 
 
-def norm_of_two(rank: int, folder: Path) -> None:
-    model, x = make_norm(), torch.randn(6, 5, 3, 2, generator=generator(1), dtype=torch.float64) + 3
-    distributed.convert_batch_norms(model)
-    own = x[distributed.rank_slice(6)].clone().requires_grad_()
-    model(own).pow(3).mul(weights_of(x)[distributed.rank_slice(6)]).sum().backward()
-    torch.save((own.grad, model.state_dict()), folder / f"norm-{rank}.pt")
+def layer_and_rows() -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    """A layer and rows of two processes, in float64, and weights of the rows after the gather."""
+    layer = torch.nn.Linear(4, 3, bias=False).double()
+    torch.nn.init.normal_(layer.weight, generator=generator(2))
+    draws = generator(1)
+    return layer, *(torch.randn(6, n, generator=draws, dtype=torch.float64) for n in (4, 6))
 
 
-def make_norm() -> nn.Sequential:
-    model = nn.Sequential(nn.BatchNorm2d(5)).double()
-    nn.init.normal_(model[0].weight, generator=generator(2))
-    return model
-
-
-def weights_of(x: torch.Tensor) -> torch.Tensor:
-    return torch.randn(x.shape, generator=generator(3), dtype=x.dtype)
+def gradient_of_two(rank: int, folder: Path) -> None:
+    """Of a loss between the rows of both, which no process could compute by itself."""
+    layer, x, between = layer_and_rows()
+    wrapped = distributed.parallel(layer)
+    rows = distributed.gather(wrapped(x[distributed.rank_slice(6)]))
+    (between * (rows @ rows.T).tanh()).sum().backward()
+    torch.save(layer.weight.grad, folder / f"gradient-{rank}.pt")
 
 
 def resumed_of_two(rank: int, folder: Path) -> None:
@@ -143,20 +155,15 @@ def test_both_processes_resume_from_the_main_ones_checkpoint(met):
     assert not (met / "resumed-1.safetensors").exists()
 
 
-def machine(folder: Path, rendezvous: str) -> Path:
-    """A clone with what a training reads, as each machine has it: one process, in batches of 8 by two of them."""
+@pytest.fixture
+def clone(tmp_path, monkeypatch) -> Path:
+    """A clone with what a training reads, small enough for epochs of less than a second."""
+    folder = tmp_path / "clone"
     shutil.copytree(ROOT / "m3lib", folder / "m3lib")
     shutil.copy(ROOT / "dvc.yaml", folder)
-    short_run = vars(VARIANTS["m3"].train) | {"epochs": 2}
-    changes = {
-        "seed": SEED,
-        "threads": 1,
-        "accelerator": "cpu",
-        "nodes": 2,
-        "rendezvous": rendezvous,
-        "variants": ["m3"],
-    }
-    values = VALUES | changes | {"model": VALUES["model"] | MODEL, "train": short_run}
+    short_run = vars(VARIANTS["m3"].train) | {"epochs": 3}
+    changes = {"seed": SEED, "threads": 1, "accelerator": "cpu", "variants": ["m3"]}
+    values = VALUES | changes | {"model": VALUES["model"] | MODEL | FIXED_NORMS, "train": short_run}
     (folder / "params.yaml").write_text(json.dumps(values))  # YAML without aliases
     prepared = folder / "data" / "prepared"
     prepared.mkdir(parents=True)
@@ -164,37 +171,52 @@ def machine(folder: Path, rendezvous: str) -> Path:
     (prepared / "protocol.json").write_text('{"relevance": "pair"}')
     PARTIAL.manifest.to_parquet(prepared / "manifest.parquet")
     np.save(prepared / store.RAW, PARTIAL.images)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(config, "__file__", str(folder / "m3lib" / "config.py"))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
     return folder
 
 
-def test_two_machines_have_the_loss_curve_of_one(tmp_path, monkeypatch, capfd):
-    """Here they are two folders; the second one runs the command that the first one prints."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        rendezvous = f"127.0.0.1:{free.getsockname()[1]}"
-    first, second = (machine(tmp_path / name, rendezvous) for name in ("first", "second"))
-    run_first = subprocess.run
+def fit_in(clone: Path, processes: int) -> None:
+    """Train as the pipeline's stage does."""
+    settings, prepared = config.load(clone / "params.yaml"), manifest.open_prepared(clone / "data" / "prepared")
+    variant, path = settings.variant("m3"), clone / "data" / "work" / "m3.safetensors"
+    training.fit(prepared, variant, settings.seed, settings.threads, path, "cpu", processes)
 
-    def run_both(command: list[str], **options: object) -> None:
-        others = "N from 1 to 1: python " + " ".join(command[1:]).replace("--node-rank=0", "--node-rank=N")
-        assert others in capfd.readouterr().err
-        other = subprocess.Popen([word.replace("=0", "=1") for word in command], cwd=second, start_new_session=True)
-        try:
-            run_first(command, **options)
-            assert other.wait(MAX_WAIT) == 0
-        finally:
-            if other.poll() is None:
-                os.killpg(other.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(subprocess, "run", run_both)
-    monkeypatch.chdir(first)
-    monkeypatch.setattr(config, "__file__", str(first / "m3lib" / "config.py"))
-    monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=MAX_WAIT))
-    settings, prepared = config.load(first / "params.yaml"), manifest.open_prepared(first / "data" / "prepared")
-    variant, path = settings.variant("m3"), first / "data" / "work" / "m3.safetensors"
-    training.fit(prepared, variant, settings.seed, settings.threads, path, "cpu", settings.machines)
-    train(variant, tmp_path / "one.safetensors")
+def test_a_run_goes_on_after_the_death_of_any_process(clone, tmp_path, monkeypatch):
+    (clone / "dies.py").write_text(DIES)
+    run_all, epochs, path = subprocess.run, [], clone / "data" / "work" / "m3.safetensors"
+
+    def one_dies(command: list[str], **options: object) -> None:
+        run_all([*command[: command.index("m3lib.training.run") - 1], "dies.py"], timeout=MAX_WAIT, **options)
+        epochs.append(len(checkpoint.read_history(path, read_fingerprint(path))))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", one_dies)
+        for _ in range(2):
+            with pytest.raises(InputError, match="m3: 2 processes ended before their last epoch, for the reason above"):
+                fit_in(clone, 2)
+    assert epochs == [1, 2]  # each went on from the epoch of the one before
+    fit_in(clone, 2)
+    train(config.load(clone / "params.yaml").variant("m3"), tmp_path / "one.safetensors")
     follows(path, tmp_path / "one.safetensors")
-    assert not list(second.rglob("*.safetensors"))
+
+
+def test_two_machines_have_the_loss_curve_of_one(clone, tmp_path, monkeypatch):
+    """Each runs README's command; here they are two calls in one folder, as on a disk that both can reach."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    readme = (ROOT / "README.md").read_text()
+    line = next(line for line in readme.splitlines() if "--nnodes=2" in line and "srun" not in line).partition("#")[0]
+    command = line.replace("HOST:29500", f"127.0.0.1:{port}").replace("--nproc-per-node=8", "--nproc-per-node=1")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *command.split()[1:]]
+    machines = [subprocess.Popen(torchrun, env=os.environ | {"OMP_NUM_THREADS": "1"}) for _ in range(2)]
+    assert [machine.wait(MAX_WAIT) for machine in machines] == [0, 0]
+    monkeypatch.setattr(subprocess, "run", None)  # nothing is left to train
+    fit_in(clone, 1)
+    train(config.load(clone / "params.yaml").variant("m3"), tmp_path / "one.safetensors")
+    follows(clone / "data" / "work" / "m3.safetensors", tmp_path / "one.safetensors")
 
 
 def read_fingerprint(path: Path) -> str:
@@ -202,16 +224,12 @@ def read_fingerprint(path: Path) -> str:
         return file.metadata()["fingerprint"]
 
 
-def test_a_synchronised_batch_norm_has_the_statistics_of_all_rows(met):
-    model, x = make_norm(), torch.randn(6, 5, 3, 2, generator=generator(1), dtype=torch.float64) + 3
-    x.requires_grad_()
-    model(x).pow(3).mul(weights_of(x)).sum().backward()
-    parts = [torch.load(met / f"norm-{rank}.pt") for rank in (0, 1)]
-    torch.testing.assert_close(torch.cat([grad for grad, _ in parts]), x.grad)
-    for _, state in parts:
-        assert state.keys() == model.state_dict().keys()
-        for name, value in model.state_dict().items():
-            torch.testing.assert_close(state[name], value)
+def test_the_gradient_of_several_processes_is_that_of_one(met):
+    layer, x, between = layer_and_rows()
+    rows = layer(x)
+    (between * (rows @ rows.T).tanh()).sum().backward()
+    for rank in (0, 1):
+        torch.testing.assert_close(torch.load(met / f"gradient-{rank}.pt"), layer.weight.grad)
 
 
 @pytest.mark.parametrize("changes", [{}, {"crop": 0.5}, {"crop": 0.5, "jitter": 0.2}])
@@ -235,12 +253,20 @@ def test_rank_slices_cover_all_rows(monkeypatch):
         assert parts == list(range(size))
 
 
-def test_a_norm_that_can_not_be_synchronised_and_an_indivisible_batch_are_refused(monkeypatch):
+def test_trained_norms_without_a_gpu_and_an_indivisible_batch_are_refused(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(InputError, match=r"without a GPU can't share the batch norms .* set devices to 1, or model"):
+        Trainer(PREPARED, short("m3"), 0, 1)
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
-    with pytest.raises(InputError, match=r"BatchNorm3d of this backbone can't be shared; set devices and nodes to 1"):
-        distributed.convert_batch_norms(nn.Sequential(nn.BatchNorm3d(4)))
     with pytest.raises(InputError, match=r"train\.batch 8 can't be shared by 3 processes: set it to a multiple"):
         Trainer(PREPARED, short("m3"), 0, 1)
+
+
+def test_a_process_that_torchrun_did_not_start_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(config, "load", lambda path: config.parse(VALUES))
+    monkeypatch.setattr(manifest, "open_prepared", lambda folder: PREPARED)
+    assert training.main("m3") == 1
+    assert "which torchrun starts: torchrun --standalone" in capsys.readouterr().err
 
 
 def test_machines_with_different_fingerprints_are_refused(tmp_path, monkeypatch):
@@ -253,9 +279,9 @@ def test_more_processes_than_devices_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match=r"devices: 3 requested, but this machine has 2 GPUs$"):
-        training.fit(PREPARED, short("m3"), 3, 1, tmp_path / "c.safetensors", "auto", Machines(3, 1, ""))
+        training.fit(PREPARED, short("m3"), 3, 1, tmp_path / "c.safetensors", "auto", 3)
     with pytest.raises(InputError, match=r"devices: 999 requested, but this machine has \d+ CPU cores$"):
-        training.fit(PREPARED, short("m3"), 3, 1, tmp_path / "c.safetensors", "cpu", Machines(999, 1, ""))
+        training.fit(PREPARED, short("m3"), 3, 1, tmp_path / "c.safetensors", "cpu", 999)
 
 
 def test_fit_starts_its_processes_and_continues_from_their_checkpoint(tmp_path, monkeypatch):
@@ -268,16 +294,16 @@ def test_fit_starts_its_processes_and_continues_from_their_checkpoint(tmp_path, 
         trainer = Trainer(PREPARED, variant, 3, 1)
         for _ in range(3):
             trainer.run_epoch(tqdm(disable=True))
-            trainer.save(path, checkpoint.run_fingerprint(PREPARED, variant, 3, 1, "cpu", 2))
+            trainer.save(path, checkpoint.run_fingerprint(PREPARED, variant, 3, 1, "cpu"))
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
     with pytest.raises(InputError, match="m3: 2 processes ended before their last epoch, for the reason above"):
-        training.fit(PREPARED, variant, 3, 1, path, "cpu", TWO)
+        training.fit(PREPARED, variant, 3, 1, path, "cpu", 2)
     monkeypatch.setattr(subprocess, "run", launched)
     for _ in range(2):
-        system, found = training.fit(PREPARED, variant, 3, 1, path, "cpu", TWO)
+        system, found = training.fit(PREPARED, variant, 3, 1, path, "cpu", 2)
         assert same(system, whole)
         assert found.to_dict("records") == curves
     (command,) = commands
