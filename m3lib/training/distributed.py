@@ -123,8 +123,8 @@ def share_norms(system: nn.Module) -> None:
 def parallel(module: nn.Module) -> nn.Module:
     """Return the module whose gradients are averaged over the processes; itself with one process.
 
-    A stage leaves some parameters unused, those of ASEN++'s local branch say; buffers are equal everywhere.
+    A stage may leave parameters unused, such as those of ASEN++'s local branch.
     """
     if not dist.is_initialized():
         return module
-    return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+    return DistributedDataParallel(module, find_unused_parameters=True)

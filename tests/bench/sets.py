@@ -87,6 +87,14 @@ def data_settings(settings: Settings) -> str:
     return f"{settings.source} {of_source} {settings.images} {settings.split}"
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold a lock file: of all processes, one at a time."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def open_set(name: str, seed: int) -> tuple[Settings, Prepared, Path]:
     """The settings and the images of a set, prepared if need be, and the folder for the outputs of frozen blocks."""
     root, settings = config.find_root(), settings_of(name, seed)
@@ -94,8 +102,7 @@ def open_set(name: str, seed: int) -> tuple[Settings, Prepared, Path]:
     work = root / "data" / "work" / "sets"
     work.mkdir(parents=True, exist_ok=True)
     folder = work / f"{SAME_IMAGES.get(name, name)}-{seed}-{digest(data_settings(settings))[:8]}"
-    with (work / "lock").open("w") as lock:  # one process prepares
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(folder.with_suffix(".lock")):  # one process prepares
         if not folder.exists():
             unfinished = folder.with_suffix(".part")
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -103,6 +110,7 @@ def open_set(name: str, seed: int) -> tuple[Settings, Prepared, Path]:
             source = splits.draw(pack.pack(prepare.read(settings), unfinished, settings.images), settings.split)
             manifest.save(source, unfinished)
             unfinished.rename(folder)
+    with alone(work / "imagenet.lock"):
         if not (root / "data" / "imagenet").exists():
             convert_all(config.load(root / "params.yaml"))
     return settings, manifest.open_prepared(folder), folder
