@@ -14,7 +14,7 @@ from m3lib.retrieval.embeddings import KINDS, Embeddings
 from m3lib.systems.base import Outputs, System
 from m3lib.training import devices
 
-EMBED_BATCH = 64  # images; only speed depends on it
+EMBED_BATCH, GPU_BATCH = 64, 256  # images; only speed depends on it
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
@@ -99,20 +99,43 @@ def iter_embeddings(
     system: System, prepared: Prepared, rows: np.ndarray, precision: str, outputs: np.ndarray | None = None
 ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
     """Yield (slice of the rows, its embeddings by name) in half precision on the CPU, and read one block ahead."""
-    pin = system.attribute_of_class.device.type == "cuda"
-    blocks = [slice(start, start + EMBED_BATCH) for start in range(0, len(rows), EMBED_BATCH)]
+    on_gpu, waiting = system.attribute_of_class.device.type == "cuda", []
 
     def read(block: slice) -> list[Tensor]:
         if outputs is not None:
-            return [batches.read(outputs[:, view], rows[block], pin) for view in range(system.views)]
-        images = batches.read(prepared.images, rows[block], pin)  # (b, H, W, 3)
+            return [batches.read(outputs[:, view], rows[block], on_gpu) for view in range(system.views)]
+        images = batches.read(prepared.images, rows[block], on_gpu)  # (b, H, W, 3)
         return [images, images.flip(2)] if system.views == 2 else [images]
 
+    blocks = slices(len(rows), on_gpu)
     # A thread for one block would have nothing to overlap with, and its start costs a query milliseconds.
     loaded = batches.prefetch(blocks, read) if len(blocks) > 1 else ((block, read(block)) for block in blocks)
     for block, views in loaded:
         named = zip(KINDS, zip(*(kinds_of(system, view, precision) for view in views), strict=True), strict=True)
-        yield block, {name: mean_of(values, name).half().cpu() for name, values in named if values[0] is not None}
+        values = {name: mean_of(values, name).half() for name, values in named if values[0] is not None}
+        if not on_gpu:
+            yield block, values
+            continue
+        # a block is copied while the GPU computes the next one
+        copies, done = {name: value.to("cpu", non_blocking=True) for name, value in values.items()}, torch.cuda.Event()
+        done.record()
+        waiting.append((block, copies, done))
+        if len(waiting) == 2:
+            yield copied(*waiting.pop(0))
+    for last in waiting:
+        yield copied(*last)
+
+
+def slices(count: int, on_gpu: bool) -> list[slice]:
+    """The rows 0 to count - 1, as many at a time as a device embeds at once."""
+    size = GPU_BATCH if on_gpu else EMBED_BATCH
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
+def copied(block: slice, values: dict[str, Tensor], done: torch.cuda.Event) -> tuple[slice, dict[str, Tensor]]:
+    """A block, once its copy to the CPU is complete."""
+    done.synchronize()
+    return block, values
 
 
 @torch.no_grad()

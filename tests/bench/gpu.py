@@ -1,7 +1,7 @@
 """`make bench WHAT=gpu`: what only a GPU can show, in a few minutes; writes data/results/gpu.csv and gpu.md.
 
 Every ratio compares two works that take turns within one run. Networks have the published size: ResNet-50, 224 px,
-1,000 classes of 5 attributes, batches of 64, trained in the precision that `train.precision: auto` chooses.
+1,000 classes of 5 attributes, trained in the precision that `train.precision: auto` chooses.
 """
 
 import sys
@@ -24,28 +24,31 @@ from tests.bench.train import BASE, PLAIN, ROUNDS, Bench, Stepper, ratio, take_t
 NETWORKS = ("m3", "duet")
 ITEMS, DIMS, K = 1_000_000, 192, 100  # of the exact search: the attribute embeddings of m3
 QUERIES = (1, 64)  # asked at once
+BATCHES = (64, 256)  # of a training step
+EMBEDDED = 4096  # images
 
 
-def steps(bench: Bench) -> None:
-    """A step of each network beside the plain classification step, and m3's with one process under NCCL."""
-    shape = BASE["published"]
+def steps(bench: Bench, batch: int) -> None:
+    """Steps of each network beside plain classification steps, and m3's with one process under NCCL.
+
+    Ten at a time: the next batch is read while the GPU computes, as in training.
+    """
+    shape = (batch, *BASE["published"][1:])
     steppers = {name: bench.stepper(name, shape) for name in (PLAIN, *NETWORKS)}
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("nccl", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
-        together: Stepper = bench.stepper("m3", shape)
-        works = {name: stepper.step for name, stepper in steppers.items()} | {"NCCL": together.step}
-        times = take_turns({name: partial(repeat, work) for name, work in works.items()}, bench.rounds)
+        steppers["m3 under NCCL"] = bench.stepper("m3", shape)
+        times = take_turns({name: partial(ten_steps, stepper) for name, stepper in steppers.items()}, bench.rounds)
         dist.destroy_process_group()
     for name in NETWORKS:
         bench.add(f"10 steps of {name}", f"10 steps of {PLAIN}", shape, ratio(times[PLAIN], times[name]), times[name])
-    one, nccl = times["m3"], times["NCCL"]
+    one, nccl = times["m3"], times["m3 under NCCL"]
     bench.add("10 steps of m3, one process under NCCL", "10 steps of m3", shape, ratio(one, nccl), nccl)
 
 
-def repeat(step: partial) -> None:
-    """Ten steps: the next batch is read while the GPU computes, as in training."""
+def ten_steps(stepper: Stepper) -> None:
     for _ in range(10):
-        step()
+        stepper.step()
 
 
 def search(bench: Bench) -> None:
@@ -75,15 +78,17 @@ def main() -> int:
     folder = config.find_root() / "data" / "results"
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench("published", Path(temporary), ROUNDS)
-        steps(bench)
-        bench.extraction(BASE["published"])
+        for batch in BATCHES:
+            steps(bench, batch)
+        bench.extraction((EMBEDDED // 2, *BASE["published"][1:]))
         search(bench)
     table = pd.DataFrame(bench.rows).drop(columns="peak_mb")
     table.to_csv(folder / "gpu.csv", index=False)
     first = table.iloc[0]
     precision = devices.precision("auto", torch.device("cuda"))
     about = f"Written by `make bench WHAT=gpu`: {first['device']}, {first['backbone']}, {precision}, {first['date']}."
-    cells = table[["what", "against", "ratio", "ms"]].astype(str).set_index("what")
+    table["batch"] = [f"{batch:.0f}" if "steps" in what else "" for what, batch in zip(table["what"], table["batch"])]
+    cells = table[["what", "against", "batch", "ratio", "ms"]].astype(str).set_index("what")
     legend = "A ratio is a share of the other's speed: 1 is as fast, above 1 is faster."
     text = "\n".join(["# On a GPU", "", about, legend, "", markdown_table(cells), ""])
     (folder / "gpu.md").write_text(text)

@@ -135,7 +135,7 @@ class Stepper:
         """The backbone alone over some images, as extraction reads them."""
         trainer = self.trainer
         trainer.system.eval()
-        parts = [rows[k : k + inference.EMBED_BATCH] for k in range(0, len(rows), inference.EMBED_BATCH)]
+        parts = [rows[part] for part in inference.slices(len(rows), trainer.device.type == "cuda")]
         for _, pixels in batches.prefetch(parts, lambda part: batches.read(trainer.prepared.images, part)):
             with inference.autocast(self.stage.train.precision, trainer.device):
                 trainer.system.backbone(batches.to_tensor(pixels.to(trainer.device))).mean(dim=1).cpu()
@@ -227,9 +227,9 @@ class Bench:
         self.add("loading only", "step of m3", shape, ratio(times["step"], times["load"]), times["load"])
 
     def extraction(self, shape: Sequence[int]) -> None:
-        rows = np.arange(512)
         for name in ("asen_v2", "m3"):
             stepper = self.stepper(name, shape)
+            rows = np.arange(len(stepper.trainer.rows))
             works = {"bare": partial(stepper.bare, rows), "extract": partial(stepper.extract, rows)}
             times = take_turns(works, self.rounds)
             value = ratio(times["bare"], times["extract"])
