@@ -4,6 +4,7 @@ Every ratio compares two works that take turns within one run. Networks have the
 1,000 classes of 5 attributes, trained in the precision that `train.precision: auto` chooses.
 """
 
+import os
 import sys
 import tempfile
 from functools import partial
@@ -58,6 +59,7 @@ def search(bench: Bench) -> None:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     index, on_gpu = faiss.IndexFlatIP(DIMS), torch.from_numpy(vectors).cuda()
     index.add(vectors)
+    faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
     for count in QUERIES:
         queries = vectors[generator.choice(ITEMS, count, replace=False)]
 
@@ -87,7 +89,7 @@ def main() -> int:
     first = table.iloc[0]
     precision = devices.precision("auto", torch.device("cuda"))
     about = f"Written by `make bench WHAT=gpu`: {first['device']}, {first['backbone']}, {precision}, {first['date']}."
-    table["batch"] = [f"{batch:.0f}" if "steps" in what else "" for what, batch in zip(table["what"], table["batch"])]
+    table["batch"] = table["batch"].map("{:.0f}".format).where(table["what"].str.contains("steps"), "")
     cells = table[["what", "against", "batch", "ratio", "ms"]].astype(str).set_index("what")
     legend = "A ratio is a share of the other's speed: 1 is as fast, above 1 is faster."
     text = "\n".join(["# On a GPU", "", about, legend, "", markdown_table(cells), ""])
