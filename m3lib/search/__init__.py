@@ -5,6 +5,7 @@
 - `catalogue`: the indexed images and their embeddings, and the exact ranking by classes
 - `vector_index`: the exact and the compressed faiss index of one attribute
 - `build`: embed the catalogue with a trained network and write an index folder; its format
+- `shares`: embed the catalogue by several processes or machines, `python -m m3lib.search.shares 2/8`
 - `export`: write Parquet and faiss files for other databases, `python -m m3lib.search.export FOLDER [INDEX]`
 - `explore_page`: the widgets of notebooks/explore.ipynb
 """

@@ -1,0 +1,130 @@
+"""Embed a catalogue by any number of processes or machines, each a share: `python -m m3lib.search.shares 2/8`.
+
+The images are cut into blocks of BLOCK. Share i of n embeds every n-th block and writes each to a file of its own in
+data/work/shares, whole or not at all, so that a stopped share goes on with its next block, and shares need neither a
+coordinator nor each other. The stage `index` gathers the blocks, embeds those that are missing, and removes them when
+the index is complete. Blocks are the same whatever the number of shares, so an index has the same bytes with one
+process or many on machines of one kind.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
+
+from m3lib import config
+from m3lib.config import Settings, Variant
+from m3lib.data import files, manifest
+from m3lib.data.manifest import Prepared
+from m3lib.errors import InputError
+from m3lib.search.index import load_system
+from m3lib.systems.base import System
+from m3lib.training import devices, inference
+
+BLOCK = 4096  # images, a multiple of the images that a device embeds at once
+SAMPLE = 256  # images whose pixels the fingerprint covers: all of ten million would take an hour to read
+
+
+def rows_of(prepared: Prepared, settings: config.Index) -> np.ndarray:
+    """(I,) rising: the rows of the manifest that are indexed. Raises InputError if there are none."""
+    rows = np.arange(len(prepared.images)) if settings.images == "all" else prepared.rows("test")
+    if not len(rows):
+        raise InputError("there is no image to index: the catalogue is empty (params.yaml, index.images)")
+    return rows
+
+
+def fingerprint(prepared: Prepared, rows: np.ndarray, variant: Variant, model: Path) -> str:
+    """A digest of the network, of the names of the images, and of the pixels of a sample of them."""
+    sample = rows[np.unique(np.linspace(0, len(rows) - 1, SAMPLE).astype(int))]
+    pixels = np.ascontiguousarray(prepared.images[sample]).tobytes()
+    names = "\n".join(prepared.manifest["image"].iloc[rows])
+    settings = f"{variant.network} {asdict(variant.model)} {variant.train.precision} {BLOCK}"
+    return files.digest(settings, names, pixels, model)
+
+
+def blocks(rows: np.ndarray) -> list[np.ndarray]:
+    return [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
+
+
+def path_of(folder: Path, number: int) -> Path:
+    return folder / f"{number:06}.safetensors"
+
+
+def embed(
+    folder: Path, system: System, prepared: Prepared, rows: np.ndarray, precision: str, mark: str, share: int, of: int
+) -> None:
+    """Embed and write the blocks share, share + of, ... that are missing; mark: the fingerprint.
+
+    Raises InputError if a block of another network, of other images, or a damaged one lies in the folder.
+    """
+    own = list(enumerate(blocks(rows)))[share::of]
+    missing = [(number, block) for number, block in own if not is_whole(path_of(folder, number), mark)]
+    for number, block in tqdm(missing, desc="embed", unit="blocks", disable=len(blocks(rows)) == 1):
+        tensors = inference.embed(system, prepared, block, precision).tensors
+        with files.atomic(path_of(folder, number)) as temporary:
+            save_file({name: tensor.numpy() for name, tensor in tensors.items()}, temporary, {"fingerprint": mark})
+
+
+def is_whole(path: Path, mark: str) -> bool:
+    """Whether there is a block. Raises InputError if it is not one of this index."""
+    if not path.exists():
+        return False
+    try:
+        with safe_open(path, framework="numpy") as file:
+            found = (file.metadata() or {}).get("fingerprint")
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} can't be read ({error}): remove it, and its share will embed it again") from None
+    if found != mark:
+        problem = "was embedded by another network or from other images than this index"
+        raise InputError(f"{path} {problem}: remove {path.parent}, or bring the machine that wrote it up to date")
+    return True
+
+
+def gather(path: Path, folder: Path, rows: np.ndarray, mark: str) -> None:
+    """Write one file of embeddings from the blocks of all shares."""
+
+    def parts() -> Iterator[dict[str, np.ndarray]]:
+        for number, _ in enumerate(blocks(rows)):
+            is_whole(path_of(folder, number), mark)
+            yield load_file(path_of(folder, number))
+
+    files.write_tensors(path, len(rows), parts())
+
+
+def indexed(settings: Settings) -> Variant:
+    """The variant whose network embeds the catalogue."""
+    return settings.variant(settings.index.variant or settings.variants[-1])
+
+
+def share_of(text: str) -> tuple[int, int]:
+    """`2/8` as (1, 8). Raises InputError for anything else."""
+    share, slash, of = text.partition("/")
+    if not (slash and share.isdecimal() and of.isdecimal() and 1 <= int(share) <= int(of)):
+        raise InputError(f"{text!r} is no share: write 2/8 for the second of eight")
+    return int(share) - 1, int(of)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m m3lib.search.shares")
+    parser.add_argument("share", help="such as 2/8, the second of eight")
+    try:
+        share, of = share_of(parser.parse_args().share)
+        root = config.find_root()
+        settings, prepared = config.load(root / "params.yaml"), manifest.open_prepared(root / "data" / "prepared")
+        variant, rows = indexed(settings), rows_of(prepared, settings.index)
+        model = root / "data" / "models" / f"{variant.name}.safetensors"
+        precision = variant.train.precision
+        system = load_system(variant, prepared.taxonomy, model).to(devices.choose(settings.accelerator, precision))
+        mark = fingerprint(prepared, rows, variant, model)
+        embed(root / "data" / "work" / "shares", system, prepared, rows, precision, mark, share, of)
+    except InputError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
