@@ -181,6 +181,9 @@ class Index:
     variant: Text
     images: Literal["all", "test"]
     kind: Literal["auto", "exact", "compressed"]
+    engine: Literal["faiss", "lancedb"]
+    uri: Text
+    columns: list[Text]
 
 
 @dataclass(frozen=True, config=FORBID)

@@ -1,11 +1,10 @@
 """Embed the catalogue with a trained network and write an index folder, which can be moved:
 
-index.json               format, settings of the variant and of the images; the last file to be written
-taxonomy.json            attributes and classes
-model.safetensors        the network's weights
-images.parquet           one row per image: image (name), tie (see retrieval.metrics)
-embeddings.safetensors   as in data/embeddings: manifest rows, f_n, class probabilities and phi_m in half precision
-<n>.faiss                the faiss index of attribute n, see vector_index
+index.json          engine, format, settings of the variant and of the images; the last file to be written
+taxonomy.json       attributes and classes
+model.safetensors   the network's weights
+
+and the files of the engine (`faiss_engine`, `lance_engine`).
 """
 
 import json
@@ -14,17 +13,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import faiss
-import numpy as np
+import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from m3lib import config
 from m3lib.data.manifest import Prepared
-from m3lib.retrieval import metrics, scores
+from m3lib.retrieval import metrics
 from m3lib.retrieval.embeddings import Embeddings
-from m3lib.search import shares, vector_index
+from m3lib.search import shares
 from m3lib.search.catalogue import Catalogue
-from m3lib.search.index import FORMAT, Index, load_system
+from m3lib.search.index import FORMAT, Index, engine_of, load_system
 from m3lib.training import devices, trainer
 
 
@@ -38,12 +36,14 @@ def build(
     seed: int,
     threads: int,
     accelerator: str = "cpu",
+    columns: pd.DataFrame | None = None,
 ) -> Index:
     """Embed the catalogue with a trained network and write an index folder, in place of an older one.
 
     Blocks of images that shares have embedded (`shares`) lie in the folder work/shares beside the index; the others are
-    embedded here, and all are removed in the end. Equal settings and threads give equal bytes on one kind of machine.
-    Raises InputError if there is no image, or if the model is missing or of another network.
+    embedded here, and all are removed in the end. columns: those that a search can filter by, one row per image of the
+    manifest. With the engine faiss, equal settings and threads give equal bytes on one kind of machine. Raises
+    InputError if there is no image, or if the model is missing or of another network.
     """
     trainer.make_deterministic(seed, threads)
     faiss.omp_set_num_threads(threads)
@@ -57,18 +57,12 @@ def build(
     folder.mkdir(parents=True)
     shutil.copyfile(model, folder / "model.safetensors")
     taxonomy.save(folder / "taxonomy.json")
-    ties = metrics.tie_keys(names).numpy()
-    pq.write_table(pa.table({"image": names, "tie": ties}), folder / "images.parquet")
     shares.gather(folder / "embeddings.safetensors", embedded, rows, mark)
-    embeddings = Embeddings.load(folder / "embeddings.safetensors")
+    ties, embeddings = metrics.tie_keys(names).numpy(), Embeddings.load(folder / "embeddings.safetensors")
     catalogue = Catalogue(taxonomy, pa.array(names), ties, embeddings)
-    for n in range(taxonomy.num_attributes):
-        vectors = catalogue.vectors(scores.candidate_vectors, variant.score, n)
-        queries = catalogue.vectors(scores.query_vectors, variant.score, n)
-        dims = vectors(np.array([0])).shape[1]
-        faiss_index = vector_index.build(vectors, queries, len(names), dims, settings.kind, seed)
-        faiss.write_index(faiss_index, str(folder / f"{n}.faiss"))
-    content = {"format": FORMAT, "variant": asdict(variant), "images": asdict(images)}
-    (folder / "index.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    columns = pd.DataFrame(index=range(len(names))) if columns is None else columns.iloc[rows]
+    engine = engine_of(settings.engine).build(folder, catalogue, variant.score, settings, seed, columns, mark)
+    content = {"format": FORMAT, "engine": settings.engine, "variant": asdict(variant), "images": asdict(images)}
+    (folder / "index.json").write_text(json.dumps(content | engine, indent=1, ensure_ascii=False) + "\n")
     shutil.rmtree(embedded)
     return Index.open(folder)

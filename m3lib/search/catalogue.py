@@ -7,6 +7,7 @@ time.
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,15 @@ from m3lib.search.vector_index import Ranked, Vectors, top_k
 from m3lib.taxonomy import Taxonomy
 
 MAX_AGREEMENT = 1.01  # (1 + cos) / 2 of unit vectors, which half precision may make slightly longer than 1
+
+
+class Found(NamedTuple):
+    """The images that a search found, best first."""
+
+    names: list[str]
+    rows: list[int | None]  # in the prepared manifest; None for an image that was added later
+    scores: np.ndarray  # (k,) float64
+    embeddings: Embeddings  # of the attribute searched by, (k, 1, D), (k, M_n), (k, M_n, d)
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ class ExplorePage:
             close = [other for other in self.numbers if name.lower() in other.lower()] or self.index.images
             examples = ", ".join(map(repr, close[:3]))
             raise InputError(f"no photo of the index is named {name!r}; write the full name, such as {examples}")
-        row = int(self.index.catalogue.rows[self.numbers[name] - 1])
+        row = int(self.index.rows[self.numbers[name] - 1])
         return name, self.prepared.images[row], row
 
 

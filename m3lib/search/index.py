@@ -4,6 +4,9 @@ By attribute, images are ranked with the score of the indexed variant (see `retr
 score of an image c is the mean of p_m(c) (1 + cos(phi_m(q), phi_m(c))) / 2: does c show the class, and is it similar to
 the query q in the class-specific embedding space? Without class-specific embeddings it is the mean of p_m(c). Ties are
 broken by a hash of the image's name, as in `retrieval.metrics`.
+
+An engine holds the images and finds the nearest of a query: `faiss_engine` in files that never change, `lance_engine`
+in a database (index.engine in params.yaml).
 """
 
 import io
@@ -11,13 +14,12 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-import faiss
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -27,10 +29,9 @@ from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
 from m3lib.prepare import photos
 from m3lib.retrieval.embeddings import Embeddings
-from m3lib.retrieval.scores import candidate_vectors, query_vectors
+from m3lib.retrieval.scores import query_vectors
 from m3lib.search import query as inputs
-from m3lib.search import vector_index
-from m3lib.search.catalogue import Catalogue, class_agreement
+from m3lib.search.catalogue import class_agreement
 from m3lib.search.query import Query
 from m3lib.search.threads import one_thread
 from m3lib.systems.base import System
@@ -38,7 +39,8 @@ from m3lib.taxonomy import Taxonomy, nearest
 from m3lib.training import inference
 from m3lib.validation import validate
 
-FORMAT = 2  # of the folder; raised with every change that older code would misread
+FORMAT = 3  # of the folder; raised with every change that older code would misread
+ENGINES = {"faiss": "faiss_engine.FaissEngine", "lancedb": "lance_engine.LanceEngine"}  # imported when they are used
 REBUILD_HINT = "run `dvc repro index` to rebuild it"
 
 
@@ -46,10 +48,10 @@ REBUILD_HINT = "run `dvc repro index` to rebuild it"
 class Match:
     """One result of a search."""
 
-    path: str  # the image's name in the manifest
+    path: str  # the image's name in the manifest, or the one it was added with
     score: float
     class_: str | None  # the class that adds most to the score, else the most probable; None without probabilities
-    row: int  # in the prepared manifest
+    row: int | None  # in the prepared manifest; None for an image that was added later
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,9 @@ class Index:
     folder: Path
     variant: config.Variant
     image_settings: config.Images
-    catalogue: Catalogue
+    taxonomy: Taxonomy
     system: System
-    faiss_indexes: list[faiss.Index]  # of each attribute
+    engine: Any  # FaissEngine or LanceEngine
 
     @classmethod
     @one_thread()
@@ -80,39 +82,42 @@ class Index:
             variant = validate(config.Variant, content["variant"], "variant", "index.json is damaged")
             image_settings = validate(config.Images, content["images"], "images", "index.json is damaged")
             taxonomy = Taxonomy.load(folder / "taxonomy.json")
-            table = pq.read_table(folder / "images.parquet", memory_map=True).combine_chunks()
-            names, ties = (table.column(name).combine_chunks() for name in ("image", "tie"))
-            catalogue = Catalogue(taxonomy, names, ties.to_numpy(), Embeddings.load(folder / "embeddings.safetensors"))
             system = load_system(variant, taxonomy, folder / "model.safetensors")
-            faiss_indexes = [faiss.read_index(str(folder / f"{n}.faiss")) for n in range(taxonomy.num_attributes)]
-            if {len(catalogue.rows), *(index.ntotal for index in faiss_indexes)} != {len(catalogue)}:
-                raise InputError("its files are of different indexes")
+            engine = engine_of(content["engine"]).open(folder, content, taxonomy, variant.score)
         except Exception as error:  # the readers of these files raise many types on damaged ones
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}".partition(";")[0]
             raise InputError(f"{folder} can't be read as a search index ({reason}); {REBUILD_HINT}") from None
-        return cls(folder, variant, image_settings, catalogue, system, faiss_indexes)
+        return cls(folder, variant, image_settings, taxonomy, system, engine)
 
     def __len__(self) -> int:
-        return len(self.catalogue)
+        return len(self.engine)
 
     @property
     def attributes(self) -> list[str]:
-        return self.catalogue.taxonomy.names
+        return self.taxonomy.names
 
     def classes(self, attribute: str) -> list[str]:
-        return list(self.catalogue.taxonomy.attributes[self.number(attribute)].classes)
+        return list(self.taxonomy.attributes[self.number(attribute)].classes)
 
-    @cached_property
+    @property
     def images(self) -> list[str]:
         """The names of all images, as in the manifest."""
-        return self.catalogue.names.to_pylist()
+        return self.engine.images.tolist()
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The rows of these images in the prepared manifest; -1 for one that was added later."""
+        return self.engine.images.index.to_numpy()
 
     @one_thread()
-    def search(self, image: Query, attribute: str, classes: str | Iterable[str] = (), k: int = 10) -> list[Match]:
+    def search(
+        self, image: Query, attribute: str, classes: str | Iterable[str] = (), k: int = 10, where: str = ""
+    ) -> list[Match]:
         """Return the k images most similar to a query by an attribute, or by some of its classes; best first.
 
         image: a text or path that names an existing file is that file; otherwise it is the name of an image of the
-        index. A number is the manifest row of an image of the index, such as `Match.row`.
+        index. A number is the manifest row of an image of the index, such as `Match.row`. where: a condition on the
+        columns of `index.columns`, in SQL: "gender = 'women' and price < 50"; the engine lancedb only.
 
         With the scores attribute, segment, concat and top_class, an image of the index finds itself first, up to the
         rounding of half precision. With the other scores and by classes, an image with more certain classes may win.
@@ -128,21 +133,31 @@ class Index:
                 "class: leave the classes out, or index another variant (params.yaml, index.variant)"
             )
         if numbers:
-            items, scores = self.catalogue.rank_by_classes(query, n, numbers, k)
+            found = self.engine.by_classes(query, n, numbers, k, where)
         else:
-            vector = query_vectors(self.variant.score, query)[0].numpy()
-            candidates = self.catalogue.vectors(candidate_vectors, self.variant.score, n)
-            items, scores = vector_index.rank(self.faiss_indexes[n], candidates, vector, self.catalogue.ties, k)
-        best = self.matched_classes(query, self.catalogue.for_attribute(items, n), numbers)
+            found = self.engine.by_attribute(query_vectors(self.variant.score, query)[0].numpy(), n, k, where)
+        best = self.matched_classes(query, found.embeddings, numbers)
         return [
-            Match(self.catalogue.names[i].as_py(), score, None if m is None else names[m], int(self.catalogue.rows[i]))
-            for i, score, m in zip(items.tolist(), scores.tolist(), best, strict=True)
+            Match(name, score, None if m is None else names[m], row)
+            for name, row, score, m in zip(found.names, found.rows, found.scores.tolist(), best, strict=True)
         ]
 
     @one_thread()
-    def query_vector(self, image: Query, attribute: str) -> np.ndarray:
-        """(V,) float32: its inner product with an exported vector of the attribute is the score of a search."""
-        return query_vectors(self.variant.score, self.embed(image, self.number(attribute)))[0].numpy()
+    def add(self, image: Query, name: str = "", columns: dict[str, Any] | None = None) -> None:
+        """Embed a photo and add it to the index, in place of one of the same name; the engine lancedb only.
+
+        It is found by every search that starts after this call, here and, a second later, in other processes. name: by
+        default, the path. columns: values of `index.columns`. Raises InputError for a photo that can't be read, an
+        unknown column, or an index that can't be changed.
+        """
+        if not (name := name or (os.fspath(image) if isinstance(image, str | os.PathLike) else "")):
+            raise InputError("give the photo a name: it is no file, whose path could name it")
+        embeddings = inference.embed(self.system, self.as_data_set(image), np.array([0]), self.variant.train.precision)
+        self.engine.add(name, embeddings, columns or {})
+
+    def delete(self, name: str) -> None:
+        """Remove an image from the index. Raises InputError if it holds none of that name, or can't be changed."""
+        self.engine.delete(name)
 
     @one_thread()
     def attention_maps(self, image: Query, attribute: str, class_: str | None = None) -> dict[str, np.ndarray]:
@@ -151,7 +166,7 @@ class Index:
         The maps lie on the image as `read` returns it; each sums to about 1. A network without attention has no maps.
         The index holds no pixels, so the image can't be one of the index.
         """
-        labels = [] if class_ is None else [self.catalogue.taxonomy.class_id(attribute, class_)]
+        labels = [] if class_ is None else [self.taxonomy.class_id(attribute, class_)]
         photo, n = self.as_data_set(image, labels), self.number(attribute)
         maps = inference.attention_maps(self.system, photo, np.array([0]), self.variant.train.precision)
         names = {"attribute": attribute, "class": class_ and f"{attribute}: {class_}"}
@@ -159,7 +174,7 @@ class Index:
 
     def read(self, image: Query) -> np.ndarray:
         """(H, W, 3) uint8: an image decoded, fitted and stored with the settings of the indexed ones."""
-        if self.position(image) >= 0:
+        if self.stored(image) is not None:
             raise InputError(f"the index holds no pixels of its image {image!r}: give a file, a PIL image or an array")
         settings = self.image_settings
         fitted = photos.fit(inputs.decode(image), settings.height, settings.width, settings.fit)
@@ -169,31 +184,33 @@ class Index:
 
     def check(self, prepared: Prepared) -> None:
         """Raise InputError unless the index was built from this prepared set, so that `Match.row` is a row of it."""
-        names, rows = prepared.manifest["image"], self.catalogue.rows
-        if rows[-1] >= len(names) or names.iloc[rows].tolist() != self.images:
+        names, own = prepared.manifest["image"], self.engine.images
+        own = own[own.index >= 0]
+        if own.index.max() >= len(names) or names.iloc[own.index].tolist() != own.tolist():
             raise InputError(f"{self.folder} is an index of other images than the prepared ones; {REBUILD_HINT}")
 
     def number(self, attribute: str) -> int:
         return self.attributes.index(nearest(attribute, self.attributes, "attribute"))
 
-    def position(self, image: Query) -> int:
-        """Return the number of an image of the index, -1 for any other image; see `search`."""
+    def stored(self, image: Query) -> Embeddings | None:
+        """The embeddings of an image of the index; None for any other image. See `search`."""
         if isinstance(image, int | np.integer) and not isinstance(image, bool):
-            return self.catalogue.position_of_row(int(image))
+            return self.engine.stored(None, int(image))
         if not isinstance(image, str | os.PathLike) or os.path.isfile(image):
-            return -1
-        return self.catalogue.position(str(image))
+            return None
+        return self.engine.stored(str(image))
 
     def embed(self, image: Query, n: int) -> Embeddings:
         """Return an image's embeddings for attribute n: stored ones for an image of the index, else computed."""
-        if (position := self.position(image)) >= 0:
-            return self.catalogue.for_attribute(np.array([position]), n)
-        photo, precision = self.as_data_set(image), self.variant.train.precision
-        return inference.embed(self.system, photo, np.array([0]), precision).of_attribute(n, self.catalogue.taxonomy)
+        embeddings = self.stored(image)
+        if embeddings is None:
+            photo, precision = self.as_data_set(image), self.variant.train.precision
+            embeddings = inference.embed(self.system, photo, np.array([0]), precision)
+        return embeddings.of_attribute(n, self.taxonomy)
 
     def as_data_set(self, image: Query, labels: Sequence[int] = ()) -> Prepared:
         """Return an image, with class ids as labels, as the only one of a prepared data set."""
-        return Prepared(self.catalogue.taxonomy, pd.DataFrame({"labels": [labels]}), self.read(image)[None])
+        return Prepared(self.taxonomy, pd.DataFrame({"labels": [labels]}), self.read(image)[None])
 
     def matched_classes(self, query: Embeddings, matches: Embeddings, classes: list[int]) -> list[int | None]:
         """(B,) the class number within its attribute that adds most to the score of each match, see `Match`."""
@@ -207,6 +224,12 @@ class Index:
         if self.variant.score in ("posterior", "weighted", "open", "soft_segment"):
             strength = strength * query.posterior.double().numpy()
         return strength.argmax(axis=1).tolist()
+
+
+def engine_of(name: str) -> type:
+    """The class of an engine."""
+    module, _, class_name = ENGINES[name].partition(".")
+    return getattr(import_module(f"m3lib.search.{module}"), class_name)
 
 
 def load_system(variant: config.Variant, taxonomy: Taxonomy, path: Path) -> System:

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from m3lib import config
-from m3lib.config import Settings, Variant
+from m3lib.config import Variant
 from m3lib.data import files, manifest
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
@@ -96,11 +96,6 @@ def gather(path: Path, folder: Path, rows: np.ndarray, mark: str) -> None:
     files.write_tensors(path, len(rows), parts())
 
 
-def indexed(settings: Settings) -> Variant:
-    """The variant whose network embeds the catalogue."""
-    return settings.variant(settings.index.variant or settings.variants[-1])
-
-
 def share_of(text: str) -> tuple[int, int]:
     """`2/8` as (1, 8). Raises InputError for anything else."""
     share, slash, of = text.partition("/")
@@ -116,7 +111,8 @@ def main() -> None:
         share, of = share_of(parser.parse_args().share)
         root = config.find_root()
         settings, prepared = config.load(root / "params.yaml"), manifest.open_prepared(root / "data" / "prepared")
-        variant, rows = indexed(settings), rows_of(prepared, settings.index)
+        variant = settings.variant(settings.index.variant or settings.variants[-1])
+        rows = rows_of(prepared, settings.index)
         model = root / "data" / "models" / f"{variant.name}.safetensors"
         precision = variant.train.precision
         system = load_system(variant, prepared.taxonomy, model).to(devices.choose(settings.accelerator, precision))

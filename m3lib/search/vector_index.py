@@ -23,9 +23,9 @@ EXACT_FLOATS = 1 << 26  # 256 MB
 CODE = 192  # bytes of a compressed vector; the index adds 8 for the item's number
 PER_CELL = 64  # sampled items per cell in k-means
 SAMPLE_FLOATS = 1 << 26  # of the sample that the principal directions are computed from
-CALIBRATION_QUERIES, CALIBRATION_RECALL = 64, 0.99  # recall@100 against probing every cell
+CALIBRATION_QUERIES, CALIBRATION_RECALL, DEPTH = 64, 0.98, 100  # recall of the true best DEPTH, by the full vectors
 BLOCK_FLOATS = 1 << 24  # of one block of vectors: 64 MB
-MIN_SHORTLIST = 400  # items of a compressed index that are scored again
+MIN_SHORTLIST, MORE = 400, 4  # items of a compressed index that are scored again; how many times as many are tried next
 SCORE_BLOCK = 1 << 13  # items that are scored at once
 
 Kind = Literal["auto", "exact", "compressed"]
@@ -39,21 +39,24 @@ def blocks(items: int, dims: int) -> list[np.ndarray]:
     return np.array_split(np.arange(items), 1 + items * dims // BLOCK_FLOATS)
 
 
-def build(vectors: Vectors, queries: Vectors, items: int, dims: int, kind: Kind, seed: int) -> faiss.Index:
-    """Return the faiss index of items 0 to I - 1; equal seeds and equal faiss threads give equal bytes.
+def build(vectors: Vectors, queries: Vectors, items: int, dims: int, kind: Kind, seed: int) -> tuple[faiss.Index, int]:
+    """Return the faiss index of items 0 to I - 1, and the length of its shortlist (0: it is exact).
 
-    kind: `auto` compresses more than EXACT_FLOATS numbers. queries: the query vectors of the same items; a compressed
-    index uses a sample of them to set how many cells a search probes.
+    kind: `auto` compresses more than EXACT_FLOATS numbers. queries: the query vectors of the same items; a sample of
+    them sets how many cells of a compressed index a search probes, and how many items it scores again (`calibrate`).
+    Equal seeds and equal faiss threads give equal bytes.
     """
     if kind == "compressed" or (kind == "auto" and items * dims > EXACT_FLOATS):
-        return compress(vectors, queries, items, dims, seed)
+        index = compress(vectors, items, dims, seed)
+        sample = np.random.default_rng(seed).permutation(items)[:CALIBRATION_QUERIES]
+        return index, calibrate(index, vectors, queries(np.sort(sample)))
     index = faiss.IndexFlatIP(dims)
     for block in blocks(items, dims):
         index.add(vectors(block))
-    return index
+    return index, 0
 
 
-def compress(vectors: Vectors, queries: Vectors, items: int, dims: int, seed: int) -> faiss.Index:
+def compress(vectors: Vectors, items: int, dims: int, seed: int) -> faiss.Index:
     shuffled = np.random.default_rng(seed).permutation(items)
     size = min(dims, items, CODE)
     sample = vectors(np.sort(shuffled[: max(2 * size, SAMPLE_FLOATS // dims)]))
@@ -74,32 +77,62 @@ def compress(vectors: Vectors, queries: Vectors, items: int, dims: int, seed: in
         index.add(projection.apply(vectors(block)))
     index.quantizer = by_inner_product = faiss.IndexFlatIP(size)
     by_inner_product.add(centres.reconstruct_n(0, cells))
-    calibrate(index, projection.apply(queries(np.sort(shuffled[:CALIBRATION_QUERIES]))))
     return faiss.clone_index(faiss.IndexPreTransform(projection, index))  # a clone owns its quantizer
 
 
-def calibrate(index: faiss.IndexIVF, queries: np.ndarray) -> None:
-    """Set the number of probed cells to the smallest power of two whose recall is CALIBRATION_RECALL."""
-    depth = min(100, index.ntotal)
-    truth = index.search(queries, depth, params=faiss.SearchParametersIVF(nprobe=index.nlist))[1]
-    index.nprobe = 1
-    while faiss.eval_intersection(index.search(queries, depth)[1], truth) < CALIBRATION_RECALL * truth.size:
-        index.nprobe *= 2
+def true_best(vectors: Vectors, queries: np.ndarray, items: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The largest inner products with each query (Q, k), best first, and whose they are, computed block by block."""
+    heap = faiss.ResultHeap(len(queries), k, keep_max=True)
+    for block in blocks(items, queries.shape[1]):
+        products, best = faiss.knn(queries, vectors(block), min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+        heap.add_result(products, best + block[0])
+    heap.finalize()
+    return heap.D, heap.I
 
 
-def rank(index: faiss.Index, vectors: Vectors, query: np.ndarray, ties: np.ndarray, k: int) -> Ranked:
+def calibrate(index: faiss.IndexPreTransform, vectors: Vectors, queries: np.ndarray) -> int:
+    """Set how many cells a search probes, and return how many items it scores again: as few as recall allows.
+
+    Recall is that of the true best DEPTH by the full vectors, at least CALIBRATION_RECALL over the queries (Q, V). An
+    item counts as found if it scores as high as the last of them. The shortlist is set with all cells probed.
+    """
+    ivf, items = faiss.extract_index_ivf(index), index.ntotal
+    depth = min(DEPTH, items)
+    kth = true_best(vectors, queries, items, depth)[0][:, -1]  # (Q,)
+
+    def recall(cells: int, shortlist: int) -> float:
+        ivf.nprobe = cells
+        listed = index.search(queries, shortlist)[1]
+        found = [
+            min(depth, np.count_nonzero(vectors(own[own >= 0]) @ query >= last - 1e-6 * abs(last)))
+            for own, query, last in zip(listed, queries, kth, strict=True)
+        ]
+        return sum(found) / (depth * len(found))
+
+    shortlist, cells = min(MIN_SHORTLIST, items), 1
+    while shortlist < items and recall(ivf.nlist, shortlist) < CALIBRATION_RECALL:
+        shortlist = min(MORE * shortlist, items)
+    while cells < ivf.nlist and recall(cells, shortlist) < CALIBRATION_RECALL:
+        cells *= 2
+    ivf.nprobe = cells
+    return shortlist
+
+
+def rank(
+    index: faiss.Index, vectors: Vectors, query: np.ndarray, ties: np.ndarray, k: int, shortlist: int = 0
+) -> Ranked:
     """Return the k items nearest to a query (V,), scored by their full vectors.
 
-    Exact if the index is: all items that tie with the k-th are scored again. A compressed index gives at least 4 k
-    items to score, but some of the true k may be missing. Equal vectors get equal scores to the bit, and fall by their
-    tie keys.
+    Exact if the index is: all items that tie with the k-th are scored again. A compressed index gives a shortlist of
+    items to score, at least MORE k, but some of the true k may be missing. Equal vectors get equal scores to the bit,
+    and fall by their tie keys.
     """
     row = np.ascontiguousarray(query[None], dtype=np.float32)
     if isinstance(index, faiss.IndexFlat):
         kth = index.search(row, k)[0][0, -1]
         items = index.range_search(row, float(np.nextafter(kth, np.float32(-np.inf))))[2]
     else:
-        depth = min(max(4 * k, MIN_SHORTLIST), index.ntotal)
+        depth = min(max(MORE * k, shortlist), index.ntotal)
         items = index.search(row, depth)[1][0]
         if (items[:k] < 0).any():  # -1: the probed cells hold too few items
             all_cells = faiss.SearchParametersIVF(nprobe=faiss.extract_index_ivf(index).nlist)

@@ -20,11 +20,11 @@ ITEMS = len(PREPARED.images)
 def test_the_catalogue_is_all_or_the_test_images(tmp_path, images):
     index = build_index(tmp_path, PREPARED, images=images)
     rows = np.arange(ITEMS) if images == "all" else PREPARED.rows("test")
-    assert index.catalogue.rows.tolist() == rows.tolist()
+    assert index.rows.tolist() == rows.tolist()
     assert index.images == PREPARED.manifest["image"].iloc[rows].tolist()
     computed = inference.embed(index.system, PREPARED, rows, "fp32")
     for kind in KINDS:
-        assert torch.equal(getattr(index.catalogue.embeddings, kind), getattr(computed, kind))
+        assert torch.equal(getattr(index.engine.catalogue.embeddings, kind), getattr(computed, kind))
 
 
 @pytest.mark.parametrize("kind", ["exact", "compressed"])

@@ -42,10 +42,10 @@ def test_a_query_computes_on_one_thread_and_restores_the_settings(indexed, two_t
     predict, rank = inference.predict, vector_index.rank
     monkeypatch.setattr(inference, "predict", lambda *given: during.append(settings_of_threads()) or predict(*given))
     monkeypatch.setattr(vector_index, "rank", lambda *given: during.append(settings_of_threads()) or rank(*given))
-    for call in (index.search, index.query_vector, index.attention_maps):
+    for call in (index.search, index.attention_maps):
         call(PREPARED.images[0], "colour")
         assert settings_of_threads() == (2, 2)
-    assert during == [(1, 1)] * 4
+    assert during == [(1, 1)] * 3
     with pytest.raises(InputError):
         index.search("nowhere.jpg", "colour")
     Index.open(index.folder)

@@ -19,11 +19,11 @@ def grouped_vectors(items, dims, rank, seed=0):
 def test_recall_scores_and_bytes_of_the_compressed_index(dims):
     vectors = grouped_vectors(5000, dims, 12)
     ties = np.random.default_rng(0).permutation(5000)
-    index = vector_index.build(vectors.__getitem__, vectors.__getitem__, 5000, dims, "compressed", seed=0)
+    index, shortlist = vector_index.build(vectors.__getitem__, vectors.__getitem__, 5000, dims, "compressed", seed=0)
     ivf = faiss.extract_index_ivf(index)
     assert ivf.nprobe <= ivf.nlist / 2  # otherwise the cells would save nothing
     queries = grouped_vectors(5040, dims, 12)[5000:]
-    results = [vector_index.rank(index, vectors.__getitem__, query, ties, 100) for query in queries]
+    results = [vector_index.rank(index, vectors.__getitem__, query, ties, 100, shortlist) for query in queries]
     exact = queries.astype(np.float64) @ vectors.T.astype(np.float64)
     best = np.argsort(-exact, axis=1)[:, :100]
     assert faiss.eval_intersection(np.array([items for items, _ in results]), best) > 0.97 * best.size
@@ -39,7 +39,7 @@ def test_recall_scores_and_bytes_of_the_compressed_index(dims):
 
 def test_the_projection_holds_the_energy_of_the_largest_singular_values():
     vectors, size = grouped_vectors(2000, 300, 250), vector_index.CODE
-    index = vector_index.build(vectors.__getitem__, vectors.__getitem__, 2000, 300, "compressed", seed=0)
+    index, _ = vector_index.build(vectors.__getitem__, vectors.__getitem__, 2000, 300, "compressed", seed=0)
     projected = index.chain.at(0).apply(vectors)
     values = np.linalg.svd(vectors.astype(np.float64), compute_uv=False)
     assert np.square(projected).sum() == pytest.approx(np.square(values[:size]).sum(), rel=0.01)
@@ -49,7 +49,7 @@ def test_the_projection_holds_the_energy_of_the_largest_singular_values():
 def test_auto_compresses_above_a_size(monkeypatch, kind, extra, exact):
     monkeypatch.setattr(vector_index, "EXACT_FLOATS", 50 * 8)
     vectors = grouped_vectors(50 + extra, 8, 4)
-    index = vector_index.build(vectors.__getitem__, vectors.__getitem__, 50 + extra, 8, kind, seed=0)
+    index, _ = vector_index.build(vectors.__getitem__, vectors.__getitem__, 50 + extra, 8, kind, seed=0)
     assert isinstance(index, faiss.IndexFlat) == exact
 
 
@@ -57,7 +57,7 @@ def test_auto_compresses_above_a_size(monkeypatch, kind, extra, exact):
 @pytest.mark.parametrize("dims", [3, 300])
 def test_a_compressed_index_of_few_vectors_finds_all(items, dims):
     vectors = grouped_vectors(items, dims, 3)
-    index = vector_index.build(vectors.__getitem__, vectors.__getitem__, items, dims, "compressed", seed=0)
+    index, _ = vector_index.build(vectors.__getitem__, vectors.__getitem__, items, dims, "compressed", seed=0)
     found, scores = vector_index.rank(index, vectors.__getitem__, vectors[0], np.arange(items), items)
     exact = vectors.astype(np.float64) @ vectors[0].astype(np.float64)
     assert found.tolist() == np.argsort(-exact, kind="stable").tolist()

@@ -35,9 +35,12 @@ def build_index(folder: Path, prepared: Prepared, network: str = "m3", score: st
     folder.mkdir(exist_ok=True)
     model = folder / f"{network}.safetensors"
     save_file(make_system(network).state_dict(), model)
-    index = config.Index(**{"variant": network, "images": "all", "kind": "auto"} | settings)
+    columns = settings.pop("columns", None)  # a table
+    index = config.Index(**vars(SETTINGS.index) | {"variant": network} | settings)
     variant = make_variant(network, score)
-    return build.build(folder / "index", prepared, model, variant, IMAGE_SETTINGS, index, seed=0, threads=1)
+    return build.build(
+        folder / "index", prepared, model, variant, IMAGE_SETTINGS, index, seed=0, threads=1, columns=columns
+    )
 
 
 def random_embeddings(items: int, d: int = 6) -> Embeddings:
