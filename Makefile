@@ -25,7 +25,7 @@ lab: $(READY)  ## open JupyterLab (on this machine only) with the kernel of .ven
 data: $(READY)  ## list which files of SOURCE=deepfashion (fashionai, darn) exist, and where to get the missing ones
 	python -m m3lib.pipeline.check_inputs "$(SOURCE)"
 
-bench: $(READY)  ## seconds and memory of the last run's stages; WHAT=data|ranking|search|start|train|load measures those; tune, record and ideas say how they are called
+bench: $(READY)  ## seconds and memory of the last run's stages; WHAT=data|ranking|search|engines|start|train|gpu|load measures those; tune, record and ideas say how they are called
 	python -m tests.bench.$(or $(WHAT),stages)
 
 record: $(READY)  ## collect experiments NAME-... into data/results/NAME.csv and update README's tables

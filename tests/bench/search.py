@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,16 +108,6 @@ def make_catalogue(path: Path, real: Embeddings, items: int, taxonomy: Taxonomy)
     return Catalogue(taxonomy, pa.array(names), metrics.tie_keys(names).numpy(), Embeddings.load(path))
 
 
-def true_best(vectors: vector_index.Vectors, queries: np.ndarray, items: int, k: int) -> np.ndarray:
-    """(Q, k) the items with the largest inner products, best first, computed block by block."""
-    heap = faiss.ResultHeap(len(queries), k, keep_max=True)
-    for block in vector_index.blocks(items, queries.shape[1]):
-        products, best = faiss.knn(queries, vectors(block), min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
-        heap.add_result(products, best + block[0])
-    heap.finalize()
-    return heap.I
-
-
 def timed(search: Callable[[int], np.ndarray]) -> tuple[list[np.ndarray], dict[str, float]]:
     """Run all queries one after the other; return their results, and queries_per_second, p50_ms and p99_ms."""
     for i in range(WARM_UP):
@@ -137,7 +128,7 @@ def measure(case: Case, catalogue: Catalogue, query: Embeddings) -> Iterator[dic
         catalogue.vectors(to_vectors, case.score, 0) for to_vectors in (scores.candidate_vectors, scores.query_vectors)
     )
     queries = scores.query_vectors(case.score, query).numpy()
-    truth = true_best(vectors, queries, items, 100)
+    truth = vector_index.true_best(vectors, queries, items, 100)[1]
     name = f"{case.variant} {case.score}" + " lifted" * case.lifted
     row = {"case": name, "dims": queries.shape[1], "items": items}
     row["disk_bytes"] = sum(getattr(catalogue.embeddings, kind).nbytes for kind in SCORES[case.score]) / items
@@ -146,13 +137,14 @@ def measure(case: Case, catalogue: Catalogue, query: Embeddings) -> Iterator[dic
         if kind == "exact" and items * queries.shape[1] > MAX_EXACT_FLOATS:
             continue
         start = time.perf_counter()
-        index = vector_index.build(vectors, query_vectors, items, queries.shape[1], kind, seed=0)
+        index, shortlist = vector_index.build(vectors, query_vectors, items, queries.shape[1], kind, seed=0)
         result = {"kind": kind, "build_seconds": time.perf_counter() - start}
         result["memory_bytes"] = len(faiss.serialize_index(index)) / items
         if kind == "compressed":
             ivf = faiss.extract_index_ivf(index)
-            result |= {"cells": ivf.nlist, "looked_into": ivf.nprobe}
-        ranked, times = timed(lambda i, index=index: vector_index.rank(index, vectors, queries[i], ties, 100)[0])
+            result |= {"cells": ivf.nlist, "looked_into": ivf.nprobe, "shortlist": shortlist}
+        found = partial(vector_index.rank, index, vectors, ties=ties, k=100, shortlist=shortlist)
+        ranked, times = timed(lambda i, found=found: found(query=queries[i])[0])
         for k in (10, 100):
             result[f"recall_{k}"] = faiss.eval_intersection(np.array(ranked)[:, :k], truth[:, :k]) / (QUERIES * k)
         yield row | result | times

@@ -88,13 +88,14 @@ def test_the_chosen_trial_has_no_value_at_an_end_and_the_score_with_the_best_mea
 
 def test_params_yaml_has_the_chosen_settings():
     chosen = tune.chosen(tune.recorded(ROOT / "data" / "results"))
-    assert set(chosen.index) == set(sets.ROWS) - {"duet"}  # not searched yet: it has those of asen_v2_contrast
+    assert set(chosen.index) == set(sets.ROWS)
     for name, found in chosen.iterrows():
         row = SETTINGS.variant(name)
         values = {key: getattr(row.train if key == "lr" else row.loss, key) for key in tune.RANGES}
         expected = {key: found[key] for key in tune.RANGES if not np.isnan(found[key])}
         assert expected == {key: values[key] for key in expected}, name
-        assert row.score == found["score"], name
+        if name != "duet":  # whose score is a part of it, for classes that were never trained on
+            assert row.score == found["score"], name
 
 
 def test_a_third_of_the_training_images_is_left():
