@@ -15,7 +15,7 @@ from tiny import ROOT, SETTINGS, VALUES
 SECTIONS = "|".join(section for section, values in VALUES.items() if isinstance(values, dict))
 NAMES = re.compile(rf"(?<![\w./])(?:{SECTIONS})(?:\.\w+)+")
 FILES = (".npy", ".bin", ".json", ".parquet", ".safetensors")  # images.npy is a file, no setting
-METHODS = (".search", ".attributes")  # of a search.Index that the pages call `index`
+METHODS = (".search", ".attributes", ".add", ".delete")  # of a search.Index that the pages call `index`
 PAGES = [ROOT / "README.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))]
 
 

@@ -203,7 +203,7 @@ def page(table: pd.DataFrame) -> str:
     )  # fmt: skip
     parts = ["# The engines of the search index", "", *about, "", markdown_table(cells.set_index("engine"))]
     for rows, sentence in ((loaded, LOADED), (killed, KILLED)):
-        parts += ["", *(sentence.format(**row) for row in rows.to_dict("records"))]
+        parts += ["", *(" ".join(sentence.format(**row).split()) for row in rows.to_dict("records"))]
     return "\n".join(parts) + "\n"
 
 
