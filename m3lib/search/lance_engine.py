@@ -227,10 +227,9 @@ class LanceEngine:
         flat = [getattr(embeddings, kind).flatten(1) for kind in self.shapes]
         fields["embedding"] = rows_of(torch.cat(flat, dim=1).half().numpy())
         for name in columns:
-            kind = pa.float64() if pd.api.types.is_numeric_dtype(columns[name]) else None
-            fields[name] = pa.array(
-                columns[name], kind or pa.string() if rows[0] is not None else None, from_pandas=True
-            )
+            numeric, added = pd.api.types.is_numeric_dtype(columns[name]), rows == [None]
+            kind = None if added else pa.float64() if numeric else pa.string()  # what is added is cast to the table's
+            fields[name] = pa.array(columns[name], kind, from_pandas=True)
         schema = pa.schema([pa.field(name, values.type, nullable=name != "image") for name, values in fields.items()])
         return pa.RecordBatch.from_arrays(list(fields.values()), schema=schema)
 

@@ -1,5 +1,6 @@
 """A LanceDB table: the query for the nearest vectors, an index of measured recall, one sentence for a failure."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,18 +36,19 @@ def add_index(table: Table, n: int, queries: np.ndarray) -> tuple[int, int] | No
     cells: how many of the index a search reads; refine: how many times the wanted images are compared by their full
     vectors. Both are the smallest powers of two that suffice on the queries (Q, V).
     """
-    column, cells = f"vector_{n}", max(1, round(table.count_rows() ** 0.5))
+    column, items = f"vector_{n}", table.count_rows()
+    cells, depth = max(1, round(items**0.5)), min(DEPTH, items)
     table.create_index(column, config=IvfSq(distance_type="dot", num_partitions=cells))
 
     def distances(query: np.ndarray, probes: tuple[int, int] | None) -> np.ndarray:
-        found = near(table, query, column, DEPTH, probes).select(["_distance"]).to_arrow()
+        found = near(table, query, column, depth, probes).select(["_distance"]).to_arrow()
         return found["_distance"].to_numpy()
 
     last = [distances(query, None).max() for query in queries]
 
     def recall(*probes: int) -> float:
         found = [(distances(q, probes) <= d + 1e-6 * max(1, abs(d))).sum() for q, d in zip(queries, last, strict=True)]
-        return sum(found) / (DEPTH * len(found))
+        return sum(found) / (depth * len(found))
 
     refine = next((r for r in (1, 4, 16) if recall(cells, r) >= RECALL), None)
     if refine is None:
@@ -62,7 +64,7 @@ def told(place: str, where: str = "", table: Table | None = None) -> Iterator[No
     except InputError:
         raise
     except Exception as error:  # LanceDB raises ValueError, RuntimeError and OSError, with many lines
-        reason = " ".join(str(error).split())[:300]
+        reason = re.sub(r",? /\S+\.rs\S*", "", " ".join(str(error).split()))[:300]  # without lines of LanceDB's source
         if where and isinstance(error, ValueError):
             listed = ", ".join(own_columns(table)) or "none (index.columns)"
             raise InputError(f"the condition {where!r} can't be used ({reason}); the columns: {listed}") from None

@@ -196,11 +196,11 @@ def page(table: pd.DataFrame) -> str:
     cells = pd.DataFrame({name: asked[name].map(form.format) for name, form in shown.items()})
     about = (
         "Written by `make bench WHAT=engines` from `data/results/engines.csv`, both engines in one run. Images are",
-        f"jittered copies (JITTER {JITTER}) of Duet's embeddings of one attribute, compared by the score `open`; a query",
-        "asks for the 100 best, and recall is against the exact ranking. Clients are threads of one process. Bytes are",
-        "on disk, per image; GB is the peak memory of building, and of answering with mapped files included. The time to",
-        "embed a photo is not included.",
-    )  # fmt: skip
+        f"jittered copies ({JITTER}, see `search.md`) of Duet's embeddings of one attribute, with the score `open`; a",
+        "query asks for the 100 best, and recall is against the exact ranking. Clients are threads of one process.",
+        "Bytes are on disk, per image; GB is the peak memory of building, and of answering with mapped files included.",
+        "The time to embed a photo is not included.",
+    )
     parts = ["# The engines of the search index", "", *about, "", markdown_table(cells.set_index("engine"))]
     for rows, sentence in ((loaded, LOADED), (killed, KILLED)):
         parts += ["", *(" ".join(sentence.format(**row).split()) for row in rows.to_dict("records"))]
