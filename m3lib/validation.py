@@ -14,6 +14,8 @@ from m3lib.taxonomy import did_you_mean
 
 TYPE_NAMES = {"int": "an integer", "float": "a number", "bool": "true or false", "string": "text", "list": "a list"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # of rows and notebooks: goes into commands and file names
+RESERVED = re.compile(r"image|row|tie|posterior|embedding|vector_\d+")  # columns of an index in LanceDB
+PLAIN = re.compile(r"[^\W\d_]\w*")  # a column that a condition in SQL can name without quotes
 ROW_SECTIONS = ("model", "loss", "train")
 FIXED_IN_STAGES = [
     *(("train", key) for key in ("epochs", "batch", "sampler", "triplets", "optimizer", "weight_decay")),
@@ -208,5 +210,9 @@ def general_faults(settings: Any) -> Iterator[str]:
     if settings.index.variant not in ("", *settings.variants):
         advice = did_you_mean(settings.index.variant, settings.variants)
         yield f"index.variant: {settings.index.variant!r} is not one of variants; {advice}"
+    for name in settings.index.columns:
+        if RESERVED.fullmatch(name) or not PLAIN.fullmatch(name):
+            advice = "letters, digits and _, and no name of the index's own columns; rename the column"
+            yield f"index.columns: a condition can't name {shown(name)}: use {advice}"
     if settings.split.valid + settings.split.test >= 1:
         yield "split: valid + test must leave something to train on (less than 1)"

@@ -26,7 +26,7 @@ from m3lib.pipeline.changes import committed_values
 from m3lib.prepare import contents, public
 from m3lib.prepare.catalogue import assemble
 from m3lib.prepare.labels import label
-from m3lib.prepare.table import open_table
+from m3lib.prepare.table import find_column, open_table
 from m3lib.taxonomy import Taxonomy, nearest
 from m3lib.validation import read_yaml
 
@@ -38,12 +38,18 @@ def fingerprint(settings: Settings) -> dict[str, str | int]:
 
     Raises InputError if the source is not complete, or if it or a row's settings can't be used with its labels.
     """
+    columns = settings.index.columns if settings.index.engine == "lancedb" else []
+    if columns and settings.source != "csv":
+        problem = f"the source {settings.source} has no table to take them from"
+        raise InputError(f"params.yaml, index.columns: {problem}; set it to []")
     if settings.source in prepare.DATASETS:
         return benchmark_fingerprint(settings)
     if settings.source != "csv":
         check_held_out(settings, prepare.taxonomy_of(settings))
         return {"source": settings.source}
     table = open_table(settings.csv, settings.images.max_unreadable)
+    for name in columns:
+        find_column(table.cells, name, "index.columns", table.path)
     labels = label(table, settings.csv)
     check_held_out(settings, labels.taxonomy)
     prepare.check(assemble(table, labels, table.names, settings.csv), settings)

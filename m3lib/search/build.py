@@ -40,8 +40,8 @@ def build(
 ) -> Index:
     """Embed the catalogue with a trained network and write an index folder, in place of an older one.
 
-    Blocks of images that shares have embedded (`shares`) lie in the folder work/shares beside the index; the others are
-    embedded here, and all are removed in the end. columns: those that a search can filter by, one row per image of the
+    Blocks of images that shares have embedded (`shares`) lie in work/shares beside the index; the others are embedded
+    here, and all are removed in the end. columns: those that a search can filter by, one row per image of the
     manifest. With the engine faiss, equal settings and threads give equal bytes on one kind of machine. Raises
     InputError if there is no image, or if the model is missing or of another network.
     """
@@ -50,8 +50,10 @@ def build(
     rows = shares.rows_of(prepared, settings)
     names, taxonomy = prepared.manifest["image"].iloc[rows].tolist(), prepared.taxonomy
     precision = variant.train.precision
-    system = load_system(variant, taxonomy, model).to(devices.choose(accelerator, precision))
-    embedded, mark = folder.parent / "work" / "shares", shares.fingerprint(prepared, rows, variant, model)
+    device = devices.choose(accelerator, precision)
+    system = load_system(variant, taxonomy, model).to(device)
+    mark = shares.fingerprint(prepared, rows, variant, model, device)
+    embedded = shares.folder_of(folder.parent, mark)
     shares.embed(embedded, system, prepared, rows, precision, mark, 0, 1)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -64,5 +66,5 @@ def build(
     engine = engine_of(settings.engine).build(folder, catalogue, variant.score, settings, seed, columns, mark)
     content = {"format": FORMAT, "engine": settings.engine, "variant": asdict(variant), "images": asdict(images)}
     (folder / "index.json").write_text(json.dumps(content | engine, indent=1, ensure_ascii=False) + "\n")
-    shutil.rmtree(embedded)
+    shutil.rmtree(embedded.parent, ignore_errors=True)  # with those of older models; a share may still write
     return Index.open(folder)

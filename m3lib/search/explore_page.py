@@ -97,7 +97,7 @@ class ExplorePage:
         attribute, class_, k = self.attribute.value, self.class_.value, self.count.value
         query, most = (image if row is None else row), min(k + 1, len(self.index.images))
         found = self.index.search(query, attribute, class_ or (), most)
-        matches = [match for match in found if match.row != row][:k]  # an image finds itself too
+        matches = [match for match in found if match.row not in (row, None)][:k]  # an image finds itself too
         shown_class = class_ or (matches or found)[0].class_
         queries, results = [figure(image, f"the query, {title}", "the query", title)], []
         for name, level in self.index.attention_maps(image, attribute, shown_class).items():

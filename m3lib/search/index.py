@@ -3,7 +3,7 @@
 By attribute, images are ranked with the score of the indexed variant (see `retrieval`). By some of its classes m, the
 score of an image c is the mean of p_m(c) (1 + cos(phi_m(q), phi_m(c))) / 2: does c show the class, and is it similar to
 the query q in the class-specific embedding space? Without class-specific embeddings it is the mean of p_m(c). Ties are
-broken by a hash of the image's name, as in `retrieval.metrics`.
+broken by a hash of the image's name, as in `retrieval.metrics` (in LanceDB, among few images beyond the k best).
 
 An engine holds the images and finds the nearest of a query: `faiss_engine` in files that never change, `lance_engine`
 in a database (index.engine in params.yaml).
@@ -14,7 +14,6 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ from m3lib.training import inference
 from m3lib.validation import validate
 
 FORMAT = 3  # of the folder; raised with every change that older code would misread
-ENGINES = {"faiss": "faiss_engine.FaissEngine", "lancedb": "lance_engine.LanceEngine"}  # imported when they are used
+ENGINES = ("faiss", "lancedb")
 REBUILD_HINT = "run `dvc repro index` to rebuild it"
 
 
@@ -56,7 +55,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Index:
-    """An index folder, opened for searching. The folder can be moved and copied, and needs no other file."""
+    """An index folder, opened for searching. It can be moved and copied, and needs nothing else but `index.uri`."""
 
     folder: Path
     variant: config.Variant
@@ -114,6 +113,8 @@ class Index:
         self, image: Query, attribute: str, classes: str | Iterable[str] = (), k: int = 10, where: str = ""
     ) -> list[Match]:
         """Return the k images most similar to a query by an attribute, or by some of its classes; best first.
+
+        They are fewer if the condition `where` leaves fewer.
 
         image: a text or path that names an existing file is that file; otherwise it is the name of an image of the
         index. A number is the manifest row of an image of the index, such as `Match.row`. where: a condition on the
@@ -227,9 +228,14 @@ class Index:
 
 
 def engine_of(name: str) -> type:
-    """The class of an engine."""
-    module, _, class_name = ENGINES[name].partition(".")
-    return getattr(import_module(f"m3lib.search.{module}"), class_name)
+    """The class of an engine, whose packages are imported when it is used."""
+    if name == "lancedb":
+        from m3lib.search.lance_engine import LanceEngine
+
+        return LanceEngine
+    from m3lib.search.faiss_engine import FaissEngine
+
+    return FaissEngine
 
 
 def load_system(variant: config.Variant, taxonomy: Taxonomy, path: Path) -> System:

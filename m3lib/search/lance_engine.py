@@ -1,4 +1,4 @@
-"""The engine `lancedb`: a LanceDB table, in the folder of the index or in an object store; photos come and go singly.
+"""The engine `lancedb`: a LanceDB table in the folder of the index or in an object store, which single photos change.
 
 One row per image: image (name), row (in the prepared manifest; null for an image that was added later), tie (see
 retrieval.metrics), vector_<n> (float32: its inner product with a query's vector is the score by attribute n), posterior
@@ -6,14 +6,14 @@ retrieval.metrics), vector_<n> (float32: its inner product with a query's vector
 
 LanceDB commits every change as a new version of the table: once its call returns, the change survives a kill of the
 process (not a power cut: LanceDB does not wait for the disk), and readers see whole versions only. New rows are
-compared one by one until `tidy` takes them into the indexes.
+compared one by one until `tidy` takes them into the indexes. LanceDB computes on threads of its own, so an open index
+must not be forked.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
-from itertools import chain, count
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -27,21 +27,22 @@ from lancedb.index import BTree
 from lancedb.table import Table
 
 from m3lib import config
+from m3lib.data.files import digest
 from m3lib.errors import InputError
 from m3lib.retrieval import metrics
 from m3lib.retrieval.embeddings import KINDS, Embeddings
 from m3lib.retrieval.scores import candidate_vectors, query_vectors
-from m3lib.search.catalogue import Catalogue, Found
-from m3lib.search.lance_table import OWN, QUERIES, SMALL, add_index, near, own_columns, told
+from m3lib.search.catalogue import MAX_AGREEMENT, Catalogue, Found
+from m3lib.search.lance_table import SMALL, add_index, nearest, own_columns, told
+from m3lib.search.vector_index import CALIBRATION_QUERIES
 from m3lib.taxonomy import Taxonomy
 
-TABLE = "images"
 RESULT = ["image", "row", "tie", "embedding", "_distance"]
 BLOCK = 4096  # images that are written at once
-TIDY = 64  # changes after which new rows go into the indexes
+MORE = 20  # images beyond the k best, among which those that tie with the k-th are ranked
+TIDY = 64  # versions of the table after which new rows go into the indexes
 KEEP = timedelta(hours=1)  # how long an old version stays, for readers that use it
 FRESH = timedelta(seconds=1)  # after which a reader sees the changes of other processes
-MARK = b"m3 model and taxonomy"  # key of the table's metadata
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,6 @@ class LanceEngine:
     score: str
     shapes: dict[str, tuple[int, ...]]
     probes: list[tuple[int, int] | None]
-    changes: Iterator[int] = field(default_factory=partial(count, 1))
 
     @classmethod
     def build(
@@ -69,46 +69,40 @@ class LanceEngine:
     ) -> dict:
         """Write the table and its indexes; returns what `open` needs beside them.
 
-        columns: one row per image; mark: a digest of the model and the catalogue. Raises InputError if the place holds
-        a table already, or can't be written to.
+        columns: one row per image; mark: a digest of the model and the catalogue, which names the table with the score
+        and the taxonomy. So a table of another model stays, and one of the same model is replaced, with the photos
+        that were added to it. Raises InputError if the place can't be written to.
         """
-        if clash := [name for name in columns if name in OWN or name.startswith("vector_")]:
-            raise InputError(f"params.yaml, index.columns: {clash[0]!r} is a column of the index itself; rename it")
-        place, own = settings.uri or str(folder / "lance"), catalogue.embeddings
-        shapes = {kind: tuple(getattr(own, kind).shape[1:]) for kind in KINDS if getattr(own, kind) is not None}
+        uri = settings.uri if "://" in settings.uri or not settings.uri else str(config.data_path(settings.uri))
+        place, own, taxonomy = uri or str(folder / "lance"), catalogue.embeddings, catalogue.taxonomy
+        name = f"images-{digest(mark, score, repr(taxonomy))[:16]}"
         with told(place):
-            database = lancedb.connect(place)
-            if TABLE in database.list_tables().tables:
-                raise InputError(f"{place} holds a table {TABLE!r} already: drop it, or set another index.uri")
             names = catalogue.names.to_pylist()
-            engine = cls(None, place, catalogue.taxonomy, score, shapes, [])
             parts = (slice(start, start + BLOCK) for start in range(0, len(names), BLOCK))
             batches = (
-                engine.batch(names[part], catalogue.rows[part].tolist(), own.at(part), columns.iloc[part])
+                batch(names[part], catalogue.rows[part].tolist(), own.at(part), columns.iloc[part], taxonomy, score)
                 for part in parts
             )
             first = next(batches)
-            schema = first.schema.with_metadata({MARK: mark.encode()})
-            table = database.create_table(TABLE, chain([first], batches), schema=schema)
+            data = chain([first], batches)
+            table = lancedb.connect(place).create_table(name, data, schema=first.schema, mode="overwrite")
             table.set_unenforced_primary_key("image")  # else two processes that add the same name leave two rows
             table.create_index("image", config=BTree())
-            probes, sample = [], np.sort(np.random.default_rng(seed).permutation(len(names))[:QUERIES])
-            for n in range(catalogue.taxonomy.num_attributes):
+            probes, sample = [], np.sort(np.random.default_rng(seed).permutation(len(names))[:CALIBRATION_QUERIES])
+            for n in range(taxonomy.num_attributes):
                 wanted = settings.kind == "compressed" or (settings.kind == "auto" and len(names) > SMALL)
                 queries = catalogue.vectors(query_vectors, score, n)(sample)
                 probes.append(add_index(table, n, queries) if wanted else None)
         (folder / "embeddings.safetensors").unlink()  # the table has them
-        return {"uri": settings.uri, "shapes": shapes, "probes": probes, "mark": mark}
+        shapes = {kind: tuple(getattr(own, kind).shape[1:]) for kind in kinds_of(own)}
+        return {"uri": uri, "table": name, "shapes": shapes, "probes": probes}
 
     @classmethod
     def open(cls, folder: Path, content: dict, taxonomy: Taxonomy, score: str) -> "LanceEngine":
-        """Raises InputError if the table is not there, or is another model's or taxonomy's."""
+        """Raises InputError if the table of this model, score and taxonomy is not there."""
         place = content["uri"] or str(folder / "lance")
         with told(place):
-            table = lancedb.connect(place, read_consistency_interval=FRESH).open_table(TABLE)
-            mark = (table.schema.metadata or {}).get(MARK, b"").decode()
-        if mark != content["mark"]:
-            raise InputError(f"the table in {place} was made with another model or taxonomy than {folder}")
+            table = lancedb.connect(place, read_consistency_interval=FRESH).open_table(content["table"])
         probes = [None if pair is None else tuple(pair) for pair in content["probes"]]
         shapes = {kind: tuple(shape) for kind, shape in content["shapes"].items()}
         return cls(table, place, taxonomy, score, shapes, probes)
@@ -141,6 +135,10 @@ class LanceEngine:
     def stored(self, name: str | None, row: int | None = None) -> Embeddings | None:
         """The embeddings of the image with a name, or of a manifest row; None if there is none."""
         where = f"image = {quoted(name)}" if name is not None else f"row = {row}"
+        try:
+            where.encode()
+        except UnicodeEncodeError:  # of a name that no file can have
+            return None
         with told(self.place):
             found = self.table.search().where(where).select(["row", "embedding"]).limit(1).to_arrow()
         if not found.num_rows and name is None:
@@ -150,8 +148,7 @@ class LanceEngine:
     def by_attribute(self, vector: np.ndarray, n: int, k: int, where: str) -> Found:
         """The k images with the largest inner products; where: an SQL condition on the columns, or ''."""
         with told(self.place, where, self.table):
-            query = near(self.table, vector, f"vector_{n}", 2 * k + 50, self.probes[n], where)
-            found = query.select(RESULT).to_arrow()
+            found = nearest(self.table, vector, f"vector_{n}", k + MORE, RESULT, self.probes[n], where)
         scores = 1 - found["_distance"].to_numpy().astype(np.float64)
         order = np.lexsort((found["tie"].to_numpy(), -scores))[:k]
         return self.found(found.take(order), scores[order], n)
@@ -167,13 +164,13 @@ class LanceEngine:
         depth = max(1024, 4 * k)
         while True:
             with told(self.place, where, self.table):
-                found = near(self.table, wanted, "posterior", depth, None, where).select(RESULT).to_arrow()
+                found = nearest(self.table, wanted, "posterior", depth, RESULT, where=where)
             if not found.num_rows:
                 return self.found(found, np.zeros(0), n)
             names, ties = found["image"].combine_chunks(), found["tie"].to_numpy()
             listed = Catalogue(self.taxonomy, names, ties, self.unpacked(found))
             items, scores = listed.rank_by_classes(query, n, classes, min(k, len(names)))
-            bound = 1.01 * (1 - found["_distance"].to_numpy()[-1])
+            bound = MAX_AGREEMENT * (1 - found["_distance"].to_numpy()[-1])
             if found.num_rows < depth or (len(scores) == k and bound < scores[-1]):
                 return self.found(found.take(items), scores, n)
             depth *= 4
@@ -189,9 +186,10 @@ class LanceEngine:
             listed = ", ".join(own) or "none (index.columns)"
             raise InputError(f"the index has no column {unknown[0]!r}; its columns: {listed}")
         try:
-            batch = self.batch([name], [None], embeddings, pd.DataFrame([columns], columns=own, dtype=object))
-            row = pa.Table.from_batches([batch]).cast(self.table.schema.remove_metadata())
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            cells = pd.DataFrame([columns], columns=own, dtype=object)
+            rows = pa.Table.from_batches([batch([name], [None], embeddings, cells, self.taxonomy, self.score)])
+            row = rows.cast(self.table.schema.remove_metadata())
+        except (pa.ArrowException, TypeError) as error:
             raise InputError(f"a value of {columns} does not fit its column: {error}") from None
         with told(self.place):
             self.table.merge_insert("image").when_matched_update_all().when_not_matched_insert_all().execute(row)
@@ -205,33 +203,10 @@ class LanceEngine:
         self.tidy()
 
     def tidy(self) -> None:
-        """Every TIDY changes, take new rows into the indexes, and join the small files that single changes leave."""
-        if next(self.changes) % TIDY == 0:
-            with told(self.place):
+        """Every TIDY versions, take new rows into the indexes, and join the small files that single changes leave."""
+        if self.table.version % TIDY == 0:
+            with suppress(Exception):  # another process changes the table, and LanceDB gives up: later, then
                 self.table.optimize(cleanup_older_than=KEEP)
-
-    def batch(
-        self, names: list[str], rows: list[int | None], embeddings: Embeddings, columns: pd.DataFrame
-    ) -> pa.RecordBatch:
-        """The rows of some images as the table stores them."""
-        fields: dict[str, pa.Array] = {
-            "image": pa.array(names, pa.string()),
-            "row": pa.array(rows, pa.int64()),
-            "tie": pa.array(metrics.tie_keys(names).numpy()),
-        }
-        for n in range(self.taxonomy.num_attributes):
-            of_attribute = embeddings.of_attribute(n, self.taxonomy)
-            fields[f"vector_{n}"] = rows_of(candidate_vectors(self.score, of_attribute).numpy())
-        if embeddings.posterior is not None:
-            fields["posterior"] = rows_of(embeddings.posterior.float().numpy())
-        flat = [getattr(embeddings, kind).flatten(1) for kind in self.shapes]
-        fields["embedding"] = rows_of(torch.cat(flat, dim=1).half().numpy())
-        for name in columns:
-            numeric, added = pd.api.types.is_numeric_dtype(columns[name]), rows == [None]
-            kind = None if added else pa.float64() if numeric else pa.string()  # what is added is cast to the table's
-            fields[name] = pa.array(columns[name], kind, from_pandas=True)
-        schema = pa.schema([pa.field(name, values.type, nullable=name != "image") for name, values in fields.items()])
-        return pa.RecordBatch.from_arrays(list(fields.values()), schema=schema)
 
     def unpacked(self, found: pa.Table) -> Embeddings:
         """The embeddings of images of the table, in the order given; their rows are 0, 1, ..."""
@@ -240,6 +215,40 @@ class LanceEngine:
         parts = torch.from_numpy(flat.copy()).split([prod(shape) for shape in self.shapes.values()], dim=1)
         kinds = {kind: part.unflatten(1, shape) for (kind, shape), part in zip(self.shapes.items(), parts, strict=True)}
         return Embeddings(torch.arange(found.num_rows), **kinds)
+
+
+def batch(
+    names: list[str],
+    rows: list[int | None],
+    embeddings: Embeddings,
+    columns: pd.DataFrame,
+    taxonomy: Taxonomy,
+    score: str,
+) -> pa.RecordBatch:
+    """The rows of some images as a table stores them."""
+    fields: dict[str, pa.Array] = {
+        "image": pa.array(names, pa.string()),
+        "row": pa.array(rows, pa.int64()),
+        "tie": pa.array(metrics.tie_keys(names).numpy()),
+    }
+    for n in range(taxonomy.num_attributes):
+        vectors = candidate_vectors(score, embeddings.of_attribute(n, taxonomy))
+        fields[f"vector_{n}"] = rows_of(vectors.numpy())
+    if embeddings.posterior is not None:
+        fields["posterior"] = rows_of(embeddings.posterior.float().numpy())
+    flat = [getattr(embeddings, kind).flatten(1) for kind in kinds_of(embeddings)]
+    fields["embedding"] = rows_of(torch.cat(flat, dim=1).half().numpy())
+    for name in columns:
+        numeric, added = pd.api.types.is_numeric_dtype(columns[name]), rows == [None]
+        kind = None if added else pa.float64() if numeric else pa.string()  # what is added is cast to the table's
+        fields[name] = pa.array(columns[name], kind, from_pandas=True)
+    schema = pa.schema([pa.field(name, values.type, nullable=name != "image") for name, values in fields.items()])
+    return pa.RecordBatch.from_arrays(list(fields.values()), schema=schema)
+
+
+def kinds_of(embeddings: Embeddings) -> list[str]:
+    """The kinds that the column `embedding` holds, in its order."""
+    return [kind for kind in KINDS if getattr(embeddings, kind) is not None]
 
 
 def rows_of(values: np.ndarray) -> pa.FixedSizeListArray:

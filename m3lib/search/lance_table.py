@@ -5,44 +5,60 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import pyarrow as pa
 from lancedb.index import IvfSq
-from lancedb.query import LanceVectorQueryBuilder
 from lancedb.table import Table
 
 from m3lib.errors import InputError
+from m3lib.search.vector_index import CALIBRATION_RECALL, DEPTH
+from m3lib.validation import RESERVED
 
-OWN = ("image", "row", "tie", "posterior", "embedding")  # columns beside vector_<n> that no column of a person can be
-SMALL = 20_000  # images up to which every vector is compared: some 10 ms
-QUERIES, RECALL, DEPTH = 64, 0.98, 100  # the recall of the true best DEPTH that an index must reach on sampled queries
+TEXT = re.compile(r"'(?:[^']|'')*'")  # of a condition
+SMALL = 20_000  # images up to which a table has no index: every vector is compared, in some 10 ms
+FILTERED = 200_000  # images up to which every vector that a condition leaves is compared, in some 100 ms
 
 
-def near(
-    table: Table, vector: np.ndarray, column: str, count: int, probes: tuple[int, int] | None, where: str = ""
-) -> LanceVectorQueryBuilder:
-    """The query for the largest inner products of a column; probes: (cells, refine), None compares all vectors.
+def nearest(
+    table: Table,
+    vector: np.ndarray,
+    column: str,
+    count: int,
+    select: list[str],
+    probes: tuple[int, int] | None = None,
+    where: str = "",
+) -> pa.Table:
+    """The rows with the largest inner products of a column, at most `count`; where: an SQL condition, or ''.
 
-    So does a condition that leaves few images, which the cells that are read may not hold.
+    probes: (cells, refine) of an index; None compares all vectors. The cells hold less of what a condition leaves, and
+    may hold too little for a large count: then more of them are read, or all vectors compared.
     """
-    query = table.search(vector, vector_column_name=column).distance_type("dot").limit(count)
+    if ";" in TEXT.sub("", where):
+        raise ValueError("a condition has no semicolon")
+    query = table.search(vector, vector_column_name=column).distance_type("dot").limit(count).select(select)
+    left = table.count_rows()
     if where:
-        query = query.where(where, prefilter=True)
-        probes = None if probes and table.count_rows(where) <= SMALL else probes
-    return query.bypass_vector_index() if probes is None else query.nprobes(probes[0]).refine_factor(probes[1])
+        query, total, left = query.where(where, prefilter=True), left, table.count_rows(where)
+        if probes is not None and left:
+            probes = None if left <= FILTERED else (probes[0] * -(-total // left), probes[1])
+    if probes is None:
+        return query.bypass_vector_index().to_arrow()
+    found = query.nprobes(probes[0]).refine_factor(probes[1]).to_arrow()
+    return found if found.num_rows >= min(count, left) else query.bypass_vector_index().to_arrow()
 
 
 def add_index(table: Table, n: int, queries: np.ndarray) -> tuple[int, int] | None:
     """Index the vectors of attribute n; returns (cells, refine) that a search needs for RECALL, None if none does.
 
     cells: how many of the index a search reads; refine: how many times the wanted images are compared by their full
-    vectors. Both are the smallest powers of two that suffice on the queries (Q, V).
+    vectors. Both are the smallest powers of two that suffice on the queries (Q, V). An index that finds too few of the
+    true best with all its cells is dropped.
     """
     column, items = f"vector_{n}", table.count_rows()
     cells, depth = max(1, round(items**0.5)), min(DEPTH, items)
     table.create_index(column, config=IvfSq(distance_type="dot", num_partitions=cells))
 
     def distances(query: np.ndarray, probes: tuple[int, int] | None) -> np.ndarray:
-        found = near(table, query, column, depth, probes).select(["_distance"]).to_arrow()
-        return found["_distance"].to_numpy()
+        return nearest(table, query, column, depth, ["_distance"], probes)["_distance"].to_numpy()
 
     last = [distances(query, None).max() for query in queries]
 
@@ -50,10 +66,12 @@ def add_index(table: Table, n: int, queries: np.ndarray) -> tuple[int, int] | No
         found = [(distances(q, probes) <= d + 1e-6 * max(1, abs(d))).sum() for q, d in zip(queries, last, strict=True)]
         return sum(found) / (depth * len(found))
 
-    refine = next((r for r in (1, 4, 16) if recall(cells, r) >= RECALL), None)
+    refine = next((r for r in (1, 4, 16) if recall(cells, r) >= CALIBRATION_RECALL), None)
     if refine is None:
+        table.drop_index(f"{column}_idx")
+        print(f"{column}: every vector is compared, since an index finds too few of the true best")
         return None
-    return next((2**i for i in range(cells.bit_length()) if recall(2**i, refine) >= RECALL), cells), refine
+    return next((2**i for i in range(cells.bit_length()) if recall(2**i, refine) >= CALIBRATION_RECALL), cells), refine
 
 
 @contextmanager
@@ -75,4 +93,4 @@ def told(place: str, where: str = "", table: Table | None = None) -> Iterator[No
 
 def own_columns(table: Table) -> list[str]:
     """The columns of `index.columns`."""
-    return [field.name for field in table.schema if field.name not in OWN and not field.name.startswith("vector_")]
+    return [field.name for field in table.schema if not RESERVED.fullmatch(field.name)]

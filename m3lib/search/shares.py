@@ -1,33 +1,36 @@
 """Embed a catalogue by any number of processes or machines, each a share: `python -m m3lib.search.shares 2/8`.
 
-The images are cut into blocks of BLOCK. Share i of n embeds every n-th block and writes each to a file of its own in
-data/work/shares, whole or not at all, so that a stopped share goes on with its next block, and shares need neither a
-coordinator nor each other. The stage `index` gathers the blocks, embeds those that are missing, and removes them when
-the index is complete. Blocks are the same whatever the number of shares, so an index has the same bytes with one
-process or many on machines of one kind.
+The images are cut into blocks of BLOCK. Share i of n embeds every n-th block and writes each to a file of its own,
+whole or not at all, so that a stopped share goes on with its next block, and shares need neither a coordinator nor each
+other. The files lie in a folder of data/work/shares that is named after everything that decides their bytes. The stage
+`index` gathers them, embeds those that are missing, and removes the folder when the index is complete. Blocks are the
+same whatever the number of shares, so an index has the same bytes with one process or many on machines of one kind.
 """
 
 import argparse
+import os
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
-from m3lib import config
+from m3lib import config, systems
 from m3lib.config import Variant
-from m3lib.data import files, manifest
+from m3lib.data import code, files, manifest
 from m3lib.data.manifest import Prepared
 from m3lib.errors import InputError
 from m3lib.search.index import load_system
 from m3lib.systems.base import System
-from m3lib.training import devices, inference
+from m3lib.training import devices, inference, trainer
 
 BLOCK = 4096  # images, a multiple of the images that a device embeds at once
-SAMPLE = 256  # images whose pixels the fingerprint covers: all of ten million would take an hour to read
+SAMPLE = 20_000  # images whose pixels the fingerprint covers: all of ten million would take an hour to read
 
 
 def rows_of(prepared: Prepared, settings: config.Index) -> np.ndarray:
@@ -38,17 +41,23 @@ def rows_of(prepared: Prepared, settings: config.Index) -> np.ndarray:
     return rows
 
 
-def fingerprint(prepared: Prepared, rows: np.ndarray, variant: Variant, model: Path) -> str:
-    """A digest of the network, of the names of the images, and of the pixels of a sample of them."""
-    sample = rows[np.unique(np.linspace(0, len(rows) - 1, SAMPLE).astype(int))]
-    pixels = np.ascontiguousarray(prepared.images[sample]).tobytes()
+def fingerprint(prepared: Prepared, rows: np.ndarray, variant: Variant, model: Path, device: torch.device) -> str:
+    """A digest of the network, its code, the arithmetic, and the images: their names, and pixels of at most SAMPLE."""
+    sample = rows[np.unique(np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(int))]
+    pixels = (np.ascontiguousarray(prepared.images[part]).tobytes() for part in np.array_split(sample, 16))
     names = "\n".join(prepared.manifest["image"].iloc[rows])
-    settings = f"{variant.network} {asdict(variant.model)} {variant.train.precision} {BLOCK}"
-    return files.digest(settings, names, pixels, model)
+    arithmetic = f"{device.type} {devices.precision(variant.train.precision, device)} {torch.get_num_threads()} {BLOCK}"
+    modules = code.imported_files(inference.__name__, systems.module_of(variant.network))
+    return files.digest(f"{variant.network} {asdict(variant.model)} {arithmetic}", names, *pixels, model, *modules)
 
 
 def blocks(rows: np.ndarray) -> list[np.ndarray]:
     return [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
+
+
+def folder_of(data: Path, mark: str) -> Path:
+    """Where the blocks of an index lie, in the folder data/ of the repository."""
+    return data / "work" / "shares" / mark[:16]
 
 
 def path_of(folder: Path, number: int) -> Path:
@@ -60,14 +69,17 @@ def embed(
 ) -> None:
     """Embed and write the blocks share, share + of, ... that are missing; mark: the fingerprint.
 
-    Raises InputError if a block of another network, of other images, or a damaged one lies in the folder.
+    Raises InputError if a block of another network, of other images, or a damaged one lies in the folder. Two processes
+    that embed the same block write the same file.
     """
     own = list(enumerate(blocks(rows)))[share::of]
     missing = [(number, block) for number, block in own if not is_whole(path_of(folder, number), mark)]
     for number, block in tqdm(missing, desc="embed", unit="blocks", disable=len(blocks(rows)) == 1):
         tensors = inference.embed(system, prepared, block, precision).tensors
-        with files.atomic(path_of(folder, number)) as temporary:
+        own = path_of(folder, number).with_suffix(f".{uuid.uuid4().hex}")  # no other process has this name
+        with files.atomic(own) as temporary:
             save_file({name: tensor.numpy() for name, tensor in tensors.items()}, temporary, {"fingerprint": mark})
+        os.replace(own, path_of(folder, number))
 
 
 def is_whole(path: Path, mark: str) -> bool:
@@ -90,7 +102,8 @@ def gather(path: Path, folder: Path, rows: np.ndarray, mark: str) -> None:
 
     def parts() -> Iterator[dict[str, np.ndarray]]:
         for number, _ in enumerate(blocks(rows)):
-            is_whole(path_of(folder, number), mark)
+            if not is_whole(path_of(folder, number), mark):
+                raise InputError(f"{path_of(folder, number)} has gone: run the stage `index` again")
             yield load_file(path_of(folder, number))
 
     files.write_tensors(path, len(rows), parts())
@@ -114,10 +127,12 @@ def main() -> None:
         variant = settings.variant(settings.index.variant or settings.variants[-1])
         rows = rows_of(prepared, settings.index)
         model = root / "data" / "models" / f"{variant.name}.safetensors"
+        trainer.make_deterministic(settings.seed, settings.threads)
         precision = variant.train.precision
-        system = load_system(variant, prepared.taxonomy, model).to(devices.choose(settings.accelerator, precision))
-        mark = fingerprint(prepared, rows, variant, model)
-        embed(root / "data" / "work" / "shares", system, prepared, rows, precision, mark, share, of)
+        device = devices.choose(settings.accelerator, precision)
+        system = load_system(variant, prepared.taxonomy, model).to(device)
+        mark = fingerprint(prepared, rows, variant, model, device)
+        embed(folder_of(root / "data", mark), system, prepared, rows, precision, mark, share, of)
     except InputError as error:
         parser.error(str(error))
 

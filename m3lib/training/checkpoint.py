@@ -78,7 +78,7 @@ def read_history(path: Path, fingerprint: str) -> History | None:
 def run_fingerprint(prepared: Prepared, variant: Variant, seed: int, threads: int, accelerator: str = "cpu") -> str:
     """Return a digest of all that a run depends on: settings, data, start weights, and the code that it imports.
 
-    The number of processes doesn't count: it changes a result by rounding only.
+    The number of processes doesn't count: it changes a result by rounding only, in networks without dropout.
     The code is the trainer's, the network's, and what these import. The registry of systems, other networks, search and
     figures don't count.
     """

@@ -121,7 +121,7 @@ def share_norms(system: nn.Module) -> None:
 
 
 def parallel(module: nn.Module) -> nn.Module:
-    """Return the module whose gradients are averaged over the processes; itself with one process.
+    """Return the module whose gradients are averaged over the processes that torchrun started; else itself.
 
     A stage may leave parameters unused, such as those of ASEN++'s local branch.
     """

@@ -99,7 +99,7 @@ One attribute, one thread, and one query at a time for the 100 best. Recall is a
 
 - **The index fits into the memory of one machine**: use it as it is, one process per core, or `faiss.IndexShards`.
 - **It fits on the disk, but not into memory**: read the `.faiss` files with `faiss.IO_FLAG_MMAP`. The probed cells then come from disk, so keep the files on an SSD and probe as few cells as recall allows (`nprobe`). `faiss.contrib.ondisk` merges shares into one file on disk.
-- **It fits on no single machine**: embed it in shares (`python -m m3lib.search.shares 2/8`) and build one index folder per machine. Query all of them and merge by score: scores of different shares are comparable, because they are computed from the full vectors.
+- **It fits on no single machine**: build one index folder per share of the catalogue with the stage `index`, each on a separate machine. Query all of them and merge by score: scores of different shares are comparable, because they are computed from the full vectors.
 - **Photos come and go, a search filters by price or gender, or the index belongs into an object store**: `index.engine: lancedb` with `index.uri`. `data/results/engines.md` compares both engines.
 """  # noqa: E501
 
