@@ -66,7 +66,7 @@ def add_index(table: Table, n: int, queries: np.ndarray) -> tuple[int, int] | No
         found = [(distances(q, probes) <= d + 1e-6 * max(1, abs(d))).sum() for q, d in zip(queries, last, strict=True)]
         return sum(found) / (depth * len(found))
 
-    refine = next((r for r in (1, 4, 16) if recall(cells, r) >= CALIBRATION_RECALL), None)
+    refine = next((r for r in (1, 2, 4, 8, 16) if recall(cells, r) >= CALIBRATION_RECALL), None)
     if refine is None:
         table.drop_index(f"{column}_idx")
         print(f"{column}: every vector is compared, since an index finds too few of the true best")
