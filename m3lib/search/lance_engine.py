@@ -7,7 +7,7 @@ retrieval.metrics), vector_<n> (float32: its inner product with a query's vector
 LanceDB commits every change as a new version of the table: once its call returns, the change survives a kill of the
 process (not a power cut: LanceDB does not wait for the disk), and readers see whole versions only. New rows are
 compared one by one until `tidy` takes them into the indexes. LanceDB computes on threads of its own, so an open index
-must not be forked.
+must not be forked. Why LanceDB, and what it costs: data/results/engines.md.
 """
 
 from contextlib import suppress
@@ -85,7 +85,9 @@ class LanceEngine:
             )
             first = next(batches)
             data = chain([first], batches)
-            table = lancedb.connect(place).create_table(name, data, schema=first.schema, mode="overwrite")
+            database = lancedb.connect(place)
+            database.drop_table(name, ignore_missing=True)
+            table = database.create_table(name, data, schema=first.schema)
             table.set_unenforced_primary_key("image")  # else two processes that add the same name leave two rows
             table.create_index("image", config=BTree())
             probes, sample = [], np.sort(np.random.default_rng(seed).permutation(len(names))[:CALIBRATION_QUERIES])
