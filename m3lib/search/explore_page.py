@@ -50,8 +50,11 @@ class ExplorePage:
 
     def __init__(self, index: Index, prepared: manifest.Prepared):
         self.index, self.prepared = index, prepared
-        self.numbers = {name: i for i, name in enumerate(index.images, 1)}
-        size, most = len(index.images), max(1, min(MAX_RESULTS, len(index.images) - 1))
+        rows = index.rows
+        self.images = [name for name, row in zip(index.images, rows, strict=True) if row >= 0]  # those with pixels
+        self.rows = rows[rows >= 0]
+        self.numbers = {name: i for i, name in enumerate(self.images, 1)}
+        size, most = len(self.images), max(1, min(MAX_RESULTS, len(self.images) - 1))
         self.number = BoundedIntText(1, min=1, max=size, description=f"Photo (1 to {size})", continuous_update=False)
         self.name = Text(description="or its name", continuous_update=False)
         self.upload = FileUpload(accept="image/*", multiple=False, description=UPLOAD_LABEL, tooltip="")
@@ -59,12 +62,12 @@ class ExplorePage:
         self.class_ = Dropdown(options=self.class_options(), description="Class")
         self.count = BoundedIntText(10, min=1, max=most, description=f"Results (1 to {most})", continuous_update=False)
         self.message, self.results = HTML(), HTML()
-        rows = (self.number, self.name, self.upload), (self.attribute, self.class_, self.count)
-        for control in rows[0] + rows[1]:
+        lines = (self.number, self.name, self.upload), (self.attribute, self.class_, self.count)
+        for control in lines[0] + lines[1]:
             control.style.description_width, control.layout.width = "initial", "auto"
         layout = Layout(flex_flow="row wrap", align_items="center", grid_gap="0 1em")
-        self.box = VBox([*(Box(row, layout=layout) for row in rows), self.message, self.results])
-        dlink((self.number, "value"), (self.name, "value"), lambda number: index.images[number - 1])
+        self.box = VBox([*(Box(row, layout=layout) for row in lines), self.message, self.results])
+        dlink((self.number, "value"), (self.name, "value"), lambda number: self.images[number - 1])
         self.name.observe(self.on_name, "value")
         self.attribute.observe(self.on_attribute, "value")
         for control in (self.upload, self.class_, self.count):
@@ -95,7 +98,7 @@ class ExplorePage:
         """Return the images and the line of text, as HTML."""
         title, image, row = self.query()
         attribute, class_, k = self.attribute.value, self.class_.value, self.count.value
-        query, most = (image if row is None else row), min(k + 1, len(self.index.images))
+        query, most = (image if row is None else row), min(k + 1, len(self.index))
         found = self.index.search(query, attribute, class_ or (), most)
         matches = [match for match in found if match.row not in (row, None)][:k]  # an image finds itself too
         shown_class = class_ or (matches or found)[0].class_
@@ -123,10 +126,10 @@ class ExplorePage:
                 raise InputError(f"{error}; upload another photo") from None
         name = self.name.value
         if name not in self.numbers:
-            close = [other for other in self.numbers if name.lower() in other.lower()] or self.index.images
+            close = [other for other in self.numbers if name.lower() in other.lower()] or self.images
             examples = ", ".join(map(repr, close[:3]))
             raise InputError(f"no photo of the index is named {name!r}; write the full name, such as {examples}")
-        row = int(self.index.rows[self.numbers[name] - 1])
+        row = int(self.rows[self.numbers[name] - 1])
         return name, self.prepared.images[row], row
 
 

@@ -8,6 +8,7 @@ embeddings.safetensors   as in data/embeddings: manifest rows, f_n, class probab
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import faiss
@@ -68,7 +69,7 @@ class FaissEngine:
     def __len__(self) -> int:
         return len(self.catalogue)
 
-    @property
+    @cached_property
     def images(self) -> pd.Series:
         """The names of all images, indexed by their manifest rows."""
         return pd.Series(self.catalogue.names.to_pylist(), self.catalogue.rows, dtype=object)

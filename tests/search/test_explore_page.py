@@ -14,6 +14,17 @@ NASTY = '<img src=x onerror="alert(1)">\'&amp;"\n$x$.jpg'
 JPEG = store.encode(np.random.default_rng(1).integers(0, 256, (20, 20, 3), dtype=np.uint8), "jpeg")
 
 
+def test_a_photo_that_was_added_is_no_result_since_its_pixels_are_not_prepared(tmp_path):
+    prepared = noise_images(12)
+    index = build_index(tmp_path, prepared, "m3", "concat", engine="lancedb")
+    index.add(prepared.images[0], "added.jpg")  # the most similar to the first
+    page = explore_page.ExplorePage(index, prepared)
+    assert page.number.max == 12
+    assert page.number.value == 1
+    assert len(alts(page)) == 3 + 9  # the query, two maps, and ten results less the added photo
+    assert "added.jpg" not in page.results.value
+
+
 class RecordingIndex:
     """An index that records its searches."""
 
