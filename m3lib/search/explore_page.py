@@ -98,7 +98,7 @@ class ExplorePage:
         """Return the images and the line of text, as HTML."""
         title, image, row = self.query()
         attribute, class_, k = self.attribute.value, self.class_.value, self.count.value
-        query, most = (image if row is None else row), min(k + 1, len(self.index))
+        query, most = (image if row is None else row), min(k + 1, len(self.images))
         found = self.index.search(query, attribute, class_ or (), most)
         matches = [match for match in found if match.row not in (row, None)][:k]  # an image finds itself too
         shown_class = class_ or (matches or found)[0].class_
