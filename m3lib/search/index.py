@@ -230,6 +230,7 @@ class Index:
 def engine_of(name: str) -> type:
     """The class of an engine, whose packages are imported when it is used."""
     if name == "lancedb":
+        os.environ.setdefault("LANCEDB_LOG", "error")  # read at the import; else it warns of its own upkeep
         from m3lib.search.lance_engine import LanceEngine
 
         return LanceEngine
