@@ -1,5 +1,7 @@
 """Exact and compressed faiss indexes against sorts in float64."""
 
+from functools import partial
+
 import faiss
 import numpy as np
 import pytest
@@ -62,3 +64,19 @@ def test_a_compressed_index_of_few_vectors_finds_all(items, dims):
     exact = vectors.astype(np.float64) @ vectors[0].astype(np.float64)
     assert found.tolist() == np.argsort(-exact, kind="stable").tolist()
     np.testing.assert_allclose(scores, exact[found], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("dims", "more"), [(24, False), (400, True)])
+def test_cells_and_shortlist_are_as_large_as_the_recall_of_the_true_best_needs(monkeypatch, dims, more):
+    """Vectors without groups lie in many cells; those of 400 directions are compared by 192 of them at first."""
+    monkeypatch.setattr(vector_index, "MIN_SHORTLIST", 100)
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((4000, dims)).astype(np.float32)
+    index, shortlist = vector_index.build(vectors.__getitem__, vectors.__getitem__, 4000, dims, "compressed", seed=0)
+    assert (shortlist > 100) >= more
+    queries = rng.standard_normal((50, dims)).astype(np.float32)
+    best = np.argsort(-(queries.astype(np.float64) @ vectors.T.astype(np.float64)), axis=1)
+    for k in (10, 100):  # for 100, too few items in the cells would make the search read all of them
+        rank = partial(vector_index.rank, index, vectors.__getitem__, ties=np.arange(4000), k=k, shortlist=shortlist)
+        found = np.array([rank(query=query)[0] for query in queries])
+        assert faiss.eval_intersection(found, best[:, :k]) > 0.9 * found.size
