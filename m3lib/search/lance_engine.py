@@ -10,7 +10,9 @@ compared one by one until `tidy` takes them into the indexes. LanceDB computes o
 must not be forked. Why LanceDB, and what it costs: data/results/engines.md.
 """
 
-from contextlib import suppress
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
@@ -193,7 +195,8 @@ class LanceEngine:
             row = rows.cast(self.table.schema.remove_metadata())
         except (pa.ArrowException, TypeError) as error:
             raise InputError(f"a value of {columns} does not fit its column: {error}") from None
-        with told(self.place):
+        with told(self.place), one_writer(self.place):
+            self.table.checkout_latest()  # which may hold the name already
             self.table.merge_insert("image").when_matched_update_all().when_not_matched_insert_all().execute(row)
         self.tidy()
 
@@ -246,6 +249,17 @@ def batch(
         fields[name] = pa.array(columns[name], kind, from_pandas=True)
     schema = pa.schema([pa.field(name, values.type, nullable=name != "image") for name, values in fields.items()])
     return pa.RecordBatch.from_arrays(list(fields.values()), schema=schema)
+
+
+@contextmanager
+def one_writer(place: str) -> Iterator[None]:
+    """Let the processes of this machine add to a folder one after the other; LanceDB may leave two rows of one name."""
+    if "://" in place:
+        yield
+        return
+    with (Path(place) / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def kinds_of(embeddings: Embeddings) -> list[str]:
