@@ -90,7 +90,7 @@ class LanceEngine:
             database = lancedb.connect(place)
             database.drop_table(name, ignore_missing=True)
             table = database.create_table(name, data, schema=first.schema)
-            table.set_unenforced_primary_key("image")  # else two processes that add the same name leave two rows
+            table.set_unenforced_primary_key("image")  # LanceDB then looks for conflicts of names, if not for all
             table.create_index("image", config=BTree())
             probes, sample = [], np.sort(np.random.default_rng(seed).permutation(len(names))[:CALIBRATION_QUERIES])
             for n in range(taxonomy.num_attributes):

@@ -2,7 +2,7 @@
 
 The images are cut into blocks of BLOCK. Share i of n embeds every n-th block and writes each to a file of its own,
 whole or not at all, so that a stopped share goes on with its next block, and shares need neither a coordinator nor each
-other. The files lie in a folder of data/work/shares that is named after everything that decides their bytes. The stage
+other. The files lie in a folder that is named after everything that decides their bytes (`folder_of`). The stage
 `index` gathers them, embeds those that are missing, and removes the folder when the index is complete. Blocks are the
 same whatever the number of shares, so an index has the same bytes with one process or many on machines of one kind.
 """

@@ -90,7 +90,7 @@ def test_a_stopped_share_goes_on_and_the_index_embeds_what_is_missing(tmp_path, 
 
 
 def test_blocks_of_another_network_or_other_images_are_never_mixed(tmp_path, model):
-    """They lie in another folder; a file that is copied into the wrong one, or damaged, is told."""
+    """They lie in different folders. A file in the wrong folder, or a damaged one, ends in a sentence."""
     folder = embed(tmp_path, model, 0, 4)
     other = embed(tmp_path, model, 0, 4, changed_pixels())
     assert folder != other
